@@ -1,0 +1,83 @@
+"""Names and ids. Every id that could be minted twice is derived, so minting it twice is harmless.
+
+======================  =====================================================================
+id                      form
+======================  =====================================================================
+run                     a UUID: random for a request from outside, derived for child and trigger
+task run                ``<run id>.<task name>``
+lease                   ``<task run id>@<invocation>``; an invocation number is never used twice
+hash slot               ``crc32(run id) % 64``: decides the shard, see :func:`slot_of`
+======================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import uuid
+import zlib
+
+HASH_SLOTS = 64
+"""Runs are spread over this many hash slots; shards own ranges of slots. A routing key names a slot, so
+publishers never need to know how many shards there are."""
+
+_NAMESPACE = uuid.UUID("6f1d6b0e-6a3d-5c55-9a3c-7f3b8f1c2a10")
+
+
+def slot_of(run_id: str) -> int:
+    """The hash slot (0 to 63) of a run."""
+    return zlib.crc32(run_id.encode()) % HASH_SLOTS
+
+
+def slot_key(run_id: str) -> str:
+    """The routing key, on the exchange ``sublet.requests``, for every message about a run."""
+    return f"slot.{slot_of(run_id):02d}"
+
+
+def slots_of_shard(shard: int, shards: int) -> list[int]:
+    """The hash slots that a shard owns when there are ``shards`` of them."""
+    return [slot for slot in range(HASH_SLOTS) if slot % shards == shard]
+
+
+def task_run_id(run_id: str, task: str) -> str:
+    return f"{run_id}.{task}"
+
+
+def run_of(task_run_or_lease_id: str) -> str:
+    """The run id inside a task run id or a lease id (a run id is returned as it is)."""
+    return task_run_or_lease_id.partition(".")[0]
+
+
+def task_of(task_run: str) -> str:
+    """The task name inside a task run id."""
+    return task_run.partition(".")[2]
+
+
+def lease_id(task_run: str, invocation: int) -> str:
+    return f"{task_run}@{invocation}"
+
+
+def task_run_of(lease: str) -> str:
+    """The task run id inside a lease id."""
+    return lease.rpartition("@")[0]
+
+
+def invocation_of(lease: str) -> int:
+    return int(lease.rpartition("@")[2])
+
+
+def child_run_id(parent_task_run: str, key: str) -> str:
+    """The run id of a child: the same parent and key always give the same child.
+
+    ``key`` is the user's ``child_key`` (``"key:<child_key>"``), the durable node (``"node:<node>"``) or the
+    child index of an ordinary task (``"index:<n>"``).
+    """
+    return str(uuid.uuid5(_NAMESPACE, f"child\0{parent_task_run}\0{key}"))
+
+
+def triggered_run_id(event_id: str, workflow: str, filter_key: str = "") -> str:
+    """The run id of a run that an event starts: one run per event, workflow and filter."""
+    return str(uuid.uuid5(_NAMESPACE, f"trigger\0{event_id}\0{workflow}\0{filter_key}"))
+
+
+def wait_id(task_run: str, node: str, condition: str) -> str:
+    """The id of a timer or subscription: one per task run, node of its log (or DAG list) and condition."""
+    return f"{task_run}#{node}#{condition}"

@@ -1,0 +1,99 @@
+"""Every bound of the system, with its unit and its reason. Nothing else in the code is a bare number of this kind."""
+
+from __future__ import annotations
+
+# --- payloads -------------------------------------------------------------------------------------------------
+
+PAYLOAD_MAX_BYTES = 1_048_576
+"""One input, output, event payload or memo. Far below RabbitMQ's 16 MiB message and MongoDB's 16 MiB document,
+so that a run with several of them still fits; larger things belong in an object store, with a reference here."""
+
+ERROR_TEXT_MAX_CHARS = 20_000
+"""Message and trace of one failure: enough for a person, not enough to fill a document with a recursion trace."""
+
+METADATA_MAX_BYTES = 65_536
+"""Additional metadata of one run or event: it is copied to every child."""
+
+EXPRESSION_MAX_CHARS = 2_048
+"""One CEL expression. Longer ones cost more to compile than anybody can read."""
+
+NAME_MAX_CHARS = 128
+"""Workflow, task, worker, event-key and condition names: they become routing keys (255 bytes at most) and labels."""
+
+# --- durable log ----------------------------------------------------------------------------------------------
+
+LOG_MAX_ENTRIES = 20_000
+"""Operations of one durable task. Replaying more takes seconds and a grant of tens of megabytes."""
+
+LOG_WARN_ENTRIES = 10_000
+"""From here on every checkpoint logs a warning, so that the limit never comes as a surprise."""
+
+LOG_MAX_BYTES = 8 * 1_048_576
+"""Results in the log of one durable task: a grant carries them all, in one message below RabbitMQ's 16 MiB."""
+
+# --- messages -------------------------------------------------------------------------------------------------
+
+BATCH_MAX_ITEMS = 1_000
+"""Items in one AMQP message between services: bounds what one redelivery can repeat."""
+
+BATCH_MAX_BYTES = 262_144
+"""Bytes gathered into one AMQP message before the next is begun; a single larger item travels alone."""
+
+BULK_MAX_ITEMS = 1_000
+"""Runs or events in one bulk call of the SDK; larger lists are cut into several messages, order kept."""
+
+RUN_PREFETCH = 2_000
+"""Unacknowledged messages a shard may hold: two full batches, so that the next gathers while one commits."""
+
+# --- workers and leases ---------------------------------------------------------------------------------------
+
+HEARTBEAT_INTERVAL_S = 4.0
+"""How often a worker says that it lives, and which leases it holds."""
+
+WORKER_SILENT_S = 10.0
+"""No grants to a worker that has been silent for this long: two heartbeats missed."""
+
+WORKER_LOST_S = 30.0
+"""A worker silent for this long has lost its leases: their tasks are ready again."""
+
+RECLAIM_GRACE_S = 5.0
+"""After a ticket was redelivered, its old holder has this long to say that it lives: longer than a heartbeat."""
+
+GRANT_UNSEEN_S = 12.0
+"""A lease that its worker's heartbeats do not list this long after the grant never arrived: three heartbeats."""
+
+MAX_LOSSES = 10
+"""Times that a task run may lose its worker before it fails: a task that kills its workers must not go on for ever."""
+
+TICKET_REUSE_MAX = 64
+"""Grants under one ticket before it must go back to its queue, so that every shard and pool gets its share."""
+
+TICKET_LOST_S = 30.0
+"""A ticket unclaimed for this long while tasks are ready and workers idle counts as lost; a second one is harmless."""
+
+RELEASED_MAX_PER_WORKER = 1_000
+"""Tasks of one worker that go on after ``release_slot()``: beyond it the call waits, so they cannot pile up."""
+
+CANCEL_GRACE_S = 1.0
+"""A cancelled task sees ``ctx.is_cancelled`` for this long before its coroutine is cancelled."""
+
+# --- defaults that users know ---------------------------------------------------------------------------------
+
+DEFAULT_SLOTS = 100
+DEFAULT_DURABLE_SLOTS = 1_000
+DEFAULT_SCHEDULE_TIMEOUT_S = 300.0
+DEFAULT_EXECUTION_TIMEOUT_S = 60.0
+BACKOFF_MAX_S = 86_400
+"""The longest delay before a retry when the task does not say: a day."""
+
+# --- services -------------------------------------------------------------------------------------------------
+
+TICK_INTERVAL_S = 1.0
+"""The timer ticks every shard this often; deadlines are kept to this precision."""
+
+EVENT_RETENTION_S = 7 * 86_400
+"""Events are kept this long for waits that look back. A durable task that took longer since its previous
+operation does not see older ones."""
+
+RUN_CACHE_MAX = 20_000
+"""Runs that one shard keeps in memory although nothing of them is ready or running."""
