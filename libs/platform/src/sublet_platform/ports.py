@@ -253,9 +253,7 @@ class EventStore(Protocol):
     async def events_after(self, key: str, seq: int, limit: int) -> list[StoredEvent]:
         """Events with this key and a greater seq, in order of seq."""
 
-    async def change_subscriptions(
-        self, upserts: Sequence[StoredSubscription], deletes: Sequence[str]
-    ) -> None: ...
+    async def change_subscriptions(self, upserts: Sequence[StoredSubscription], deletes: Sequence[str]) -> None: ...
 
     async def find_subscriptions(self, match_keys: Sequence[str]) -> list[StoredSubscription]:
         """One query, whatever the number of keys."""
