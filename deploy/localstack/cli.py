@@ -1,0 +1,174 @@
+"""The verbs of `deploy/local`."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .places import ROOT, STATE, LocalError, command, say
+from .stack import Addresses, Stack, log_files, only_one, private_servers
+from .tools import install
+
+HELP = """\
+Usage: deploy/local VERB [ARGUMENTS]
+
+  demo               start everything and show what Sublet does; status 0 if all came true
+  test [ARGUMENTS]   run the tests against a RabbitMQ and a MongoDB of their own; ARGUMENTS go to pytest
+  up [--servers]     start RabbitMQ, MongoDB, scheduler, timer and event-ingest (or the two servers only)
+  down [--wipe]      stop them (and forget their data)
+  status             show what runs, where, and how it does
+  logs [NAME]        show the end of all logs, or of one
+  simulate [...]     run the simulation
+  bench [...]        run the benchmarks against the started servers
+  install            install what is missing; every verb that needs it does so first
+  help               show this
+
+As root on Debian, what is missing is installed. Otherwise you are told which command installs it.
+SUBLET_AMQP_URL and SUBLET_MONGO_URL name servers to use instead of starting some (for the tests:
+SUBLET_TEST_AMQP_URL and SUBLET_TEST_MONGO_URL). Data and logs of what is started are in .sublet/.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    verb, *rest = arguments or ["help"]
+    if verb in ("-h", "--help"):
+        verb = "help"
+    action = VERBS.get(verb)
+    # A terminated command stops what it started, like an interrupted one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        if action is None:
+            raise LocalError(f"There is no verb {verb!r}: see `deploy/local help`.")
+        return action(rest)
+    except LocalError as error:
+        print(f"deploy/local: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def show_help(_: list[str]) -> int:
+    print(HELP, end="")
+    return 0
+
+
+def install_all(_: list[str]) -> int:
+    with only_one():
+        _install()
+    say("Everything is installed")
+    return 0
+
+
+def up(arguments: list[str]) -> int:
+    for line in _up(servers_only=_flag(arguments, "--servers")).environment().items():
+        print("export {}='{}'".format(*line))
+    return 0
+
+
+def down(arguments: list[str]) -> int:
+    wipe = _flag(arguments, "--wipe")
+    with only_one():
+        stack = Stack()
+        stack.down()
+        if wipe:
+            stack.wipe()
+    return 0
+
+
+def status(_: list[str]) -> int:
+    rows = [("NAME", "PID", "PORT", "HEALTH"), *Stack().status()]
+    for name, pid, port, health in rows:
+        print(f"{name:<14}{pid:<9}{port:<7}{health}")
+    return 0 if all(row[3] in ("ok", "elsewhere") for row in rows[1:]) else 1
+
+
+def logs(arguments: list[str]) -> int:
+    service = arguments[0] if arguments else None
+    for file in log_files(service):
+        lines = file.read_text(errors="replace").splitlines()
+        print(f"--- {file}")
+        print("\n".join(lines[-(200 if service else 20) :]))
+    return 0
+
+
+def demo(arguments: list[str]) -> int:
+    outcome = _run_script("deploy/demo/run.py", arguments, _up())
+    say("The stack is still up: `deploy/local status` shows it, `deploy/local down` stops it")
+    return outcome
+
+
+def bench(arguments: list[str]) -> int:
+    return _run_script("tests/benchmarks/run.py", arguments, _up(servers_only=True))
+
+
+def simulate(arguments: list[str]) -> int:
+    with only_one():
+        install(rabbitmq=False, mongodb=False)
+    return _run_script("tests/simulation/run.py", arguments)
+
+
+def test(arguments: list[str]) -> int:
+    amqp_url, mongo_url = (os.environ.get(f"SUBLET_TEST_{server}_URL") for server in ("AMQP", "MONGO"))
+    with only_one():
+        install(rabbitmq=True, mongodb=True)
+    if amqp_url and mongo_url:
+        return _pytest(arguments, Addresses(amqp_url, mongo_url))
+    STATE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="test-", dir=STATE) as directory:
+        say(f"Starting a RabbitMQ and a MongoDB for the tests in {directory}")
+        with private_servers(Path(directory)) as own:
+            return _pytest(arguments, Addresses(amqp_url or own.amqp_url, mongo_url or own.mongo_url))
+
+
+def _pytest(arguments: list[str], addresses: Addresses) -> int:
+    # Every test that needs a server must find it here: what is skipped on a laptop fails.
+    environment = addresses.environment("SUBLET_TEST") | {"SUBLET_REQUIRE_SERVERS": "1"}
+    return subprocess.run(
+        [command("pytest"), *arguments], cwd=ROOT, env=os.environ | environment, check=False
+    ).returncode
+
+
+def _up(*, servers_only: bool = False) -> Addresses:
+    with only_one():
+        stack = _install()
+        if servers_only:
+            stack.up_servers()
+        else:
+            stack.up()
+        return stack.addresses
+
+
+def _install() -> Stack:
+    stack = Stack()
+    install(rabbitmq=stack.own_rabbit, mongodb=stack.own_mongo)
+    return stack
+
+
+def _run_script(script: str, arguments: list[str], addresses: Addresses | None = None) -> int:
+    if not (ROOT / script).exists():
+        raise LocalError(f"{script} is not part of this checkout.")
+    environment = os.environ | (addresses.environment() if addresses else {})
+    return subprocess.run([command("python"), script, *arguments], cwd=ROOT, env=environment, check=False).returncode
+
+
+def _flag(arguments: list[str], flag: str) -> bool:
+    if arguments not in ([], [flag]):
+        raise LocalError(f"Unknown arguments {' '.join(arguments)}: see `deploy/local help`.")
+    return arguments == [flag]
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "bench": bench,
+    "demo": demo,
+    "down": down,
+    "help": show_help,
+    "install": install_all,
+    "logs": logs,
+    "simulate": simulate,
+    "status": status,
+    "test": test,
+    "up": up,
+}

@@ -1,0 +1,84 @@
+"""A private MongoDB: a replica set of one, with its own data and port."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from .mongod import find_mongod
+from .places import LocalError, command
+from .ports import accepts_connections, is_free, remembered_ports
+from .process import ManagedProcess
+
+
+class MongoServer:
+    """Keeps its state and its port over stop, kill and start."""
+
+    name = "mongodb"
+
+    def __init__(self, base_dir: Path, log_dir: Path | None = None) -> None:
+        self.base_dir = base_dir.resolve()
+        logs = log_dir or self.base_dir / "logs"
+        self.port = remembered_ports(self.base_dir / "ports.json", "mongo")["mongo"]
+        self._process = ManagedProcess(self.name, self.base_dir, logs / "mongodb.log")
+
+    @property
+    def url(self) -> str:
+        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    @property
+    def health(self) -> str:
+        if self.pid is None:
+            return "down"
+        return "ok" if accepts_connections(self.port) else "not ready: no answer"
+
+    def start(self, timeout: float = 60.0) -> None:
+        """Starts the server and waits until it takes writes; does nothing if it runs."""
+        if self.pid is None:
+            self._check_port()
+            (self.base_dir / "data").mkdir(parents=True, exist_ok=True)
+            self._process.start(self._arguments(), os.environ)
+        self._process.wait_until_ready(lambda: accepts_connections(self.port), timeout)
+        initiate_replica_set(self.url)
+
+    def stop(self) -> None:
+        self._process.stop(grace=30)
+
+    def kill(self) -> None:
+        """Ends the server as a power cut would."""
+        self._process.kill()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def _check_port(self) -> None:
+        if not is_free(self.port):
+            raise LocalError(
+                f"Another program has taken port {self.port} of the MongoDB in {self.base_dir}: "
+                f"end it, or remove that directory to start afresh on another port."
+            )
+
+    def _arguments(self) -> list[str]:
+        mongod = find_mongod()
+        if mongod is None:
+            raise LocalError("mongod is missing: run `deploy/local install`.")
+        return [
+            *(str(mongod), "--replSet", "rs0"),
+            *("--dbpath", str(self.base_dir / "data")),
+            *("--bind_ip", "127.0.0.1", "--port", str(self.port), "--nounixsocket"),
+            # The default is half of the memory of a machine that is not ours alone.
+            *("--wiredTigerCacheSizeGB", "0.5"),
+            "--quiet",
+        ]
+
+
+def initiate_replica_set(url: str) -> None:
+    """Makes the server a replica set of one, if it is not yet, and waits until it takes writes."""
+    arguments = [command("python"), "-m", "sublet_platform.replica_set", url]
+    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode != 0:
+        raise LocalError(f"The replica set at {url} could not be initiated: {done.stderr.strip()}")

@@ -1,0 +1,131 @@
+"""Servers and services together: up, down, status."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .mongo import MongoServer
+from .places import LOGS, STATE, LocalError, say
+from .rabbit import RabbitServer
+from .services import NAMES, Service
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the servers are."""
+
+    amqp_url: str
+    mongo_url: str
+
+    def environment(self, prefix: str = "SUBLET") -> dict[str, str]:
+        return {f"{prefix}_AMQP_URL": self.amqp_url, f"{prefix}_MONGO_URL": self.mongo_url}
+
+
+class Stack:
+    """The one set of servers and services that a checkout has."""
+
+    def __init__(self, base_dir: Path = STATE, log_dir: Path = LOGS) -> None:
+        self._base_dir = base_dir
+        self.rabbit = RabbitServer(base_dir / "rabbitmq", log_dir)
+        self.mongo = MongoServer(base_dir / "mongodb", log_dir)
+        self.services = [Service(name, base_dir / "services", log_dir) for name in NAMES]
+
+    @property
+    def addresses(self) -> Addresses:
+        return Addresses(
+            amqp_url=os.environ.get("SUBLET_AMQP_URL") or self.rabbit.url,
+            mongo_url=os.environ.get("SUBLET_MONGO_URL") or self.mongo.url,
+        )
+
+    @property
+    def own_rabbit(self) -> bool:
+        """Whether the broker is ours to start. An exported address of our own makes it no stranger."""
+        return self.addresses.amqp_url == self.rabbit.url
+
+    @property
+    def own_mongo(self) -> bool:
+        return self.addresses.mongo_url == self.mongo.url
+
+    def up_servers(self) -> None:
+        for server, own in self._servers:
+            if own:
+                say(f"Starting {server.name} at {server.url}")
+                server.start()
+
+    def up(self) -> None:
+        self.up_servers()
+        for service in self.services:
+            service.start(self.addresses.environment())
+            say(f"{service.name} at http://127.0.0.1:{service.port}")
+
+    def down(self) -> None:
+        for part in reversed(self._parts):
+            if part.pid is not None:
+                say(f"Stopping {part.name}")
+            part.stop()
+
+    def wipe(self) -> None:
+        """Forgets all data: the next start is the first."""
+        for directory in (self.rabbit.base_dir, self.mongo.base_dir):
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def status(self) -> list[tuple[str, str, str, str]]:
+        """One row for each part: its name, process id, port and health."""
+        strangers = {server.name for server, own in self._servers if not own}
+        return [
+            (part.name, str(part.pid or "-"), str(part.port if part.pid else "-"), part.health)
+            if part.name not in strangers
+            else (part.name, "-", "-", "elsewhere")
+            for part in self._parts
+        ]
+
+    @property
+    def _servers(self) -> list[tuple[RabbitServer | MongoServer, bool]]:
+        return [(self.rabbit, self.own_rabbit), (self.mongo, self.own_mongo)]
+
+    @property
+    def _parts(self) -> list[RabbitServer | MongoServer | Service]:
+        return [self.rabbit, self.mongo, *self.services]
+
+
+@contextlib.contextmanager
+def private_servers(base_dir: Path) -> Iterator[Addresses]:
+    """A broker and a database that nobody else uses, gone when the block ends."""
+    rabbit, mongo = RabbitServer(base_dir / "rabbitmq"), MongoServer(base_dir / "mongodb")
+    try:
+        rabbit.start()
+        mongo.start()
+        yield Addresses(rabbit.url, mongo.url)
+    finally:
+        rabbit.stop()
+        mongo.stop()
+        shutil.rmtree(base_dir, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_one() -> Iterator[None]:
+    """Lets commands that change the same checkout's stack go one after the other."""
+    STATE.mkdir(exist_ok=True)
+    with (STATE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("Waiting for another deploy/local to finish")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def log_files(service: str | None) -> list[Path]:
+    """The logs of one part, or of all."""
+    files = sorted(LOGS.glob("*.log"))
+    if service is None:
+        return files
+    chosen = [file for file in files if file.stem == service]
+    if not chosen:
+        known = ", ".join(file.stem for file in files) or "none yet"
+        raise LocalError(f"There is no log of {service!r}. Logs: {known}.")
+    return chosen
