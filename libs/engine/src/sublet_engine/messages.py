@@ -143,10 +143,14 @@ class Tick(Record):
 
 
 class HeldLease(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A lease as its worker sees it. ``delivered`` is the highest order of results a resident durable task got."""
+    """A lease as its worker sees it.
+
+    ``delivered``: the highest order up to which a resident durable task has received every result (given to the
+    code or not); -1 for a lease whose results do not matter (not durable, or not started).
+    """
 
     lease: str
-    delivered: int = 0
+    delivered: int = -1
 
 
 class Hello(Record):
@@ -270,6 +274,8 @@ class Recorded(Record):
     waiting: bool = False
     """Every branch waits, so the execution clock stands still."""
     active_s: float = 0.0
+    number: int = 0
+    """Counts the Recorded and Extended reports of this lease, from 1: one that comes twice changes nothing."""
 
 
 class Released(Record):
@@ -283,6 +289,8 @@ class Extended(Record):
 
     lease: str
     by_s: float
+    number: int = 0
+    """As in :class:`Recorded`."""
 
 
 class HandedBack(Record):

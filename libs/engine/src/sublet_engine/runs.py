@@ -72,7 +72,9 @@ class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
     losses: int = 0
     """Attempts lost with their worker; bounded by `limits.MAX_LOSSES`."""
     invocation: int = 0
-    """Leases so far; numbers the next one."""
+    """Leases so far; the number of the current one."""
+    reports: int = 0
+    """Numbered reports applied under the current lease."""
     lease: Lease | None = None
     resumed: bool = False
     """Ready again after a wait, a retry or a loss: goes before new work and has no schedule timeout."""
@@ -92,7 +94,7 @@ class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
     log_bytes: int = 0
     log_segments: tuple[LogSegment, ...] = ()
     met: tuple[str, ...] = ()
-    """DAG: conditions that came true, as ``<list>/<group>/<key>``; list is wait, skip or cancel."""
+    """DAG: the keys of the conditions that came true."""
     armed: bool = False
     """DAG: the sleeps have begun, because the parents are done."""
     output: str | None = None

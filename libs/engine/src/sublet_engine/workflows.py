@@ -88,7 +88,7 @@ class WorkflowSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class EventFilter(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Lets an event start a run only if its scope is equal and the CEL expression over ``input`` and ``payload`` is true."""
+    """Lets an event of this scope start a run if the CEL expression over ``input`` and ``payload`` is true."""
 
     expression: str
     scope: str

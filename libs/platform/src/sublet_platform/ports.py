@@ -1,4 +1,4 @@
-"""What the services need of the world: a broker, a store, a clock. Two adapters stand behind each: real and in memory."""
+"""What the services need of the world: a broker, a store, a clock. Each has two adapters: real and in memory."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ Handler = Callable[[Delivery], None]
 
 
 class Broker(Protocol):
-    """AMQP. All methods raise BrokerUnavailable where the broker cannot be reached; the adapter reconnects by itself."""
+    """AMQP. Methods raise BrokerUnavailable where the broker cannot be reached; the adapter reconnects by itself."""
 
     async def consume(self, queue: str, handler: Handler, *, prefetch: int) -> Consumer:
         """Start consuming a queue of the topology. Restored by itself after a reconnect (with another channel)."""
@@ -84,7 +84,7 @@ class Broker(Protocol):
         without acknowledgements."""
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Acknowledge. Deliveries of one channel that form a contiguous prefix cost one frame. Void ones are ignored."""
+        """Acknowledge; void ones are ignored. A contiguous prefix of one channel costs one frame."""
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
         """Give back for redelivery. Void ones are ignored."""
