@@ -5,13 +5,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .places import LocalError
+from .places import ROOT, LocalError
 from .ports import is_free, remembered_ports, speaks_amqp
 from .process import ManagedProcess
 
 # The commands on PATH are a wrapper on Debian, which insists on being root or rabbitmq and on the system's
 # own data directory. The scripts behind it have neither habit.
 DEBIAN_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
+SETTINGS = ROOT / "deploy" / "rabbitmq" / "sublet.conf"
 SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
 
 
@@ -98,6 +99,7 @@ class RabbitServer:
 
     def _write_configuration(self) -> None:
         (self.base_dir / "rabbitmq.conf").write_text(
+            f"{SETTINGS.read_text()}\n"
             f"listeners.tcp.local = 127.0.0.1:{self.port}\n"
             "log.file = false\n"
             "log.console = true\n"
