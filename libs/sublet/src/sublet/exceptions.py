@@ -1,0 +1,114 @@
+"""What the SDK raises."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Sequence
+
+
+class NonRetryableException(Exception):
+    """Raise it (or a subclass) in a task to fail at once, however many retries are left."""
+
+
+class TaskRunError(Exception):
+    """How a task failed.
+
+    Attributes:
+        exc: the text of the exception.
+        exc_type: the name of its class, such as ``"ValueError"``; ``"SubletError"`` where it is not known.
+        trace: the traceback as text, or "".
+        task_run_external_id: the task run that failed, or "".
+    """
+
+    def __init__(self, exc: str, exc_type: str, trace: str = "", task_run_external_id: str = "") -> None:
+        super().__init__(exc, exc_type, trace, task_run_external_id)
+        self.exc = exc
+        self.exc_type = exc_type
+        self.trace = trace
+        self.task_run_external_id = task_run_external_id
+
+    def __str__(self) -> str:
+        return f"{self.exc_type}: {self.exc}" + (f"\n{self.trace}" if self.trace else "")
+
+    def __repr__(self) -> str:
+        return f"TaskRunError({self.exc!r}, {self.exc_type!r}, task_run_external_id={self.task_run_external_id!r})"
+
+    def serialize(self, include_metadata: bool) -> str:
+        """``Type: message``, the trace, and with ``include_metadata`` a last line of JSON that holds the task run id."""
+        text = str(self)
+        if not include_metadata:
+            return text
+        return f"{text}\n{json.dumps({'task_run_external_id': self.task_run_external_id})}"
+
+    @classmethod
+    def deserialize(cls, serialized: str) -> TaskRunError:
+        """The reverse of `serialize`; text of another form becomes the message of an error of type ``SubletError``."""
+        text, _, last = serialized.strip().rpartition("\n")
+        try:
+            task_run_external_id = json.loads(last)["task_run_external_id"] or ""
+        except (ValueError, KeyError, TypeError):
+            text, task_run_external_id = serialized.strip(), ""
+        head, _, trace = text.partition("\n")
+        exc_type, colon, exc = head.partition(": ")
+        if not colon or not exc_type.isidentifier():
+            return cls(text, "SubletError", "", task_run_external_id)
+        return cls(exc, exc_type, trace, task_run_external_id)
+
+    @classmethod
+    def from_exception(cls, exc: BaseException, task_run_external_id: str = "") -> TaskRunError:
+        if isinstance(exc, cls):
+            return exc
+        trace = "".join(traceback.format_exception(exc))
+        return cls(str(exc), type(exc).__name__, trace, task_run_external_id)
+
+
+class FailedTaskRunExceptionGroup(ValueError):
+    """A run failed. ``exceptions`` holds one `TaskRunError` for each task that did."""
+
+    def __init__(self, message: str, exceptions: Sequence[TaskRunError]) -> None:
+        super().__init__(message, list(exceptions))
+        self.message = message
+        self.exceptions = list(exceptions)
+
+    def __str__(self) -> str:
+        return "\n".join([self.message, *(f"- {error}" for error in self.exceptions)])
+
+
+class UnknownWorkflowError(ValueError):
+    """No worker has ever registered the workflow that was to run."""
+
+
+class RunCancelledError(ValueError):
+    """The result of a run was asked for that was cancelled."""
+
+
+class RunNotFoundError(ValueError):
+    """There is no run with this id."""
+
+
+class NonDeterminismError(Exception):
+    """A durable task asked for something else than its log holds at this place: its code changed between two
+    invocations, or it decides by something (time, randomness, a global) that is not in the log."""
+
+    def __init__(self, task_external_id: str, invocation_count: int, message: str, node_id: str) -> None:
+        super().__init__(task_external_id, invocation_count, message, node_id)
+        self.task_external_id = task_external_id
+        self.invocation_count = invocation_count
+        self.message = message
+        self.node_id = node_id
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class IllegalTaskOutputError(Exception):
+    """A task returned something that cannot be stored as its output."""
+
+
+class LifespanSetupError(Exception):
+    """The lifespan function of a worker failed before its first yield."""
+
+
+class LoopAlreadyRunningError(Exception):
+    """``worker.start()`` blocks, so it cannot be called where an event loop runs."""
