@@ -250,8 +250,11 @@ class EventStore(Protocol):
     async def last_seq(self) -> int:
         """The highest seq stored, or 0."""
 
-    async def events_after(self, key: str, seq: int, limit: int) -> list[StoredEvent]:
-        """Events with this key and a greater seq, in order of seq."""
+    async def events_after(self, after: Mapping[str, int], limit: int) -> list[StoredEvent]:
+        """The earliest events whose key is in ``after`` and whose seq is greater than the one given for that key.
+
+        In order of seq over all keys; one query, whatever the number of keys.
+        """
 
     async def change_subscriptions(self, upserts: Sequence[StoredSubscription], deletes: Sequence[str]) -> None: ...
 
