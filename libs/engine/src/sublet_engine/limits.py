@@ -45,6 +45,12 @@ BULK_MAX_ITEMS = 1_000
 RUN_PREFETCH = 2_000
 """Unacknowledged messages a shard may hold: two full batches, so that the next gathers while one commits."""
 
+# --- events ---------------------------------------------------------------------------------------------------
+
+MATCH_SHAPES_MAX = 16
+"""Sets of payload fields that index the waits of one event key: an event is looked up once for each. Conditions
+with yet another set share the key without fields, and their expressions are evaluated one by one."""
+
 # --- workers and leases ---------------------------------------------------------------------------------------
 
 HEARTBEAT_INTERVAL_S = 4.0
