@@ -42,14 +42,18 @@ class Service:
         status, body = self._ask_health()
         return "ok" if status == 200 else f"not ready: {body or 'no answer'}"
 
-    def start(self, addresses: dict[str, str], timeout: float = 60.0) -> None:
-        """Starts the service and waits until it is ready; does nothing if it runs."""
-        if self.pid is None:
-            ports = choose_ports("http")
-            self._port_file.parent.mkdir(parents=True, exist_ok=True)
-            self._port_file.write_text(json.dumps(ports))
-            settings = {"SUBLET_HTTP_HOST": "127.0.0.1", "SUBLET_HTTP_PORT": str(ports["http"])}
-            self._process.start([command(f"sublet-{self.name}")], os.environ | addresses | settings)
+    def start(self, addresses: dict[str, str]) -> None:
+        """Starts the service; does nothing if it runs."""
+        if self.pid is not None:
+            return
+        ports = choose_ports("http")
+        self._port_file.parent.mkdir(parents=True, exist_ok=True)
+        self._port_file.write_text(json.dumps(ports))
+        settings = {"SUBLET_HTTP_HOST": "127.0.0.1", "SUBLET_HTTP_PORT": str(ports["http"])}
+        self._process.start([command(f"sublet-{self.name}")], os.environ | addresses | settings)
+
+    def wait_until_ready(self, timeout: float = 60.0) -> None:
+        """Waits until the service says that it has all it needs."""
         self._process.wait_until_ready(lambda: self.health == "ok", timeout)
 
     def stop(self) -> None:

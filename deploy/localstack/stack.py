@@ -53,14 +53,16 @@ class Stack:
     def up_servers(self) -> None:
         for server, own in self._servers:
             if own:
-                say(f"Starting {server.name} at {server.url}")
+                say(f"{server.name} {'starts' if server.pid is None else 'runs already'} at {server.url}")
                 server.start()
 
     def up(self) -> None:
         self.up_servers()
         for service in self.services:
             service.start(self.addresses.environment())
-            say(f"{service.name} at http://127.0.0.1:{service.port}")
+        for service in self.services:
+            service.wait_until_ready()
+            say(f"{service.name} is ready at http://127.0.0.1:{service.port}")
 
     def down(self) -> None:
         for part in reversed(self._parts):
