@@ -65,6 +65,12 @@ WORKER_LOST_S = 30.0
 RECLAIM_GRACE_S = 5.0
 """After a ticket was redelivered, its old holder has this long to say that it lives: longer than a heartbeat."""
 
+EXECUTION_GRACE_S = 2.0
+"""A worker enforces the execution timeout itself; the scheduler does so this much later, should the worker not."""
+
+SWEEP_INTERVAL_S = 5.0
+"""How often a shard looks for what no message told it."""
+
 GRANT_UNSEEN_S = 12.0
 """A lease that its worker's heartbeats do not list this long after the grant never arrived: three heartbeats."""
 
@@ -101,5 +107,5 @@ EVENT_RETENTION_S = 7 * 86_400
 """Events are kept this long for waits that look back. A durable task that took longer since its previous
 operation does not see older ones."""
 
-RUN_CACHE_MAX = 20_000
+RUN_CACHE_MAX = 5_000
 """Runs that one shard keeps in memory although nothing of them is ready or running."""

@@ -61,7 +61,7 @@ class Trigger(msgspec.Struct, frozen=True, omit_defaults=True):
 # --- to a shard: about runs -----------------------------------------------------------------------------------
 
 
-class RunRequest(Record):
+class RunRequest(Record, frozen=True):
     """Create this run, unless it is there; then only add the watcher and the parent."""
 
     run_id: str
@@ -79,14 +79,14 @@ class RunRequest(Record):
     requested_at: float = 0.0
 
 
-class WatchRun(Record):
+class WatchRun(Record, frozen=True):
     """Send the result of this run to the inbox when it ends, or now if it has. Unknown run: status ``None``."""
 
     run_id: str
     reply_to: str
 
 
-class CancelRun(Record):
+class CancelRun(Record, frozen=True):
     """Cancel a run, or one task of it when ``task_run_id`` is given. Terminal things do not change."""
 
     run_id: str
@@ -95,7 +95,7 @@ class CancelRun(Record):
     correlation_id: str | None = None
 
 
-class ReplayRun(Record):
+class ReplayRun(Record, frozen=True):
     """Run a finished run again: what failed or was cancelled and everything after it; all of it if it completed."""
 
     run_id: str
@@ -103,7 +103,7 @@ class ReplayRun(Record):
     correlation_id: str | None = None
 
 
-class TimerFired(Record):
+class TimerFired(Record, frozen=True):
     """A timer came due. ``task_run_id``, ``node`` and ``key`` say whose; see :class:`SetTimer`."""
 
     task_run_id: str
@@ -111,7 +111,7 @@ class TimerFired(Record):
     key: str
 
 
-class EventMatched(Record):
+class EventMatched(Record, frozen=True):
     """An event satisfies a condition. ``seq`` is the event's place in the order of all events."""
 
     task_run_id: str
@@ -122,7 +122,7 @@ class EventMatched(Record):
     payload: msgspec.Raw
 
 
-class ChildFinished(Record):
+class ChildFinished(Record, frozen=True):
     """A child that somebody waits for has ended. ``output`` as the parent sees it: bare for a one-task workflow."""
 
     task_run_id: str
@@ -133,7 +133,7 @@ class ChildFinished(Record):
     error: TaskError | None = None
 
 
-class Tick(Record):
+class Tick(Record, frozen=True):
     """From the timer, each second: time passes."""
 
     at: float
@@ -153,7 +153,7 @@ class HeldLease(msgspec.Struct, frozen=True, omit_defaults=True):
     delivered: int = -1
 
 
-class Hello(Record):
+class Hello(Record, frozen=True):
     """A worker process started (or a scheduler asked): what it can run. Sent before its first claim."""
 
     worker: str
@@ -167,7 +167,7 @@ class Hello(Record):
     labels: dict[str, str | int] = {}
 
 
-class Heartbeat(Record):
+class Heartbeat(Record, frozen=True):
     """A worker lives and holds these leases. Sent every `limits.HEARTBEAT_INTERVAL_S`, on reconnect and when asked."""
 
     worker: str
@@ -179,7 +179,7 @@ class Heartbeat(Record):
     draining: bool = False
 
 
-class Goodbye(Record):
+class Goodbye(Record, frozen=True):
     """A worker left in good order: it holds nothing any more."""
 
     worker: str
@@ -188,7 +188,7 @@ class Goodbye(Record):
 # --- to a shard: under a ticket or a lease ---------------------------------------------------------------------
 
 
-class Claim(Record):
+class Claim(Record, frozen=True):
     """A worker holds this ticket and has room. Answered with :class:`Grant` or :class:`NothingToDo`."""
 
     ticket: str
@@ -232,7 +232,7 @@ class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
     """kind memo: the value."""
 
 
-class Finished(Record):
+class Finished(Record, frozen=True):
     """The task returned. ``output`` is raw JSON or None; ``active_s`` is its share of the execution timeout."""
 
     lease: str
@@ -242,7 +242,7 @@ class Finished(Record):
     """Asks for the next task under the same ticket."""
 
 
-class Failed(Record):
+class Failed(Record, frozen=True):
     lease: str
     ticket: str | None
     error: TaskError
@@ -250,7 +250,7 @@ class Failed(Record):
     next: bool = False
 
 
-class Suspended(Record):
+class Suspended(Record, frozen=True):
     """The checkpoint of a durable task whose every branch waits; the coroutine is dropped, the lease ends.
 
     ``blocked``: each branch's nodes, all of which it needs. ``delivered``: the highest order the code has seen.
@@ -266,7 +266,7 @@ class Suspended(Record):
     next: bool = False
 
 
-class Recorded(Record):
+class Recorded(Record, frozen=True):
     """New operations of a durable task that stays resident (it still works, or its policy keeps it)."""
 
     lease: str
@@ -278,13 +278,13 @@ class Recorded(Record):
     """Counts the Recorded and Extended reports of this lease, from 1: one that comes twice changes nothing."""
 
 
-class Released(Record):
+class Released(Record, frozen=True):
     """``release_slot()``: the ticket is about to be acknowledged, the lease goes on."""
 
     lease: str
 
 
-class Extended(Record):
+class Extended(Record, frozen=True):
     """``refresh_timeout()``: add this to the execution timeout of the lease."""
 
     lease: str
@@ -293,7 +293,7 @@ class Extended(Record):
     """As in :class:`Recorded`."""
 
 
-class HandedBack(Record):
+class HandedBack(Record, frozen=True):
     """A grant that the worker did not start (it is leaving): ready again, nothing counted."""
 
     lease: str
@@ -330,7 +330,7 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """The workflow version of the code that wrote it."""
 
 
-class Grant(Record):
+class Grant(Record, frozen=True):
     """The right to run one invocation, and all that it needs."""
 
     ticket: str
@@ -361,13 +361,13 @@ class Grant(Record):
     """The inbox that takes claims for tickets of this shard."""
 
 
-class NothingToDo(Record):
+class NothingToDo(Record, frozen=True):
     """Acknowledge this ticket."""
 
     ticket: str
 
 
-class Satisfied(Record):
+class Satisfied(Record, frozen=True):
     """An operation of a resident durable task ended."""
 
     lease: str
@@ -375,14 +375,14 @@ class Satisfied(Record):
     done: Done
 
 
-class Revoked(Record):
+class Revoked(Record, frozen=True):
     """This lease has ended: stop the code, report nothing. ``reason`` is for ``ctx`` and the log."""
 
     lease: str
     reason: Literal["cancelled", "timed_out", "superseded"]
 
 
-class Ping(Record):
+class Ping(Record, frozen=True):
     """Send a heartbeat now; with ``hello`` also a :class:`Hello`."""
 
     hello: bool = False
@@ -391,7 +391,7 @@ class Ping(Record):
 # --- to a client's inbox ---------------------------------------------------------------------------------------
 
 
-class RunResult(Record):
+class RunResult(Record, frozen=True):
     """How a run ended. ``status`` None: there is no such run. ``outputs``: skipped tasks give ``{"skipped": true}``."""
 
     run_id: str
@@ -401,7 +401,7 @@ class RunResult(Record):
     cancelled_reason: str | None = None
 
 
-class Query(Record):
+class Query(Record, frozen=True):
     """A question to any scheduler; answered with :class:`Reply`. See ``sublet_scheduler.queries`` for the kinds."""
 
     correlation_id: str
@@ -410,7 +410,7 @@ class Query(Record):
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class Reply(Record):
+class Reply(Record, frozen=True):
     """The answer to a query, cancel or replay: a value, or an error text."""
 
     correlation_id: str
@@ -421,7 +421,7 @@ class Reply(Record):
 # --- to the timer ----------------------------------------------------------------------------------------------
 
 
-class SetTimer(Record):
+class SetTimer(Record, frozen=True):
     """Send :class:`TimerFired` at ``due`` (epoch seconds), or at once if that has passed. Same id: no change."""
 
     id: str
@@ -431,14 +431,14 @@ class SetTimer(Record):
     key: str
 
 
-class CancelTimer(Record):
+class CancelTimer(Record, frozen=True):
     id: str
 
 
 # --- to event-ingest -------------------------------------------------------------------------------------------
 
 
-class Subscribe(Record):
+class Subscribe(Record, frozen=True):
     """Send :class:`EventMatched` for the first event after ``since`` that fits. Register, then look back."""
 
     id: str
@@ -448,11 +448,11 @@ class Subscribe(Record):
     since: int
 
 
-class Unsubscribe(Record):
+class Unsubscribe(Record, frozen=True):
     id: str
 
 
-class RegisterTriggers(Record):
+class RegisterTriggers(Record, frozen=True):
     """What starts a run of this workflow; replaces what was registered before. Empty: nothing does."""
 
     workflow: str
@@ -461,10 +461,26 @@ class RegisterTriggers(Record):
     at: float = 0.0
 
 
+# --- to whoever watches sublet.notices (one plain JSON object a message) ----------------------------------------
+
+
+class TaskNotice(Record, frozen=True):
+    """A task changed state in a way that people care about. Routing key ``task.<status>.<workflow>.<task>``; the end
+    of a run comes as a :class:`RunResult` with the routing key ``run.<status>.<workflow>``."""
+
+    run_id: str
+    task_run_id: str
+    workflow: str
+    task: str
+    status: str
+    at: float
+    reason: str | None = None
+
+
 # --- a ticket: its own AMQP message ----------------------------------------------------------------------------
 
 
-class Ticket(Record):
+class Ticket(Record, frozen=True):
     """Shard ``shard`` has something to run. ``scheduler`` is the inbox for the claim; ``slot`` the routing key of
     the shard's queue, for when that inbox is gone."""
 

@@ -48,6 +48,8 @@ class OpenWait(msgspec.Struct, frozen=True, omit_defaults=True):
     met: tuple[tuple[str, str], ...] = ()
     """Conditions that came true: (key, value as JSON text)."""
     since: int = 0
+    asked_at: float = 0.0
+    """When it was asked for; its sleeps count from here, whatever happens to the task meanwhile."""
     child_run_id: str | None = None
     position: int = 0
     """The seq of the last event that met one of the conditions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import msgspec
@@ -66,6 +67,18 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     def slot_kind(self) -> SlotKind:
         return "durable" if self.durable else "task"
 
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """All conditions of the three lists."""
+        lists = (self.wait_for, self.skip_if, self.cancel_if)
+        return tuple(condition for groups in lists for group in groups for condition in group)
+
+    @property
+    def dependencies(self) -> tuple[str, ...]:
+        """The tasks that must be done first: the parents, and those that parent conditions look at."""
+        looked_at = (c.parent for c in self.conditions if isinstance(c, ParentCondition))
+        return tuple(dict.fromkeys((*self.parents, *looked_at)))
+
 
 class WorkflowSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """One workflow version. ``version`` is a digest of the rest, so equal code registers the same version."""
@@ -107,12 +120,12 @@ def topological(tasks: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"task names must be unique in a workflow; given twice: {', '.join(twice)}")
     for task in tasks:
-        unknown = [parent for parent in task.parents if parent not in by_name]
+        unknown = [parent for parent in task.dependencies if parent not in by_name]
         if unknown:
             raise ValueError(f"task {task.name!r} names unknown parents: {', '.join(unknown)}")
     ordered: dict[str, TaskSpec] = {}
     while len(ordered) < len(tasks):
-        free = [t for t in tasks if t.name not in ordered and all(p in ordered for p in t.parents)]
+        free = [t for t in tasks if t.name not in ordered and all(p in ordered for p in t.dependencies)]
         if not free:
             cycle = [t.name for t in tasks if t.name not in ordered]
             raise ValueError(f"the parents of these tasks form a cycle: {', '.join(cycle)}")
@@ -122,7 +135,5 @@ def topological(tasks: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
 
 def digest(spec: WorkflowSpec) -> str:
     """The version of a workflow: 12 hexadecimal digits over everything but the version itself."""
-    import hashlib
-
     body = msgspec.json.encode(msgspec.structs.replace(spec, version=""), order="deterministic")
     return hashlib.sha256(body).hexdigest()[:12]

@@ -1,0 +1,657 @@
+"""The life of a run: what each thing that can happen to it changes. Pure: ``(run, …, turn) -> run``.
+
+Every function leaves the run settled: each task that can be decided is decided, and a run whose tasks are all done
+is finished. What does not fit the state (stale, repeated, too late) changes nothing and gives back the same object.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec.structs import replace
+
+from sublet_engine import dag, durable, ids, limits
+from sublet_engine.dag import SKIPPED_OUTPUT
+from sublet_engine.messages import (
+    ChildFinished,
+    EventMatched,
+    Failed,
+    Finished,
+    Grant,
+    Operation,
+    ParentLink,
+    Recorded,
+    Revoked,
+    RunRequest,
+    RunResult,
+    RunStatus,
+    Suspended,
+    TaskError,
+    TaskNotice,
+    TimerFired,
+)
+from sublet_engine.runs import Lease, Run, TaskRun, TaskStatus
+from sublet_engine.turn import Turn, position_at
+from sublet_engine.workflows import EventCondition, SleepCondition, TaskSpec, WorkflowSpec
+
+DAG_NODE = "dag"
+"""Node of the timers and subscriptions that belong to a task's conditions, not to its durable log."""
+RETRY_NODE = "retry"
+"""Node of the timer for the delay before a retry; its key is the number of the attempt that it starts."""
+
+
+# --- creation -------------------------------------------------------------------------------------------------
+
+
+def create(request: RunRequest, workflow: WorkflowSpec | None, turn: Turn) -> Run:
+    """A new run. An unknown workflow gives a run that has failed, so that whoever asks finds the reason."""
+    links = (request.parent,) if request.parent is not None and request.notify_parent else ()
+    run = Run(
+        id=request.run_id,
+        workflow=request.workflow,
+        version=workflow.version if workflow is not None else "",
+        input=str(request.input, "utf-8"),
+        created_at=turn.now,
+        metadata=request.metadata,
+        priority=request.priority or (workflow.default_priority if workflow is not None else 1),
+        parents=links,
+        parent=request.parent,
+        child_index=request.child_index,
+        child_key=request.child_key,
+        trigger=request.trigger,
+        watchers=(request.reply_to,) if request.reply_to is not None else (),
+    )
+    if workflow is None:
+        return _finish_unknown(run, turn)
+    run = replace(run, tasks=tuple(TaskRun(name=spec.name) for spec in workflow.tasks))
+    for spec in workflow.tasks:
+        _listen(run, spec, turn)
+    return _settle(run, workflow, turn)
+
+
+def _finish_unknown(run: Run, turn: Turn) -> Run:
+    error = TaskError(
+        "UnknownWorkflow",
+        f"no worker has registered a workflow named {run.workflow!r}; start a worker that has it, "
+        "or check the name and the namespace",
+    )
+    run = replace(run, status="FAILED", error=error, started_at=turn.now, finished_at=turn.now)
+    _announce_end(run, None, turn)
+    return run
+
+
+def _listen(run: Run, spec: TaskSpec, turn: Turn) -> None:
+    """Event conditions of a DAG task count from the start of the run."""
+    for condition in spec.conditions:
+        if isinstance(condition, EventCondition):
+            turn.arm(ids.task_run_id(run.id, spec.name), DAG_NODE, condition, turn.position)
+
+
+def add_interest(run: Run, request: RunRequest, workflow: WorkflowSpec | None, turn: Turn) -> Run:
+    """The run is there already: only tell one more watcher or parent how it ends (or at once, if it has)."""
+    if request.reply_to is not None:
+        run = watch(run, request.reply_to, workflow, turn)
+    if request.parent is None or not request.notify_parent:
+        return run
+    if run.terminal:
+        _tell_parent(run, request.parent, workflow, turn)
+    elif request.parent not in run.parents:
+        run = replace(run, parents=(*run.parents, request.parent))
+    return run
+
+
+def watch(run: Run, inbox: str, workflow: WorkflowSpec | None, turn: Turn) -> Run:
+    if run.terminal:
+        turn.to_inbox(inbox, result_of(run, workflow))
+        return run
+    return run if inbox in run.watchers else replace(run, watchers=(*run.watchers, inbox))
+
+
+# --- under a lease --------------------------------------------------------------------------------------------
+
+
+def grant(
+    run: Run, name: str, worker: str, inbox: str, pool: str, ticket: str, workflow: WorkflowSpec, now: float
+) -> Run:
+    """Give a READY task to a worker."""
+    task = run.task(name)
+    assert task.status == "READY", f"{run.task_run_id(task)} is {task.status}"
+    left = max(workflow.task(name).execution_timeout_s + task.timeout_bonus_s - task.active_s, 0.0)
+    lease = Lease(worker, inbox, pool, ticket, granted_at=now, deadline=now + left, active_left_s=left)
+    task = replace(
+        task,
+        status="RUNNING",
+        lease=lease,
+        invocation=task.invocation + 1,
+        reports=0,
+        schedule_deadline=None,
+        blocked=(),
+        started_at=task.started_at if task.started_at is not None else now,
+        evicted_at=None,
+    )
+    run = _with_task(run, task)
+    if run.status == "QUEUED":
+        run = replace(run, status="RUNNING", started_at=now)
+    return run
+
+
+def holder(run: Run, lease: str) -> TaskRun | None:
+    """The task that runs under this lease now; None when the lease has ended."""
+    task_run = ids.task_run_of(lease)
+    for task in run.tasks:
+        if run.task_run_id(task) == task_run:
+            return task if task.lease is not None and task.invocation == ids.invocation_of(lease) else None
+    return None
+
+
+def finish(run: Run, report: Finished, workflow: WorkflowSpec, turn: Turn) -> Run:
+    task = holder(run, report.lease)
+    if task is None:
+        return run
+    output = str(report.output, "utf-8") if report.output is not None else None
+    return _end_task(run, task, "COMPLETED", workflow, turn, output=output)
+
+
+def fail(run: Run, report: Failed, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """The code raised. Retried as long as ``retries`` allow; the log of a durable task is kept."""
+    task = holder(run, report.lease)
+    if task is None:
+        return run
+    return _fail(run, task, report.error, workflow, turn, retryable=report.retryable)
+
+
+def _fail(run: Run, task: TaskRun, error: TaskError, workflow: WorkflowSpec, turn: Turn, *, retryable: bool) -> Run:
+    spec = workflow.task(task.name)
+    error = replace(error, task_run_id=run.task_run_id(task))
+    if not retryable or task.retries_used >= spec.retries:
+        return _end_task(run, task, "FAILED", workflow, turn, error=error)
+    task = replace(_next_attempt(task), retries_used=task.retries_used + 1, error=error)
+    if spec.backoff_factor is None:
+        return _with_task(run, _ready(task, spec, turn.now, resumed=True))
+    delay_s = backoff_delay_s(spec, task.retries_used)
+    turn.set_timer(run.task_run_id(task), RETRY_NODE, str(task.retry_count), turn.now + delay_s)
+    return _with_task(run, replace(task, status="BACKOFF"))
+
+
+def backoff_delay_s(spec: TaskSpec, retry: int) -> float:
+    """``backoff_factor ** retry`` seconds, at most the maximum; never overflows."""
+    most = spec.backoff_max_s if spec.backoff_max_s is not None else limits.BACKOFF_MAX_S
+    factor = spec.backoff_factor if spec.backoff_factor is not None else 1.0
+    try:
+        return float(min(most, factor**retry))
+    except OverflowError:
+        return float(most)
+
+
+def _next_attempt(task: TaskRun) -> TaskRun:
+    return replace(
+        task,
+        lease=None,
+        retry_count=task.retry_count + 1,
+        active_s=0.0,
+        timeout_bonus_s=0.0,
+        blocked=(),
+    )
+
+
+def lose(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """The worker is gone, or never got the grant: another one begins again, at no cost to the user's retries."""
+    task = holder(run, lease)
+    if task is None:
+        return run
+    if task.losses + 1 > limits.MAX_LOSSES:
+        error = TaskError(
+            "WorkerLost",
+            f"lost its worker {limits.MAX_LOSSES + 1} times (last: {task.lease.worker if task.lease else '?'}); "
+            "look for crashes and memory limits of the workers of its pool",
+            task_run_id=run.task_run_id(task),
+        )
+        return _end_task(run, task, "FAILED", workflow, turn, error=error)
+    task = replace(_next_attempt(task), losses=task.losses + 1)
+    return _with_task(run, _ready(task, workflow.task(task.name), turn.now, resumed=True))
+
+
+def hand_back(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """The worker did not begin: ready again, nothing counted."""
+    task = holder(run, lease)
+    if task is None:
+        return run
+    return _with_task(run, _ready(replace(task, lease=None), workflow.task(task.name), turn.now, resumed=True))
+
+
+def release(run: Run, lease: str) -> Run:
+    """The slot is free; the lease goes on."""
+    task = holder(run, lease)
+    if task is None or task.lease is None or task.lease.released:
+        return run
+    return _with_task(run, replace(task, lease=replace(task.lease, released=True, ticket="")))
+
+
+def extend(run: Run, lease: str, by_s: float, number: int) -> Run:
+    task = holder(run, lease)
+    if task is None or task.lease is None or number <= task.reports:
+        return run
+    held = task.lease
+    held = replace(
+        held,
+        active_left_s=held.active_left_s + by_s,
+        deadline=held.deadline + by_s if held.deadline is not None else None,
+    )
+    return _with_task(run, replace(task, lease=held, reports=number, timeout_bonus_s=task.timeout_bonus_s + by_s))
+
+
+def suspend(run: Run, report: Suspended, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """The checkpoint: the lease ends. If a wait is over already the task is ready at once: no wake-up can be lost,
+    because this one decision sees both."""
+    task = holder(run, report.lease)
+    if task is None:
+        return run
+    task = replace(
+        task, lease=None, blocked=report.blocked, delivered=report.delivered, active_s=task.active_s + report.active_s
+    )
+    try:
+        task = _record(run, task, report.operations, turn)
+    except durable.LogFull as full:
+        return _log_full(run, report.lease, full, workflow, turn)
+    task = replace(task, status="EVICTED", evicted_at=turn.now)
+    _notify(run, task, turn)
+    return _with_task(run, _wake_if_due(task, workflow, turn))
+
+
+def _record(run: Run, task: TaskRun, operations: tuple[Operation, ...], turn: Turn) -> TaskRun:
+    task = durable.record(run, task, operations, turn)
+    return durable.meet_what_is_over(run, task, operations, turn)
+
+
+def _log_full(run: Run, lease: str, full: durable.LogFull, workflow: WorkflowSpec, turn: Turn) -> Run:
+    turn.effects.clear()
+    turn.log.clear()
+    task = holder(run, lease)
+    assert task is not None
+    return _fail(run, task, TaskError("LogFull", str(full)), workflow, turn, retryable=False)
+
+
+def record(run: Run, report: Recorded, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """New operations of a task that stays on its worker; while every branch waits its clock stands still."""
+    task = holder(run, report.lease)
+    if task is None or task.lease is None or report.number <= task.reports:
+        return run
+    task = replace(task, reports=report.number, lease=_clock(task.lease, report.waiting, turn.now))
+    try:
+        task = _record(run, task, report.operations, turn)
+    except durable.LogFull as full:
+        turn_run = _log_full(run, report.lease, full, workflow, turn)
+        turn.to_inbox(task.lease.inbox if task.lease else "", Revoked(report.lease, "superseded"))
+        return turn_run
+    return _with_task(run, task)
+
+
+def _clock(lease: Lease, waiting: bool, now: float) -> Lease:
+    """Stop or start the execution clock."""
+    if waiting and lease.deadline is not None:
+        return replace(lease, deadline=None, active_left_s=max(lease.deadline - now, 0.0))
+    if not waiting and lease.deadline is None:
+        return replace(lease, deadline=now + lease.active_left_s)
+    return lease
+
+
+# --- what comes true ------------------------------------------------------------------------------------------
+
+
+def timer_fired(run: Run, message: TimerFired, workflow: WorkflowSpec, turn: Turn) -> Run:
+    task = _named(run, message.task_run_id)
+    if task is None or task.terminal:
+        return run
+    if message.node == RETRY_NODE:
+        if task.status != "BACKOFF" or message.key != str(task.retry_count):
+            return run
+        return _with_task(run, _ready(task, workflow.task(task.name), turn.now, resumed=True))
+    if message.node == DAG_NODE:
+        return _condition_met(run, task, message.key, workflow, turn)
+    return _after_wait(run, task, durable.meet(run, task, message.node, message.key, turn, seq=0), workflow, turn)
+
+
+def event_matched(run: Run, message: EventMatched, workflow: WorkflowSpec, turn: Turn) -> Run:
+    task = _named(run, message.task_run_id)
+    if task is None or task.terminal:
+        return run
+    if message.node == DAG_NODE:
+        return _condition_met(run, task, message.key, workflow, turn)
+    met = durable.meet(run, task, message.node, message.key, turn, seq=message.seq, payload=message.payload)
+    return _after_wait(run, task, met, workflow, turn)
+
+
+def child_finished(run: Run, message: ChildFinished, workflow: WorkflowSpec, turn: Turn) -> Run:
+    task = _named(run, message.task_run_id)
+    if task is None or task.terminal:
+        return run
+    return _after_wait(run, task, durable.child_ended(run, task, message, turn), workflow, turn)
+
+
+def _condition_met(run: Run, task: TaskRun, key: str, workflow: WorkflowSpec, turn: Turn) -> Run:
+    if task.status != "PENDING" or key in task.met:
+        return run
+    return _settle(_with_task(run, replace(task, met=(*task.met, key))), workflow, turn)
+
+
+def _after_wait(run: Run, before: TaskRun, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """A wait may have closed: wake an evicted task, or start the clock of a resident one again."""
+    if task is before:
+        return run
+    if task.lease is not None and task.satisfied > before.satisfied:
+        task = replace(task, lease=_clock(task.lease, False, turn.now))
+    return _with_task(run, _wake_if_due(task, workflow, turn))
+
+
+def _wake_if_due(task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> TaskRun:
+    if task.status == "EVICTED" and durable.may_go_on(task):
+        return replace(_ready(task, workflow.task(task.name), turn.now, resumed=True), schedule_deadline=None)
+    return task
+
+
+def _named(run: Run, task_run: str) -> TaskRun | None:
+    name = ids.task_of(task_run)
+    return next((task for task in run.tasks if task.name == name), None)
+
+
+# --- ending from outside --------------------------------------------------------------------------------------
+
+
+def cancel(run: Run, workflow: WorkflowSpec | None, turn: Turn, *, reason: str = "cancelled") -> Run:
+    """Cancel what has not ended, waiting or not. A finished run does not change."""
+    if run.terminal or workflow is None:
+        return run
+    run = replace(run, cancelled_reason=reason)
+    for task in run.tasks:
+        if not task.terminal:
+            run = _close_task(run, task, "CANCELLED", workflow, turn, reason=reason)
+    return _settle(run, workflow, turn)
+
+
+def cancel_task(run: Run, name: str, workflow: WorkflowSpec, turn: Turn, *, reason: str = "cancelled") -> Run:
+    task = next((task for task in run.tasks if task.name == name), None)
+    if task is None or task.terminal:
+        return run
+    return _end_task(run, task, "CANCELLED", workflow, turn, reason=reason)
+
+
+def time_out(run: Run, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """The execution timeout has passed: a failure like any other, and the worker is told to stop."""
+    assert task.lease is not None
+    spec = workflow.task(task.name)
+    lease = ids.lease_id(run.task_run_id(task), task.invocation)
+    turn.to_inbox(task.lease.inbox, Revoked(lease, "timed_out"))
+    limit_s = spec.execution_timeout_s + task.timeout_bonus_s
+    error = TaskError("TimeoutError", f"Task exceeded timeout of {limit_s:g} s")
+    return _fail(run, task, error, workflow, turn, retryable=True)
+
+
+def schedule_time_out(run: Run, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """No worker had room for it in time."""
+    timeout_s = workflow.task(task.name).schedule_timeout_s
+    reason = f"not started within its schedule timeout of {timeout_s:g} s: no free slot in its pool"
+    return _end_task(run, task, "CANCELLED", workflow, turn, reason=reason)
+
+
+def replay(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """Run a finished run again: what did not complete and all after it; everything, if all completed. Durable logs
+    are kept, so their recorded operations are not run again.
+
+    Raises:
+        ValueError: the run has not finished; the text says what to do.
+    """
+    if not run.terminal:
+        raise ValueError(f"run {run.id} is {run.status}: only a finished run can be replayed; cancel it first")
+    if run.error is not None:
+        raise ValueError(f"run {run.id} never began ({run.error.message}); start a new one")
+    again = _tasks_to_replay(run, workflow)
+    tasks = tuple(_fresh(task) if task.name in again else task for task in run.tasks)
+    run = replace(run, tasks=tasks, status="QUEUED", finished_at=None, cancelled_reason=None)
+    for spec in workflow.tasks:
+        if spec.name in again:
+            _listen(run, spec, turn)
+            durable.rearm(run, run.task(spec.name), turn)
+    return _settle(run, workflow, turn)
+
+
+def _tasks_to_replay(run: Run, workflow: WorkflowSpec) -> set[str]:
+    again = {task.name for task in run.tasks if task.status in ("FAILED", "CANCELLED")}
+    if not again:
+        again = {task.name for task in run.tasks}
+    for spec in workflow.tasks:  # parents come first
+        if spec.on_failure or again.intersection(spec.dependencies):
+            again.add(spec.name)
+    return again
+
+
+def _fresh(task: TaskRun) -> TaskRun:
+    return TaskRun(
+        name=task.name,
+        retry_count=task.retry_count + 1,
+        invocation=task.invocation,
+        open_waits=task.open_waits,
+        satisfied=task.satisfied,
+        log_length=task.log_length,
+        log_bytes=task.log_bytes,
+        log_segments=task.log_segments,
+    )
+
+
+# --- settling -------------------------------------------------------------------------------------------------
+
+
+def _settle(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """Decide every task that can be decided. One pass is enough: parents stand before children, but an on-failure
+    task may stand anywhere and depends on all."""
+    for spec in sorted(workflow.tasks, key=lambda spec: spec.on_failure):
+        task = run.task(spec.name)
+        if task.status == "PENDING":
+            run = _decide(run, spec, task, workflow, turn)
+    return _finish_if_done(run, workflow, turn)
+
+
+def _decide(run: Run, spec: TaskSpec, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
+    if not task.armed and all(run.task(name).terminal for name in spec.dependencies) and not spec.on_failure:
+        task = replace(task, armed=True, met=(*task.met, *dag.true_parent_conditions(spec, run)))
+        run = _with_task(run, task)
+        what, why = dag.verdict(spec, workflow, run, task)
+        if what == "wait":
+            _arm_sleeps(run, spec, turn)
+    else:
+        what, why = dag.verdict(spec, workflow, run, task)
+    if what == "wait":
+        return run
+    if what == "run":
+        _withdraw_conditions(run, spec, task, turn)
+        return _with_task(run, _ready(task, spec, turn.now))
+    if what == "skip":
+        return _close_task(run, task, "SKIPPED", workflow, turn, output=SKIPPED_OUTPUT, reason=why)
+    return _close_task(run, task, "CANCELLED", workflow, turn, reason=why)
+
+
+def _arm_sleeps(run: Run, spec: TaskSpec, turn: Turn) -> None:
+    for condition in spec.conditions:
+        if isinstance(condition, SleepCondition):
+            turn.arm(ids.task_run_id(run.id, spec.name), DAG_NODE, condition, 0)
+
+
+def _withdraw_conditions(run: Run, spec: TaskSpec, task: TaskRun, turn: Turn) -> None:
+    for condition in spec.conditions:
+        if condition.key not in task.met and (task.armed or isinstance(condition, EventCondition)):
+            turn.withdraw(run.task_run_id(task), DAG_NODE, condition)
+
+
+def _ready(task: TaskRun, spec: TaskSpec, now: float, *, resumed: bool = False) -> TaskRun:
+    return replace(
+        task,
+        status="READY",
+        lease=None,
+        ready_at=now,
+        resumed=resumed,
+        schedule_deadline=now + spec.schedule_timeout_s,
+        queued_at=task.queued_at if task.queued_at is not None else now,
+    )
+
+
+def _end_task(
+    run: Run,
+    task: TaskRun,
+    status: TaskStatus,
+    workflow: WorkflowSpec,
+    turn: Turn,
+    *,
+    output: str | None = None,
+    error: TaskError | None = None,
+    reason: str | None = None,
+) -> Run:
+    run = _close_task(run, task, status, workflow, turn, output=output, error=error, reason=reason)
+    return _settle(run, workflow, turn)
+
+
+def _close_task(
+    run: Run,
+    task: TaskRun,
+    status: TaskStatus,
+    workflow: WorkflowSpec,
+    turn: Turn,
+    *,
+    output: str | None = None,
+    error: TaskError | None = None,
+    reason: str | None = None,
+) -> Run:
+    """A task has ended, for good. Nothing may wake it, and who still runs it is told to stop."""
+    if task.status == "PENDING":
+        _withdraw_conditions(run, workflow.task(task.name), task, turn)
+    if task.lease is not None and status == "CANCELLED":
+        turn.to_inbox(task.lease.inbox, Revoked(ids.lease_id(run.task_run_id(task), task.invocation), "cancelled"))
+    durable.withdraw_all(run, task, turn)
+    task = replace(
+        task,
+        status=status,
+        blocked=(),
+        lease=None,
+        schedule_deadline=None,
+        output=output,
+        error=error,
+        reason=reason,
+        evicted_at=None,
+        finished_at=turn.now,
+    )
+    if status in ("FAILED", "CANCELLED"):
+        _notify(run, task, turn)
+    return _with_task(run, task)
+
+
+def _with_task(run: Run, task: TaskRun) -> Run:
+    """The run with this task in the place of its namesake."""
+    tasks = tuple(task if other.name == task.name else other for other in run.tasks)
+    return replace(run, tasks=tasks)
+
+
+# --- the end of a run -----------------------------------------------------------------------------------------
+
+
+def _finish_if_done(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
+    if run.terminal or not all(task.terminal for task in run.tasks):
+        return run
+    run = replace(run, status=_final_status(run), finished_at=turn.now)
+    _announce_end(run, workflow, turn)
+    return run
+
+
+def _final_status(run: Run) -> RunStatus:
+    statuses = {task.status for task in run.tasks}
+    if run.cancelled_reason is not None and "CANCELLED" in statuses:
+        return "CANCELLED"
+    if "FAILED" in statuses:
+        return "FAILED"
+    return "CANCELLED" if "CANCELLED" in statuses else "COMPLETED"
+
+
+def _announce_end(run: Run, workflow: WorkflowSpec | None, turn: Turn) -> None:
+    result = result_of(run, workflow)
+    for inbox in run.watchers:
+        turn.to_inbox(inbox, result, durable=True)
+    for link in run.parents:
+        _tell_parent(run, link, workflow, turn)
+    turn.emit(f"notice:run.{run.status.lower()}.{run.workflow}", result, durable=False)
+
+
+def result_of(run: Run, workflow: WorkflowSpec | None) -> RunResult:
+    """The result as clients get it. Tasks on failure that were not needed are left out."""
+    extras = {spec.name for spec in workflow.tasks if spec.on_failure} if workflow is not None else set()
+    outputs = {
+        task.name: msgspec.Raw(task.output) if task.output is not None else None
+        for task in run.tasks
+        if task.status in ("COMPLETED", "SKIPPED") and not (task.name in extras and task.status == "SKIPPED")
+    }
+    errors = tuple(task.error for task in run.tasks if task.status == "FAILED" and task.error is not None)
+    if run.error is not None:
+        errors = (run.error,)
+    reasons = (f"{task.name}: {task.reason}" for task in run.tasks if task.status == "CANCELLED" and task.reason)
+    reason = run.cancelled_reason or next(reasons, None) if run.status == "CANCELLED" else None
+    return RunResult(run.id, run.status, outputs, errors, reason)
+
+
+def _tell_parent(run: Run, link: ParentLink, workflow: WorkflowSpec | None, turn: Turn) -> None:
+    result = result_of(run, workflow)
+    output, error = None, None
+    if run.status == "COMPLETED":
+        output = _output_for_parent(result, workflow)
+    else:
+        error = _error_for_parent(run, result)
+    turn.to_run(
+        ids.run_of(link.task_run_id), ChildFinished(link.task_run_id, link.node, run.id, run.status, output, error)
+    )
+
+
+def _output_for_parent(result: RunResult, workflow: WorkflowSpec | None) -> msgspec.Raw | None:
+    """Bare for a workflow of one task, else an object by task name."""
+    if workflow is not None and sum(not spec.on_failure for spec in workflow.tasks) == 1:
+        return next(iter(result.outputs.values()), None)
+    return msgspec.Raw(msgspec.json.encode(result.outputs))
+
+
+def _error_for_parent(run: Run, result: RunResult) -> TaskError:
+    if result.errors:
+        return result.errors[0]
+    return TaskError("ChildCancelled", f"child run {run.id} ({run.workflow}) was cancelled: {result.cancelled_reason}")
+
+
+def _notify(run: Run, task: TaskRun, turn: Turn) -> None:
+    """Tell whoever watches ``sublet.notices``."""
+    notice = TaskNotice(run.id, run.task_run_id(task), run.workflow, task.name, task.status, turn.now, task.reason)
+    turn.emit(f"notice:task.{task.status.lower()}.{run.workflow}.{task.name}", notice, durable=False)
+
+
+def no_such_run(run_id: str) -> RunResult:
+    return RunResult(run_id, None)
+
+
+def grant_message(run: Run, task: TaskRun, workflow: WorkflowSpec, scheduler: str, now: float) -> Grant:
+    """What the worker needs to run a task under its lease; the durable log comes later, from the store."""
+    assert task.lease is not None
+    spec = workflow.task(task.name)
+    outputs = {name: run.task(name).output for name in spec.dependencies}
+    deadline = task.lease.deadline if task.lease.deadline is not None else now + task.lease.active_left_s
+    return Grant(
+        ticket=task.lease.ticket,
+        lease=ids.lease_id(run.task_run_id(task), task.invocation),
+        workflow=run.workflow,
+        version=run.version,
+        task=task.name,
+        input=msgspec.Raw(run.input),
+        retry_count=task.retry_count,
+        invocation=task.invocation,
+        timeout_s=max(deadline - now, 0.0),
+        metadata=run.metadata,
+        priority=run.priority,
+        parents={name: msgspec.Raw(output) if output is not None else None for name, output in outputs.items()},
+        skipped=tuple(name for name in spec.dependencies if run.task(name).status == "SKIPPED"),
+        errors={t.name: t.error for t in run.tasks if t.status == "FAILED" and t.error} if spec.on_failure else {},
+        position=position_at(run.created_at),
+        parent=run.parent,
+        child_index=run.child_index,
+        child_key=run.child_key,
+        trigger=run.trigger,
+        scheduler=scheduler,
+    )

@@ -1,0 +1,73 @@
+"""Ready queues: which tasks of a pool may run, in which order, and how many tickets are out for them."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+
+from sublet_engine import limits
+from sublet_engine.runs import TaskRun
+from sublet_engine.workflows import SlotKind
+
+
+class ReadyQueue:
+    """The ready tasks of one pool and slot kind, as one shard sees them.
+
+    Best first: resumed before new, then priority, then age.
+    """
+
+    def __init__(self, pool: str, kind: SlotKind) -> None:
+        self.pool = pool
+        self.kind = kind
+        self.tickets: dict[str, float] = {}
+        """Tickets that are out and not claimed: id to the time of issue."""
+        self.running = 0
+        """Leases of this shard that hold a slot of this pool and kind."""
+        self._heap: list[tuple[bool, int, float, int, str]] = []
+        self._ready: dict[str, int] = {}
+        self._counter = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def task_runs(self) -> list[str]:
+        return list(self._ready)
+
+    def add(self, task_run: str, task: TaskRun, priority: int) -> None:
+        number = next(self._counter)
+        self._ready[task_run] = number
+        heapq.heappush(self._heap, (not task.resumed, -priority, task.ready_at or 0.0, number, task_run))
+
+    def discard(self, task_run: str) -> None:
+        """Its entry in the heap is passed over when it comes up."""
+        self._ready.pop(task_run, None)
+
+    def best(self) -> str | None:
+        """The task run to grant next; stays in the queue until it is discarded."""
+        while self._heap:
+            *_, number, task_run = self._heap[0]
+            if self._ready.get(task_run) == number:
+                return task_run
+            heapq.heappop(self._heap)
+        return None
+
+    def forget_lost_tickets(self, now: float) -> int:
+        """Tickets out for too long do not count any more; returns how many."""
+        lost = [ticket for ticket, issued_at in self.tickets.items() if now - issued_at > limits.TICKET_LOST_S]
+        for ticket in lost:
+            del self.tickets[ticket]
+        return len(lost)
+
+    def issue(self, capacity: int, now: float, new_id: Callable[[], str]) -> list[str]:
+        """New tickets, so that there is one out for every ready task that a free slot could take.
+
+        ``capacity``: slots of this kind of the pool's live workers. Even when all are taken one ticket stands in the
+        queue, so that this shard gets its turn.
+        """
+        if capacity == 0 or not self._ready:
+            return []
+        wanted = min(len(self._ready), max(1, capacity - self.running)) - len(self.tickets)
+        issued = [new_id() for _ in range(wanted)]
+        self.tickets.update((ticket, now) for ticket in issued)
+        return issued

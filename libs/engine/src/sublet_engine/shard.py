@@ -1,0 +1,664 @@
+"""A shard in memory: its runs, what is ready, who holds which lease, which tickets are out.
+
+All of it is derived, from the stored runs and from what workers say: it can be dropped at any moment and built again.
+Nothing here does I/O or reads a clock. Messages and time come in; what a batch of them changed is taken out with
+:meth:`Shard.take` and must be committed before the next batch.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from sublet_engine import ids, lifecycle, limits
+from sublet_engine.census import Census
+from sublet_engine.messages import (
+    CancelRun,
+    ChildFinished,
+    Claim,
+    EventMatched,
+    Extended,
+    Failed,
+    Finished,
+    Goodbye,
+    Grant,
+    HandedBack,
+    Heartbeat,
+    Hello,
+    NothingToDo,
+    Ping,
+    Record,
+    Recorded,
+    RegisterTriggers,
+    Released,
+    ReplayRun,
+    Reply,
+    Revoked,
+    RunRequest,
+    Suspended,
+    Tick,
+    Ticket,
+    TimerFired,
+    ToShard,
+    WatchRun,
+    encode_one,
+)
+from sublet_engine.queues import ReadyQueue
+from sublet_engine.runs import Effect, LogRecord, OutboxItem, Run, TaskRun
+from sublet_engine.turn import Turn
+from sublet_engine.workers import Worker, Workers
+from sublet_engine.workflows import SlotKind, WorkflowSpec, topological
+
+
+class Publication(msgspec.Struct, frozen=True):
+    """An encoded message and where it goes (as in `runs.Effect`)."""
+
+    to: str
+    body: bytes
+
+
+class DurableGrant(msgspec.Struct, frozen=True):
+    """A grant that still needs the durable log of its task."""
+
+    inbox: str
+    grant: Grant
+    task: TaskRun
+    task_run_id: str
+
+
+class Resend(msgspec.Struct, frozen=True):
+    """A resident task that seems to have missed results: send those after ``delivered`` again."""
+
+    inbox: str
+    lease: str
+    task: TaskRun
+    delivered: int
+
+
+class Batch(msgspec.Struct):
+    """What a batch of messages changed. To be written in this order: log, runs, then everything else."""
+
+    changes: list[tuple[Run | None, Run]]
+    log: list[LogRecord]
+    publications: list[Publication]
+    tickets: list[Publication]
+    """Hints: may be published at once, without waiting for the commit."""
+    durable_grants: list[DurableGrant]
+    resends: list[Resend]
+    workflows: list[tuple[WorkflowSpec, float]]
+    """Definitions to save, with the time of registration."""
+
+
+class Shard:
+    """``inbox``: where workers send claims. ``slot``: the routing key of this shard's queue. ``first``: this shard also
+    speaks for all of them (registers triggers)."""
+
+    def __init__(self, *, epoch: str, inbox: str, slot: str, first: bool, new_id: Callable[[], str], now: float):
+        self.runs: dict[str, Run] = {}
+        self.census = Census()
+        self.workers = Workers()
+        self._epoch, self._inbox, self._slot, self._first = epoch, inbox, slot, first
+        self._new_id, self._now, self._swept_at = new_id, now, now
+        self._workflows: dict[tuple[str, str], WorkflowSpec] = {}
+        self._current: dict[str, tuple[float, WorkflowSpec]] = {}
+        self._queues: dict[tuple[str, SlotKind], ReadyQueue] = {}
+        self._dirty: set[tuple[str, SlotKind]] = set()
+        self._place: dict[str, ReadyQueue | None] = {}
+        self._ticket_of: dict[str, str] = {}
+        self._uses: dict[str, int] = defaultdict(int)
+        self._deadlines: list[tuple[float, str, str]] = []
+        self._idle: dict[str, None] = {}
+        self._satisfied_at: dict[str, float] = {}
+        self._begin()
+
+    # --- batches ----------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._before: dict[str, Run | None] = {}
+        self._outbox: dict[str, list[OutboxItem]] = defaultdict(list)
+        self._log: list[LogRecord] = []
+        self._publications: list[Publication] = []
+        self._durable_grants: list[DurableGrant] = []
+        self._resends: list[Resend] = []
+        self._to_save: dict[tuple[str, str], tuple[WorkflowSpec, float]] = {}
+
+    def take(self) -> Batch:
+        """What has changed since the last call."""
+        changes = [(before, self._sealed(run_id, before)) for run_id, before in self._before.items()]
+        batch = Batch(
+            changes=changes,
+            log=self._log,
+            publications=self._publications,
+            tickets=self._issue_tickets(),
+            durable_grants=self._durable_grants,
+            resends=self._resends,
+            workflows=list(self._to_save.values()),
+        )
+        self._begin()
+        self._trim()
+        return batch
+
+    def _sealed(self, run_id: str, before: Run | None) -> Run:
+        """The run as it is stored: next revision, this epoch, and the effects that must not be lost."""
+        revision = before.revision + 1 if before is not None else 1
+        run = replace(
+            self.runs[run_id], revision=revision, epoch=self._epoch, outbox=tuple(self._outbox.get(run_id, ()))
+        )
+        self.runs[run_id] = run
+        return run
+
+    def _trim(self) -> None:
+        while len(self._idle) > limits.RUN_CACHE_MAX:
+            oldest = next(iter(self._idle))
+            del self._idle[oldest], self.runs[oldest]
+
+    # --- loading ----------------------------------------------------------------------------------------------
+
+    def load(self, runs: Iterable[Run]) -> None:
+        """Runs as stored. What another owner wrote last may not have been published: publish it again."""
+        for run in runs:
+            if run.id in self.runs:
+                continue
+            if run.epoch != self._epoch:
+                self._publications.extend(Publication(item.to, item.message.encode()) for item in run.outbox)
+            self.runs[run.id] = run
+            self._reindex(None, run)
+
+    def load_workflow(self, spec: WorkflowSpec, registered_at: float) -> None:
+        self._workflows[spec.name, spec.version] = spec
+        if registered_at >= self._current.get(spec.name, (0.0, spec))[0]:
+            self._current[spec.name] = (registered_at, spec)
+
+    def load_pool(self, pool: str, actions: Iterable[str], seen_at: float) -> None:
+        """What a pool can run, from an earlier owner's time."""
+        self.workers.offer(pool, actions, seen_at)
+
+    @staticmethod
+    def run_needed(message: ToShard) -> str | None:
+        """The run that must be loaded before this message is handled, if it exists."""
+        match message:
+            case RunRequest() | WatchRun() | CancelRun() | ReplayRun():
+                return message.run_id
+            case TimerFired() | EventMatched() | ChildFinished():
+                return ids.run_of(message.task_run_id)
+            case Finished() | Failed() | Suspended() | Recorded() | Released() | Extended() | HandedBack():
+                return ids.run_of(message.lease)
+            case _:
+                return None
+
+    # --- messages ---------------------------------------------------------------------------------------------
+
+    def handle(self, message: ToShard, now: float) -> None:
+        """Decide what a message changes. Its run must have been loaded (`run_needed`), if there is one."""
+        self._now = max(self._now, now)
+        match message:
+            case RunRequest():
+                self._requested(message)
+            case Finished() | Failed() | Suspended():
+                self._ended(message)
+            case Recorded() | Released() | Extended() | HandedBack():
+                self._reported(message)
+            case TimerFired() | EventMatched() | ChildFinished():
+                self._came_true(message)
+            case Claim():
+                self._claimed(message)
+            case Heartbeat():
+                self._heard(message)
+            case Hello():
+                self._greeted(message)
+            case Goodbye():
+                self._left(message.worker)
+            case Tick():
+                self._ticked()
+            case WatchRun():
+                self._watched(message)
+            case CancelRun():
+                self._cancelled(message)
+            case ReplayRun():
+                self._replayed(message)
+
+    def _requested(self, message: RunRequest) -> None:
+        turn = self._turn()
+        run = self.runs.get(message.run_id)
+        if run is None:
+            current = self._current.get(message.workflow)
+            self._put(None, lifecycle.create(message, current[1] if current else None, turn), turn)
+        else:
+            self._put(run, lifecycle.add_interest(run, message, self._spec(run), turn), turn)
+
+    def _came_true(self, message: TimerFired | EventMatched | ChildFinished) -> None:
+        run = self.runs.get(ids.run_of(message.task_run_id))
+        spec = self._spec(run)
+        if run is None or spec is None:
+            return
+        turn = self._turn()
+        match message:
+            case TimerFired():
+                after = lifecycle.timer_fired(run, message, spec, turn)
+            case EventMatched():
+                after = lifecycle.event_matched(run, message, spec, turn)
+            case ChildFinished():
+                after = lifecycle.child_finished(run, message, spec, turn)
+        self._put(run, after, turn)
+
+    def _watched(self, message: WatchRun) -> None:
+        run = self.runs.get(message.run_id)
+        turn = self._turn()
+        if run is None:
+            self._send(message.reply_to, lifecycle.no_such_run(message.run_id))
+            return
+        self._put(run, lifecycle.watch(run, message.reply_to, self._spec(run), turn), turn)
+
+    def _cancelled(self, message: CancelRun) -> None:
+        run = self.runs.get(message.run_id)
+        turn, error = self._turn(), None
+        spec = self._spec(run)
+        if run is None:
+            error = f"there is no run {message.run_id}"
+        elif spec is not None and message.task_run_id is not None:
+            after = lifecycle.cancel_task(run, ids.task_of(message.task_run_id), spec, turn)
+            self._put(run, after, turn)
+        else:
+            self._put(run, lifecycle.cancel(run, spec, turn), turn)
+        self._reply(message.reply_to, message.correlation_id, error)
+
+    def _replayed(self, message: ReplayRun) -> None:
+        run = self.runs.get(message.run_id)
+        spec = self._spec(run)
+        turn, error = self._turn(), None
+        if run is None:
+            error = f"there is no run {message.run_id}"
+        elif spec is None:
+            error = f"workflow {run.workflow!r} in version {run.version or '?'} is not known any more"
+        else:
+            try:
+                self._put(run, lifecycle.replay(run, spec, turn), turn)
+            except ValueError as refused:
+                error = str(refused)
+        self._reply(message.reply_to, message.correlation_id, error)
+
+    # --- reports ----------------------------------------------------------------------------------------------
+
+    def _ended(self, report: Finished | Failed | Suspended) -> None:
+        """A report that ends a lease, and perhaps asks for the next task under the same ticket."""
+        run = self.runs.get(ids.run_of(report.lease))
+        spec = self._spec(run)
+        task = lifecycle.holder(run, report.lease) if run is not None else None
+        if run is None or spec is None or task is None or task.lease is None:
+            self.census.stale_reports += 1
+            return  # its worker asks again for the ticket, with a claim
+        turn = self._turn()
+        match report:
+            case Finished():
+                after = lifecycle.finish(run, report, spec, turn)
+            case Failed():
+                after = lifecycle.fail(run, report, spec, turn)
+            case Suspended():
+                after = lifecycle.suspend(run, report, spec, turn)
+        lease = task.lease
+        self.workers.seen(lease.worker, self._now)
+        self._put(run, after, turn)
+        if report.ticket is None or not report.next:
+            self._uses.pop(report.ticket or "", None)
+        elif self._uses[report.ticket] >= limits.TICKET_REUSE_MAX:
+            self._nothing(report.ticket, lease.inbox)
+        else:
+            kind = spec.task(task.name).slot_kind
+            self._serve(report.ticket, lease.worker, lease.inbox, lease.pool, kind, reused=True)
+
+    def _reported(self, report: Recorded | Released | Extended | HandedBack) -> None:
+        run = self.runs.get(ids.run_of(report.lease))
+        spec = self._spec(run)
+        if run is None or spec is None:
+            self.census.stale_reports += 1
+            return
+        turn = self._turn()
+        match report:
+            case Recorded():
+                after = lifecycle.record(run, report, spec, turn)
+            case Released():
+                after = lifecycle.release(run, report.lease)
+            case Extended():
+                after = lifecycle.extend(run, report.lease, report.by_s, report.number)
+            case HandedBack():
+                after = lifecycle.hand_back(run, report.lease, spec, turn)
+        self._put(run, after, turn)
+
+    # --- tickets, claims, grants ------------------------------------------------------------------------------
+
+    def _claimed(self, claim: Claim) -> None:
+        """A worker has room. The claim decides, whatever the ticket was issued for."""
+        worker = self.workers.get(claim.worker)
+        if worker is None:
+            worker = self.workers.add(claim.worker, claim.pool, claim.inbox, self._now)
+            self._send(claim.inbox, Ping(hello=not self.workers.known(claim.pool)))
+        worker.seen(self._now)
+        queue = self._queue(claim.pool, claim.kind)
+        queue.tickets.pop(claim.ticket, None)
+        self._dirty.add((claim.pool, claim.kind))
+        held = self._ticket_of.get(claim.ticket)
+        if held is not None and self._is_held_by(held, claim.worker):
+            self._grant_again(held)
+            return
+        if held is not None:
+            self._doubt_holder(held)
+        if worker.draining:
+            self._nothing(claim.ticket, claim.inbox)
+        else:
+            self._serve(claim.ticket, claim.worker, claim.inbox, claim.pool, claim.kind)
+
+    def _is_held_by(self, task_run: str, worker: str) -> bool:
+        lease = self.runs[ids.run_of(task_run)].task(ids.task_of(task_run)).lease
+        return lease is not None and lease.worker == worker
+
+    def _grant_again(self, task_run: str) -> None:
+        """The grant got lost, or crossed with a repeated claim: the same lease, the same grant."""
+        run = self.runs[ids.run_of(task_run)]
+        self._send_grant(run, run.task(ids.task_of(task_run)))
+
+    def _doubt_holder(self, task_run: str) -> None:
+        """A ticket came back although a lease stands on it: its worker's connection broke, or it is dead."""
+        lease = self.runs[ids.run_of(task_run)].task(ids.task_of(task_run)).lease
+        assert lease is not None
+        holder = self.workers.get(lease.worker) or self.workers.add(lease.worker, lease.pool, lease.inbox, self._now)
+        if holder.suspected_at is None:
+            holder.suspected_at = self._now
+            self._send(lease.inbox, Ping())
+
+    def _serve(self, ticket: str, worker: str, inbox: str, pool: str, kind: SlotKind, *, reused: bool = False) -> None:
+        """Grant the best ready task under this ticket, or let the ticket go."""
+        queue = self._queue(pool, kind)
+        task_run = queue.best()
+        if task_run is None:
+            self._nothing(ticket, inbox)
+            return
+        self._uses[ticket] += 1
+        run = self.runs[ids.run_of(task_run)]
+        spec = self._spec(run)
+        assert spec is not None
+        task = run.task(ids.task_of(task_run))
+        after = lifecycle.grant(run, task.name, worker, inbox, pool, ticket, spec, self._now)
+        self.census.granted(task, self._now, reused=reused)
+        self._put(run, after, self._turn())
+        self._send_grant(after, after.task(task.name))
+
+    def _send_grant(self, run: Run, task: TaskRun) -> None:
+        spec = self._spec(run)
+        lease = task.lease
+        assert spec is not None
+        assert lease is not None
+        grant = lifecycle.grant_message(run, task, spec, self._inbox, self._now)
+        if task.log_length:
+            self._durable_grants.append(DurableGrant(lease.inbox, grant, task, run.task_run_id(task)))
+        else:
+            self._send(lease.inbox, grant)
+
+    def _nothing(self, ticket: str, inbox: str) -> None:
+        self._uses.pop(ticket, None)
+        self._send(inbox, NothingToDo(ticket))
+
+    def _issue_tickets(self) -> list[Publication]:
+        issued = []
+        for pool, kind in self._dirty:
+            queue = self._queues[pool, kind]
+            for ticket in queue.issue(self.workers.capacity(pool, kind, self._now), self._now, self._new_id):
+                body = encode_one(Ticket(ticket, self._inbox, self._slot))
+                issued.append(Publication(f"pool:{pool}:{kind}", body))
+        self._dirty.clear()
+        self.census.tickets_issued += len(issued)
+        return issued
+
+    def forget_tickets(self) -> None:
+        """The broker may have lost what was in its queues: count all tickets as gone. Doubles are harmless."""
+        for key, queue in self._queues.items():
+            queue.tickets.clear()
+            self._dirty.add(key)
+
+    def _queue(self, pool: str, kind: SlotKind) -> ReadyQueue:
+        queue = self._queues.get((pool, kind))
+        if queue is None:
+            queue = self._queues[pool, kind] = ReadyQueue(pool, kind)
+        return queue
+
+    @property
+    def queues(self) -> Iterable[ReadyQueue]:
+        return self._queues.values()
+
+    # --- workers ----------------------------------------------------------------------------------------------
+
+    def _greeted(self, hello: Hello) -> None:
+        for spec in hello.workflows:
+            spec = replace(spec, tasks=topological(spec.tasks))
+            known = self._current.get(spec.name)
+            if known is not None and hello.at < known[0] and (spec.name, spec.version) in self._workflows:
+                continue
+            self.load_workflow(spec, hello.at)
+            self._to_save[spec.name, spec.version] = (spec, hello.at)
+            if self._first:
+                triggers = RegisterTriggers(spec.name, spec.on_events, spec.default_filters, hello.at)
+                self._publications.append(Publication("ingest", encode_one(triggers)))
+        worker = self.workers.add(hello.worker, hello.pool, hello.inbox, self._now)
+        worker.slots = {"task": hello.slots, "durable": hello.durable_slots}
+        actions = [f"{spec.name}:{task.name}" for spec in hello.workflows for task in spec.tasks]
+        self.workers.offer(hello.pool, actions, hello.at)
+        self._route_again()
+        self._mark_dirty(hello.pool)
+
+    def _heard(self, beat: Heartbeat) -> None:
+        worker = self.workers.get(beat.worker)
+        if worker is None:
+            worker = self.workers.add(beat.worker, beat.pool, beat.inbox, self._now)
+            if not self.workers.known(beat.pool):
+                self._send(beat.inbox, Ping(hello=True))
+        worker.seen(self._now)
+        worker.inbox, worker.draining = beat.inbox, beat.draining
+        worker.slots = {"task": beat.slots, "durable": beat.durable_slots}
+        self._mark_dirty(beat.pool)
+        self._compare_leases(worker, {held.lease: held.delivered for held in beat.leases})
+
+    def _compare_leases(self, worker: Worker, held: dict[str, int]) -> None:
+        """What the worker holds against what it should: ended leases are revoked, grants that never came are lost, and
+        results that a resident task missed are sent again."""
+        for lease in held:
+            run = self.runs.get(ids.run_of(lease))
+            if run is not None and lifecycle.holder(run, lease) is None:
+                self._send(worker.inbox, Revoked(lease, "superseded"))
+        for task_run in list(worker.leases):
+            run = self.runs[ids.run_of(task_run)]
+            task = run.task(ids.task_of(task_run))
+            assert task.lease is not None
+            lease = ids.lease_id(task_run, task.invocation)
+            if lease not in held:
+                if self._now - task.lease.granted_at > limits.GRANT_UNSEEN_S:
+                    self.census.finding("grant_unseen")
+                    self._lose(run, lease)
+            elif 0 <= held[lease] < task.satisfied and self._settled_for(task_run):
+                self.census.finding("result_unseen")
+                self._resends.append(Resend(worker.inbox, lease, task, held[lease]))
+
+    def _settled_for(self, task_run: str) -> bool:
+        """The last result went out so long ago that it must have arrived."""
+        return self._now - self._satisfied_at.get(task_run, 0.0) > limits.HEARTBEAT_INTERVAL_S
+
+    def _left(self, worker_id: str) -> None:
+        worker = self.workers.get(worker_id)
+        if worker is not None:
+            self._lose_all(worker)
+
+    def _lose_all(self, worker: Worker) -> None:
+        self.workers.remove(worker.id)
+        for task_run in list(worker.leases):
+            run = self.runs[ids.run_of(task_run)]
+            self._lose(run, ids.lease_id(task_run, run.task(ids.task_of(task_run)).invocation))
+        self._route_again()
+
+    def _lose(self, run: Run, lease: str) -> None:
+        spec = self._spec(run)
+        assert spec is not None
+        turn = self._turn()
+        self.census.leases_lost += 1
+        self._put(run, lifecycle.lose(run, lease, spec, turn), turn)
+
+    def _mark_dirty(self, pool: str) -> None:
+        self._dirty.update(key for key in self._queues if key[0] == pool)
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def _ticked(self) -> None:
+        self._strike_deadlines()
+        for worker in self.workers.lost(self._now):
+            self._lose_all(worker)
+        if self._now - self._swept_at >= limits.SWEEP_INTERVAL_S:
+            self._swept_at = self._now
+            self._sweep()
+
+    def _strike_deadlines(self) -> None:
+        while self._deadlines and self._deadlines[0][0] <= self._now:
+            _, run_id, name = heapq.heappop(self._deadlines)
+            run = self.runs.get(run_id)
+            spec = self._spec(run)
+            if run is None or spec is None:
+                continue
+            task = run.task(name)
+            due = _deadline(task)
+            if due is None or due[0] > self._now:
+                continue  # it ended, or the deadline has moved; a later entry stands for it
+            turn = self._turn()
+            strike = lifecycle.time_out if due[1] == "execution" else lifecycle.schedule_time_out
+            self._put(run, strike(run, task, spec, turn), turn)
+
+    def _sweep(self) -> None:
+        """Find what no message told: tickets that got lost, ready tasks of pools that are gone."""
+        for key, queue in self._queues.items():
+            if len(queue):
+                lost = queue.forget_lost_tickets(self._now)
+                if lost and queue.running < self.workers.capacity(*key, self._now):
+                    self.census.finding("ticket_lost", lost)
+                self._dirty.add(key)
+        self._route_again()
+
+    # --- state and its indexes --------------------------------------------------------------------------------
+
+    def _turn(self) -> Turn:
+        return Turn(self._now, self._epoch)
+
+    def _spec(self, run: Run | None) -> WorkflowSpec | None:
+        return self._workflows.get((run.workflow, run.version)) if run is not None else None
+
+    def _put(self, before: Run | None, after: Run, turn: Turn) -> None:
+        """Take over what a decision gave."""
+        for effect in turn.effects:
+            self._publish(after.id, effect)
+        self._log.extend(turn.log)
+        if after is before:
+            return
+        self._before.setdefault(after.id, before)
+        self.runs[after.id] = after
+        self._reindex(before, after)
+
+    def _publish(self, run_id: str, effect: Effect) -> None:
+        body = encode_one(effect.message)
+        self._publications.append(Publication(effect.to, body))
+        if effect.durable:
+            self._outbox[run_id].append(OutboxItem(effect.to, body.decode()))
+            self._before.setdefault(run_id, self.runs.get(run_id))
+
+    def _send(self, inbox: str, message: Record) -> None:
+        self._publications.append(Publication(f"inbox:{inbox}", encode_one(message)))
+
+    def _reply(self, inbox: str | None, correlation_id: str | None, error: str | None) -> None:
+        if inbox is not None and correlation_id is not None:
+            self._send(inbox, Reply(correlation_id, error=error))
+
+    def _reindex(self, before: Run | None, after: Run) -> None:
+        old_tasks: tuple[TaskRun | None, ...] = before.tasks if before is not None else (None,) * len(after.tasks)
+        for old, new in zip(old_tasks, after.tasks, strict=True):
+            if old is not new:
+                self._unindex_task(after, old)
+                self._index_task(after, new)
+                self.census.changed(old, new, self._now)
+        self.census.run_changed(before, after)
+        self._idle.pop(after.id, None)
+        if not after.live:
+            self._idle[after.id] = None
+
+    def _unindex_task(self, run: Run, task: TaskRun | None) -> None:
+        if task is None:
+            return
+        task_run = run.task_run_id(task)
+        if task.status == "READY":
+            queue = self._place.pop(task_run, None)
+            if queue is not None:
+                queue.discard(task_run)
+        elif task.lease is not None:
+            self.workers.drop_lease(task.lease.worker, task_run)
+            if task.lease.ticket and self._ticket_of.get(task.lease.ticket) == task_run:
+                del self._ticket_of[task.lease.ticket]
+            self._count_running(run, task, -1)
+
+    def _index_task(self, run: Run, task: TaskRun) -> None:
+        task_run = run.task_run_id(task)
+        if task.status == "READY":
+            self._place_task(run, task)
+        elif task.lease is not None:
+            lease = task.lease
+            worker = self.workers.get(lease.worker) or self.workers.add(
+                lease.worker, lease.pool, lease.inbox, self._now
+            )
+            worker.leases.add(task_run)
+            if lease.ticket:
+                self._ticket_of[lease.ticket] = task_run
+            self._count_running(run, task, 1)
+        deadline = _deadline(task)
+        if deadline is not None:
+            heapq.heappush(self._deadlines, (deadline[0], run.id, task.name))
+        if task.satisfied and task.lease is not None:
+            self._satisfied_at[task_run] = self._now
+        else:
+            self._satisfied_at.pop(task_run, None)
+
+    def _count_running(self, run: Run, task: TaskRun, by: int) -> None:
+        spec = self._spec(run)
+        assert task.lease is not None
+        if spec is not None and not task.lease.released:
+            self._queue(task.lease.pool, spec.task(task.name).slot_kind).running += by
+
+    def _place_task(self, run: Run, task: TaskRun) -> None:
+        """Put a ready task into the queue of a pool that can run it, or on the side until there is one."""
+        task_run = run.task_run_id(task)
+        spec = self._spec(run)
+        pool = self.workers.pool_for(f"{run.workflow}:{task.name}", self._now)
+        if pool is None or spec is None:
+            self._place[task_run] = None
+            return
+        queue = self._queue(pool, spec.task(task.name).slot_kind)
+        queue.add(task_run, task, run.priority)
+        self._place[task_run] = queue
+        self._dirty.add((pool, queue.kind))
+
+    def _route_again(self) -> None:
+        """Pools have come or gone: move ready tasks to where they can run."""
+        for task_run, queue in list(self._place.items()):
+            if queue is not None and self.workers.alive(queue.pool, self._now):
+                continue
+            run = self.runs[ids.run_of(task_run)]
+            name = ids.task_of(task_run)
+            pool = self.workers.pool_for(f"{run.workflow}:{name}", self._now)
+            if pool is not None and (queue is None or pool != queue.pool):
+                if queue is not None:
+                    queue.discard(task_run)
+                self._place_task(run, run.task(name))
+
+
+def _deadline(task: TaskRun) -> tuple[float, Literal["execution", "schedule"]] | None:
+    """When a task times out as things stand, and which of its timeouts that is."""
+    if task.lease is not None and task.lease.deadline is not None:
+        return task.lease.deadline + limits.EXECUTION_GRACE_S, "execution"
+    if task.status == "READY" and task.schedule_deadline is not None:
+        return task.schedule_deadline, "schedule"
+    return None

@@ -1,0 +1,60 @@
+"""What one decision gives besides the new state: effects to publish and entries for the durable log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sublet_engine import ids
+from sublet_engine.messages import CancelTimer, Record, SetTimer, Subscribe, Unsubscribe
+from sublet_engine.runs import Effect, LogRecord
+from sublet_engine.workflows import Condition, EventCondition, SleepCondition
+
+
+def position_at(at: float) -> int:
+    """A moment (epoch seconds) as a place in the order of events (microseconds)."""
+    return int(at * 1_000_000)
+
+
+@dataclass(slots=True)
+class Turn:
+    """Collects what a decision gives. ``now``: epoch seconds. ``epoch``: who will write (see `runs.LogRecord`)."""
+
+    now: float
+    epoch: str = ""
+    effects: list[Effect] = field(default_factory=list)
+    log: list[LogRecord] = field(default_factory=list)
+
+    @property
+    def position(self) -> int:
+        return position_at(self.now)
+
+    def emit(self, to: str, message: Record, *, durable: bool = True) -> None:
+        self.effects.append(Effect(to, message, durable))
+
+    def to_run(self, run_id: str, message: Record) -> None:
+        self.emit(f"slot:{ids.slot_key(run_id)}", message)
+
+    def to_inbox(self, inbox: str, message: Record, *, durable: bool = False) -> None:
+        self.emit(f"inbox:{inbox}", message, durable=durable)
+
+    def set_timer(self, task_run: str, node: str, key: str, due: float) -> None:
+        timer = SetTimer(id=ids.wait_id(task_run, node, key), due=due, task_run_id=task_run, node=node, key=key)
+        self.emit("timers", timer)
+
+    def arm(self, task_run: str, node: str, condition: Condition, since: int) -> None:
+        """Start the clock of a sleep, or begin to listen for an event from ``since`` on."""
+        if isinstance(condition, SleepCondition):
+            self.set_timer(task_run, node, condition.key, self.now + condition.duration_s)
+        elif isinstance(condition, EventCondition):
+            if condition.since_s is not None:
+                since = min(since, position_at(condition.since_s))
+            wait = ids.wait_id(task_run, node, condition.key)
+            self.emit("ingest", Subscribe(wait, task_run, node, condition, since))
+
+    def withdraw(self, task_run: str, node: str, condition: Condition) -> None:
+        """Undo :meth:`arm`. Harmless when it has come true meanwhile."""
+        wait = ids.wait_id(task_run, node, condition.key)
+        if isinstance(condition, SleepCondition):
+            self.emit("timers", CancelTimer(wait))
+        elif isinstance(condition, EventCondition):
+            self.emit("ingest", Unsubscribe(wait))

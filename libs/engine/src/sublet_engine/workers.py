@@ -1,0 +1,102 @@
+"""The workers as one shard sees them: who lives, what each pool can run, how many slots it has."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from sublet_engine import limits
+from sublet_engine.workflows import SlotKind
+
+
+@dataclass(slots=True)
+class Worker:
+    id: str
+    pool: str
+    inbox: str
+    last_seen: float
+    slots: dict[SlotKind, int] = field(default_factory=dict)
+    leases: set[str] = field(default_factory=set)
+    """Task runs of this shard that it holds a lease on."""
+    draining: bool = False
+    suspected_at: float | None = None
+    """When a ticket of it came back; any sign of life clears it."""
+
+    def seen(self, now: float) -> None:
+        self.last_seen = now
+        self.suspected_at = None
+
+    def live(self, now: float) -> bool:
+        return now - self.last_seen <= limits.WORKER_SILENT_S and not self.draining
+
+    def lost(self, now: float) -> bool:
+        suspected = self.suspected_at is not None and now - self.suspected_at > limits.RECLAIM_GRACE_S
+        return suspected or now - self.last_seen > limits.WORKER_LOST_S
+
+
+class Workers:
+    def __init__(self) -> None:
+        self._by_id: dict[str, Worker] = {}
+        self._by_pool: dict[str, dict[str, Worker]] = defaultdict(dict)
+        self._pools_of: dict[str, dict[str, float]] = defaultdict(dict)
+        self._pools: set[str] = set()
+
+    def get(self, worker_id: str) -> Worker | None:
+        return self._by_id.get(worker_id)
+
+    def add(self, worker_id: str, pool: str, inbox: str, now: float) -> Worker:
+        """The worker of this id, new if it was not known; seen now."""
+        worker = self._by_id.get(worker_id)
+        if worker is None:
+            worker = self._by_id[worker_id] = Worker(worker_id, pool, inbox, now)
+            self._by_pool[pool][worker_id] = worker
+        worker.inbox = inbox
+        worker.seen(now)
+        return worker
+
+    def remove(self, worker_id: str) -> None:
+        worker = self._by_id.pop(worker_id, None)
+        if worker is not None:
+            self._by_pool[worker.pool].pop(worker_id, None)
+
+    def seen(self, worker_id: str, now: float) -> None:
+        worker = self._by_id.get(worker_id)
+        if worker is not None:
+            worker.seen(now)
+
+    def drop_lease(self, worker_id: str, task_run: str) -> None:
+        worker = self._by_id.get(worker_id)
+        if worker is not None:
+            worker.leases.discard(task_run)
+
+    def lost(self, now: float) -> list[Worker]:
+        return [worker for worker in self._by_id.values() if worker.lost(now)]
+
+    # --- pools ------------------------------------------------------------------------------------------------
+
+    def offer(self, pool: str, actions: Iterable[str], at: float) -> None:
+        """This pool can run these actions (``<workflow>:<task>``); ``at`` is when a worker last said so."""
+        self._pools.add(pool)
+        for action in actions:
+            self._pools_of[action][pool] = max(at, self._pools_of[action].get(pool, 0.0))
+
+    def known(self, pool: str) -> bool:
+        return pool in self._pools
+
+    def alive(self, pool: str, now: float) -> bool:
+        return any(worker.live(now) for worker in self._by_pool[pool].values())
+
+    def pool_for(self, action: str, now: float) -> str | None:
+        """The pool that should run an action: the latest registered one that lives, else the latest at all."""
+        pools = self._pools_of.get(action)
+        if not pools:
+            return None
+        return max(pools, key=lambda pool: (self.alive(pool, now), pools[pool]))
+
+    def capacity(self, pool: str, kind: SlotKind, now: float) -> int:
+        """Slots of this kind of the pool's live workers."""
+        return sum(worker.slots.get(kind, 1) for worker in self._by_pool[pool].values() if worker.live(now))
+
+    def all(self) -> Iterable[Worker]:
+        return self._by_id.values()
