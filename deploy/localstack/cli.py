@@ -4,12 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from .places import ROOT, STATE, LocalError, command, say
-from .stack import Addresses, Stack, log_files, only_one, private_servers
+from .places import ROOT, LocalError, command, say
+from .stack import Addresses, Stack, log_files, only_one, servers_for_tests
 from .tools import install
 
 HELP = """\
@@ -116,11 +114,9 @@ def test(arguments: list[str]) -> int:
         install(rabbitmq=True, mongodb=True)
     if amqp_url and mongo_url:
         return _pytest(arguments, Addresses(amqp_url, mongo_url))
-    STATE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="test-", dir=STATE) as directory:
-        say(f"Starting a RabbitMQ and a MongoDB for the tests in {directory}")
-        with private_servers(Path(directory)) as own:
-            return _pytest(arguments, Addresses(amqp_url or own.amqp_url, mongo_url or own.mongo_url))
+    say("Starting a RabbitMQ and a MongoDB for the tests")
+    with servers_for_tests() as own:
+        return _pytest(arguments, Addresses(amqp_url or own.amqp_url, mongo_url or own.mongo_url))
 
 
 def _pytest(arguments: list[str], addresses: Addresses) -> int:

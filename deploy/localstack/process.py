@@ -11,6 +11,8 @@ from pathlib import Path
 from .places import ROOT, LocalError
 from .ports import wait_until
 
+LARGEST_LOG = 20_000_000  # bytes; a larger one begins anew with the next start
+
 
 class ManagedProcess:
     """Started in a session of its own, ended by its id and never by its name."""
@@ -37,6 +39,8 @@ class ManagedProcess:
         self._pid_file.parent.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
+            if log.tell() > LARGEST_LOG:
+                log.truncate(0)
             self._child = subprocess.Popen(
                 arguments,
                 env=environment,

@@ -69,6 +69,7 @@ class Stack:
             if part.pid is not None:
                 say(f"Stopping {part.name}")
             part.stop()
+        _remove_orphans()
 
     def wipe(self) -> None:
         """Forgets all data: the next start is the first."""
@@ -95,17 +96,41 @@ class Stack:
 
 
 @contextlib.contextmanager
-def private_servers(base_dir: Path) -> Iterator[Addresses]:
+def private_servers(base_dir: Path, log_dir: Path | None = None) -> Iterator[Addresses]:
     """A broker and a database that nobody else uses, gone when the block ends."""
-    rabbit, mongo = RabbitServer(base_dir / "rabbitmq"), MongoServer(base_dir / "mongodb")
     try:
+        rabbit, mongo = _private(base_dir, log_dir)
         rabbit.start()
         mongo.start()
         yield Addresses(rabbit.url, mongo.url)
     finally:
-        rabbit.stop()
-        mongo.stop()
-        shutil.rmtree(base_dir, ignore_errors=True)
+        _remove_private_servers(base_dir)
+
+
+@contextlib.contextmanager
+def servers_for_tests() -> Iterator[Addresses]:
+    """Private servers below the state directory, named after the process that needs them."""
+    _remove_orphans()
+    with private_servers(STATE / f"test-{os.getpid()}", LOGS / "test") as addresses:
+        yield addresses
+
+
+def _remove_orphans() -> None:
+    """Ends the servers of test runs that were killed and could not do it themselves."""
+    for base_dir in STATE.glob("test-*"):
+        if not Path("/proc", base_dir.name.removeprefix("test-")).exists():
+            say(f"Removing what a killed test run left in {base_dir}")
+            _remove_private_servers(base_dir)
+
+
+def _remove_private_servers(base_dir: Path) -> None:
+    for server in _private(base_dir):
+        server.stop()
+    shutil.rmtree(base_dir, ignore_errors=True)
+
+
+def _private(base_dir: Path, log_dir: Path | None = None) -> tuple[RabbitServer, MongoServer]:
+    return RabbitServer(base_dir / "rabbitmq", log_dir), MongoServer(base_dir / "mongodb", log_dir)
 
 
 @contextlib.contextmanager
