@@ -89,6 +89,9 @@ class Broker(Protocol):
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
         """Give back for redelivery. Void ones are ignored."""
 
+    def is_void(self, delivery: Delivery) -> bool:
+        """Its channel is gone: it can no longer be acknowledged, and comes again."""
+
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Returns when the broker has confirmed all of them; raises BrokerUnavailable when one was not."""
 
@@ -148,6 +151,10 @@ class WorkerRecord:
     started_at: float
     last_seen_at: float
     gone: bool = False
+
+
+GONE_WORKER_RETENTION_S = 86_400.0
+"""A worker that left can be looked up for a day."""
 
 
 class RunStore(Protocol):

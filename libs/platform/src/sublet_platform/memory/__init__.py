@@ -1,0 +1,17 @@
+"""In-memory adapters of every port, for tests and the simulator. Deterministic: one event loop, nothing random."""
+
+from sublet_platform.memory.broker import MemoryBroker
+from sublet_platform.memory.cluster import MemoryCluster
+from sublet_platform.memory.database import MemoryDatabase
+from sublet_platform.memory.stores import MemoryEventStore, MemoryRunStore, MemoryTimerStore
+from sublet_platform.memory.transport import MemoryTransport
+
+__all__ = [
+    "MemoryBroker",
+    "MemoryCluster",
+    "MemoryDatabase",
+    "MemoryEventStore",
+    "MemoryRunStore",
+    "MemoryTimerStore",
+    "MemoryTransport",
+]

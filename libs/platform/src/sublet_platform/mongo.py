@@ -1,0 +1,295 @@
+"""MongoDB: the connection, a few bulk operations, and errors in our own words. The only module that knows the driver.
+
+Writes are majority and journaled, reads go to the primary. Every method raises `StoreUnavailable` when the server
+cannot be reached or does not answer in time; anything else that goes wrong (a document that is too large, a value
+that BSON cannot hold) is an error of that one write and is raised as the driver gives it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import DeleteMany, InsertOne, ReplaceOne, UpdateOne, WriteConcern
+from pymongo.errors import (
+    BulkWriteError,
+    ConfigurationError,
+    ConnectionFailure,
+    DuplicateKeyError,
+    ExecutionTimeout,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    WTimeoutError,
+)
+
+from sublet_platform.ports import StoreUnavailable
+
+Document = dict[str, Any]
+T = TypeVar("T")
+
+SERVER_SELECTION_TIMEOUT_MS = 3_000
+"""How long one operation waits for a primary: longer than an election, shorter than anybody's patience."""
+SOCKET_TIMEOUT_MS = 10_000
+"""How long one operation waits for an answer; a batch of a thousand documents takes well below a second."""
+WRITE_TIMEOUT_MS = 10_000
+"""How long the primary waits for a majority."""
+
+_DUPLICATE_KEY = 11_000
+_ALREADY_INITIALIZED = 23
+_TRANSIENT_LABELS = ("RetryableWriteError", "TransientTransactionError")
+_TRANSIENT_CODES = frozenset(
+    (
+        6,  # HostUnreachable
+        7,  # HostNotFound
+        50,  # MaxTimeMSExpired
+        64,  # WriteConcernFailed
+        89,  # NetworkTimeout
+        91,  # ShutdownInProgress
+        100,  # UnsatisfiableWriteConcern
+        189,  # PrimarySteppedDown
+        262,  # ExceededTimeLimit
+        9001,  # SocketException
+        10107,  # NotWritablePrimary
+        11600,  # InterruptedAtShutdown
+        11602,  # InterruptedDueToReplStateChange
+        13435,  # NotPrimaryNoSecondaryOk
+        13436,  # NotPrimaryOrSecondary
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One conditional update: the document that matches ``where`` gets the ``changes`` (dotted paths allowed)."""
+
+    where: Mapping[str, Any]
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a bulk write did: how many updates found their document, and which inserts were there already."""
+
+    matched: int = 0
+    duplicates: frozenset[int] = frozenset()
+    """Places in the list of inserts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """An index to be there. ``keys``: (field, 1 or -1). ``only``: partial filter. ``expires``: TTL on a date field."""
+
+    keys: Sequence[tuple[str, int]]
+    only: Mapping[str, Any] | None = None
+    sparse: bool = False
+    expires: bool = False
+
+
+def _transient(error: PyMongoError) -> bool:
+    if isinstance(error, BulkWriteError):
+        return _transient_bulk(error)
+    if isinstance(error, ConnectionFailure | ExecutionTimeout | WTimeoutError) or error.timeout:
+        return True
+    if any(error.has_error_label(label) for label in _TRANSIENT_LABELS):
+        return True
+    return isinstance(error, OperationFailure) and error.code in _TRANSIENT_CODES
+
+
+def _transient_bulk(error: BulkWriteError) -> bool:
+    details: Mapping[str, Any] = error.details or {}
+    if details.get("writeConcernErrors"):
+        return True
+    return any(each.get("code") in _TRANSIENT_CODES for each in details.get("writeErrors", ()))
+
+
+class Mongo:
+    """One database. ``on_seconds(operation, seconds)`` is told how long each round trip took."""
+
+    def __init__(
+        self,
+        client: AsyncIOMotorClient[Document],
+        database: str,
+        on_seconds: Callable[[str, float], None] | None = None,
+    ) -> None:
+        self._client = client
+        concern = WriteConcern(w="majority", j=True, wtimeout=WRITE_TIMEOUT_MS)
+        self._database = client.get_database(database, write_concern=concern)
+        self._on_seconds = on_seconds
+
+    async def _ask(self, operation: str, call: Awaitable[T]) -> T:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            return await call
+        except PyMongoError as error:
+            if _transient(error):
+                raise StoreUnavailable(f"{operation}: {error}") from error
+            raise
+        finally:
+            if self._on_seconds is not None:
+                self._on_seconds(operation, loop.time() - began)
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    async def find(
+        self,
+        collection: str,
+        where: Mapping[str, Any],
+        *,
+        sort: Sequence[tuple[str, int]] = (),
+        limit: int = 0,
+        skip: int = 0,
+    ) -> list[Document]:
+        cursor = self._database[collection].find(where, sort=list(sort) or None, limit=limit, skip=skip)
+        return await self._ask("find", cursor.to_list(None))
+
+    async def find_one(
+        self, collection: str, where: Mapping[str, Any], *, sort: Sequence[tuple[str, int]] = ()
+    ) -> Document | None:
+        return await self._ask("find", self._database[collection].find_one(where, sort=list(sort) or None))
+
+    async def find_in_chunks(
+        self, collection: str, where: Mapping[str, Any], *, sort: Sequence[tuple[str, int]], chunk: int
+    ) -> AsyncIterator[list[Document]]:
+        cursor = self._database[collection].find(where, sort=list(sort), batch_size=chunk)
+        while documents := await self._ask("find", cursor.to_list(chunk)):
+            yield documents
+
+    # --- writing ------------------------------------------------------------------------------------------
+
+    async def write(
+        self,
+        collection: str,
+        *,
+        inserts: Sequence[Document] = (),
+        updates: Sequence[Update] = (),
+        deletes: Sequence[str] = (),
+    ) -> Written:
+        """One unordered bulk write. An insert whose id is there is left out and reported."""
+        operations: list[Any] = [InsertOne(document) for document in inserts]
+        operations += [UpdateOne(update.where, {"$set": update.changes}) for update in updates]
+        if deletes:
+            operations.append(DeleteMany({"_id": {"$in": list(deletes)}}))
+        if not operations:
+            return Written()
+        try:
+            result = await self._ask("write", self._bulk(collection, operations))
+        except BulkWriteError as error:
+            return self._duplicates_of(error, len(inserts))
+        return Written(result.matched_count)
+
+    @staticmethod
+    def _duplicates_of(error: BulkWriteError, inserts: int) -> Written:
+        details: Mapping[str, Any] = error.details or {}
+        errors = details["writeErrors"]
+        if any(each["code"] != _DUPLICATE_KEY or each["index"] >= inserts for each in errors):
+            raise error
+        return Written(details["nMatched"], frozenset(each["index"] for each in errors))
+
+    async def replace(self, collection: str, documents: Sequence[Document], deletes: Sequence[str] = ()) -> None:
+        """Write these documents whole, whether they are there or not, and delete others."""
+        operations: list[Any] = [ReplaceOne({"_id": each["_id"]}, each, upsert=True) for each in documents]
+        if deletes:
+            operations.append(DeleteMany({"_id": {"$in": list(deletes)}}))
+        if operations:
+            await self._ask("write", self._bulk(collection, operations))
+
+    def _bulk(self, collection: str, operations: list[Any]) -> Awaitable[Any]:
+        return self._database[collection].bulk_write(operations, ordered=False)
+
+    async def replace_unless(self, collection: str, document: Document, unless: Mapping[str, Any]) -> None:
+        """Write the document whole, unless the one that is there fits ``unless``."""
+        where = {"_id": document["_id"], "$nor": [unless]}
+        try:
+            await self._ask("write", self._database[collection].replace_one(where, document, upsert=True))
+        except DuplicateKeyError:
+            return  # the one that is there fits
+
+    async def add_to_sets(self, collection: str, name: str, values: Mapping[str, Sequence[Any]]) -> None:
+        """Add values to the array ``name`` of the documents with these ids, each value once."""
+        operations: list[Any] = [
+            UpdateOne({"_id": key}, {"$addToSet": {name: {"$each": list(added)}}}, upsert=True)
+            for key, added in values.items()
+        ]
+        if operations:
+            await self._ask("write", self._bulk(collection, operations))
+
+    async def set_once(self, collection: str, key: str, values: Mapping[str, Any]) -> Document:
+        """Write a document unless it is there; returns what is there then."""
+        call = self._database[collection].find_one_and_update(
+            {"_id": key}, {"$setOnInsert": dict(values)}, upsert=True, return_document=True
+        )
+        document: Document = await self._ask("write", call)
+        return document
+
+    # --- the server ---------------------------------------------------------------------------------------
+
+    async def ensure_indexes(self, indexes: Mapping[str, Sequence[Index]]) -> None:
+        """By collection. Creating an index that is there does nothing."""
+        for collection, wanted in indexes.items():
+            for index in wanted:
+                options: Document = {}
+                if index.only is not None:
+                    options["partialFilterExpression"] = dict(index.only)
+                if index.sparse:
+                    options["sparse"] = True
+                if index.expires:
+                    options["expireAfterSeconds"] = 0
+                await self._ask("index", self._database[collection].create_index(list(index.keys), **options))
+
+    async def ping(self) -> None:
+        await self._ask("ping", self._client.admin.command("ping"))
+
+    async def drop_database(self) -> None:
+        await self._ask("drop", self._client.drop_database(self._database.name))
+
+    def close(self) -> None:
+        self._client.close()
+
+    async def hello(self) -> Document:
+        """What the server says of itself: ``isWritablePrimary``, ``setName``, ``me`` …"""
+        answer: Document = await self._ask("hello", self._client.admin.command("hello"))
+        return answer
+
+    async def initiate_replica_set(self, name: str, member: str) -> bool:
+        """Make the server a replica set of one member; False when it was one already."""
+        config = {"_id": name, "members": [{"_id": 0, "host": member}]}
+        try:
+            await self._ask("initiate", self._client.admin.command("replSetInitiate", config))
+        except OperationFailure as error:
+            if error.code == _ALREADY_INITIALIZED:
+                return False
+            raise
+        return True
+
+
+def connect(
+    url: str,
+    database: str,
+    *,
+    on_seconds: Callable[[str, float], None] | None = None,
+    direct: bool | None = None,
+) -> Mongo:
+    """Does not wait for the server: the first operation does. Must be called where the event loop runs.
+
+    Raises:
+        ValueError: the URL is not one.
+    """
+    options: dict[str, Any] = {} if direct is None else {"directConnection": direct}
+    try:
+        client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
+            url,
+            serverSelectionTimeoutMS=SERVER_SELECTION_TIMEOUT_MS,
+            connectTimeoutMS=SERVER_SELECTION_TIMEOUT_MS,
+            socketTimeoutMS=SOCKET_TIMEOUT_MS,
+            retryWrites=True,
+            retryReads=True,
+            **options,
+        )
+    except (InvalidURI, ConfigurationError) as error:
+        raise ValueError(f"not a MongoDB URL: {error}") from error
+    return Mongo(client, database, on_seconds)
