@@ -69,7 +69,7 @@ def install_packages(packages: Sequence[str]) -> None:
         raise LocalError(f"{' '.join(packages)} must be installed. On Debian or Ubuntu: sudo {' '.join(arguments)}")
     say(f"Installing {' '.join(packages)}")
     with services_not_started():
-        run(["apt-get", "update", "-q"])
+        run(["apt-get", "update", "-q", "-o", "Acquire::Retries=3"])
         run(arguments)
 
 
