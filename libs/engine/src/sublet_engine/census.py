@@ -7,9 +7,11 @@ from collections import Counter
 from sublet_engine import durable
 from sublet_engine.runs import Run, TaskRun
 
+WAITING_REASONS = ["sleep", "event", "child", "several", "backoff", "conditions", "parents"]
+
 
 def waiting_reason(task: TaskRun) -> str | None:
-    """Why a task waits without a slot: a bounded set of words, for a metric label. None: it does not."""
+    """Why a task waits without a slot: one of `WAITING_REASONS`, for a metric label. None: it does not wait."""
     if task.status == "EVICTED":
         return durable.waiting_for(task)
     if task.status == "BACKOFF":
@@ -20,9 +22,14 @@ def waiting_reason(task: TaskRun) -> str | None:
 
 
 class Census:
+    """``waiting`` is what is; everything else is what was counted since the last :meth:`clear`."""
+
     def __init__(self) -> None:
         self.waiting: Counter[str] = Counter()
         """Tasks that wait without a slot, by reason. Starts with what the store counted."""
+        self.clear()
+
+    def clear(self) -> None:
         self.tickets_issued = 0
         self.grants = 0
         self.grants_reused = 0
@@ -33,11 +40,11 @@ class Census:
         self.finished: Counter[str] = Counter()
         """Runs that ended, by status."""
         self.failures: Counter[str] = Counter()
-        """Attempts of tasks that ended badly, by error type (bounded by the shell)."""
+        """Attempts of tasks that ended badly, by error type."""
         self.findings: Counter[str] = Counter()
         """What the sweepers found although a message should have told: a bug's smoke, or an outage's."""
         self.resume_s: list[float] = []
-        """From satisfied to granted; the shell observes and clears them."""
+        """From satisfied to granted."""
         self.ready_s: list[float] = []
         """From ready to granted, new tasks."""
 
@@ -54,8 +61,8 @@ class Census:
         else:
             self.ready_s.append(since)
 
-    def changed(self, old: TaskRun | None, new: TaskRun, now: float) -> None:
-        """A task changed. ``old`` None: it was loaded or created."""
+    def changed(self, old: TaskRun | None, new: TaskRun) -> None:
+        """A task changed. ``old`` None: it was created."""
         before = waiting_reason(old) if old is not None else None
         after = waiting_reason(new)
         if before is not None:
@@ -70,5 +77,5 @@ class Census:
             self.failures[new.error.type] += 1
 
     def run_changed(self, before: Run | None, after: Run) -> None:
-        if before is not None and after.terminal and not before.terminal:
+        if after.terminal and (before is None or not before.terminal):
             self.finished[after.status] += 1

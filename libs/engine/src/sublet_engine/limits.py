@@ -62,6 +62,9 @@ WORKER_SILENT_S = 10.0
 WORKER_LOST_S = 30.0
 """A worker silent for this long has lost its leases: their tasks are ready again."""
 
+WORKER_SAVE_INTERVAL_S = 15.0
+"""How often a worker's last sign of life is written down, for people and for the next owner of a shard."""
+
 RECLAIM_GRACE_S = 5.0
 """After a ticket was redelivered, its old holder has this long to say that it lives: longer than a heartbeat."""
 

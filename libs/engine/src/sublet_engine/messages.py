@@ -164,7 +164,13 @@ class Hello(Record, frozen=True):
     durable_slots: int
     workflows: tuple[WorkflowSpec, ...]
     at: float = 0.0
+    """When the process started: later ones make their workflows the current versions."""
     labels: dict[str, str | int] = {}
+
+    @property
+    def actions(self) -> list[str]:
+        """What its pool can run: ``<workflow>:<task>``."""
+        return [f"{spec.name}:{task.name}" for spec in self.workflows for task in spec.tasks]
 
 
 class Heartbeat(Record, frozen=True):

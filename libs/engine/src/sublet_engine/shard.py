@@ -52,7 +52,7 @@ from sublet_engine.queues import ReadyQueue
 from sublet_engine.runs import Effect, LogRecord, OutboxItem, Run, TaskRun
 from sublet_engine.turn import Turn
 from sublet_engine.workers import Worker, Workers
-from sublet_engine.workflows import SlotKind, WorkflowSpec, topological
+from sublet_engine.workflows import SLOT_KINDS, SlotKind, WorkflowSpec, topological
 
 
 class Publication(msgspec.Struct, frozen=True):
@@ -60,6 +60,8 @@ class Publication(msgspec.Struct, frozen=True):
 
     to: str
     body: bytes
+    durable: bool = False
+    """Nobody will ask for it again: its publish must be confirmed before the batch is done."""
 
 
 class DurableGrant(msgspec.Struct, frozen=True):
@@ -80,6 +82,14 @@ class Resend(msgspec.Struct, frozen=True):
     delivered: int
 
 
+class WorkerChange(msgspec.Struct, frozen=True):
+    """What is to be stored of a worker."""
+
+    worker: Worker
+    actions: tuple[str, ...]
+    gone: bool = False
+
+
 class Batch(msgspec.Struct):
     """What a batch of messages changed. To be written in this order: log, runs, then everything else."""
 
@@ -92,6 +102,8 @@ class Batch(msgspec.Struct):
     resends: list[Resend]
     workflows: list[tuple[WorkflowSpec, float]]
     """Definitions to save, with the time of registration."""
+    workers: list[WorkerChange]
+    """Workers to save, for people and later owners. Only the first shard names any."""
 
 
 class Shard:
@@ -126,6 +138,7 @@ class Shard:
         self._durable_grants: list[DurableGrant] = []
         self._resends: list[Resend] = []
         self._to_save: dict[tuple[str, str], tuple[WorkflowSpec, float]] = {}
+        self._worker_changes: list[WorkerChange] = []
 
     def take(self) -> Batch:
         """What has changed since the last call."""
@@ -138,6 +151,7 @@ class Shard:
             durable_grants=self._durable_grants,
             resends=self._resends,
             workflows=list(self._to_save.values()),
+            workers=self._worker_changes,
         )
         self._begin()
         self._trim()
@@ -165,18 +179,28 @@ class Shard:
             if run.id in self.runs:
                 continue
             if run.epoch != self._epoch:
-                self._publications.extend(Publication(item.to, item.message.encode()) for item in run.outbox)
+                self._publications.extend(
+                    Publication(item.to, item.message.encode(), durable=True) for item in run.outbox
+                )
             self.runs[run.id] = run
-            self._reindex(None, run)
+            for task in run.tasks:
+                self._index_task(run, task)
+            self._keep(run)
 
     def load_workflow(self, spec: WorkflowSpec, registered_at: float) -> None:
         self._workflows[spec.name, spec.version] = spec
         if registered_at >= self._current.get(spec.name, (0.0, spec))[0]:
             self._current[spec.name] = (registered_at, spec)
 
-    def load_pool(self, pool: str, actions: Iterable[str], seen_at: float) -> None:
+    def load_pool(self, pool: str, actions: Iterable[str], at: float) -> None:
         """What a pool can run, from an earlier owner's time."""
-        self.workers.offer(pool, actions, seen_at)
+        self.workers.offer(pool, actions, at)
+
+    def load_worker(self, worker_id: str, pool: str, inbox: str, slots: dict[SlotKind, int]) -> None:
+        """A worker that an earlier owner knew: taken to live until it has been silent for long enough from now on."""
+        worker = self.workers.add(worker_id, pool, inbox, self._now)
+        worker.slots = slots
+        self._mark_dirty(pool)
 
     @staticmethod
     def run_needed(message: ToShard) -> str | None:
@@ -429,6 +453,15 @@ class Shard:
     def queues(self) -> Iterable[ReadyQueue]:
         return self._queues.values()
 
+    def occupancy(self) -> Iterable[tuple[str, SlotKind, int, int]]:
+        """For each pool and kind: its slots, and how many of them leases of this shard hold."""
+        for pool in self.workers.pools:
+            for kind in SLOT_KINDS:
+                capacity = self.workers.capacity(pool, kind, self._now)
+                queue = self._queues.get((pool, kind))
+                if capacity or queue is not None:
+                    yield pool, kind, capacity, queue.running if queue is not None else 0
+
     # --- workers ----------------------------------------------------------------------------------------------
 
     def _greeted(self, hello: Hello) -> None:
@@ -441,11 +474,12 @@ class Shard:
             self._to_save[spec.name, spec.version] = (spec, hello.at)
             if self._first:
                 triggers = RegisterTriggers(spec.name, spec.on_events, spec.default_filters, hello.at)
-                self._publications.append(Publication("ingest", encode_one(triggers)))
+                self._publications.append(Publication("ingest", encode_one(triggers), durable=True))
         worker = self.workers.add(hello.worker, hello.pool, hello.inbox, self._now)
         worker.slots = {"task": hello.slots, "durable": hello.durable_slots}
-        actions = [f"{spec.name}:{task.name}" for spec in hello.workflows for task in spec.tasks]
-        self.workers.offer(hello.pool, actions, hello.at)
+        worker.name, worker.started_at = hello.name, hello.at
+        self.workers.offer(hello.pool, hello.actions, hello.at)
+        self._save_worker(worker)
         self._route_again()
         self._mark_dirty(hello.pool)
 
@@ -459,6 +493,8 @@ class Shard:
         worker.inbox, worker.draining = beat.inbox, beat.draining
         worker.slots = {"task": beat.slots, "durable": beat.durable_slots}
         self._mark_dirty(beat.pool)
+        if self._now - worker.saved_at > limits.WORKER_SAVE_INTERVAL_S:
+            self._save_worker(worker)
         self._compare_leases(worker, {held.lease: held.delivered for held in beat.leases})
 
     def _compare_leases(self, worker: Worker, held: dict[str, int]) -> None:
@@ -490,8 +526,14 @@ class Shard:
         if worker is not None:
             self._lose_all(worker)
 
+    def _save_worker(self, worker: Worker, *, gone: bool = False) -> None:
+        if self._first:
+            worker.saved_at = self._now
+            self._worker_changes.append(WorkerChange(worker, self.workers.actions(worker.pool), gone))
+
     def _lose_all(self, worker: Worker) -> None:
         self.workers.remove(worker.id)
+        self._save_worker(worker, gone=True)
         for task_run in list(worker.leases):
             run = self.runs[ids.run_of(task_run)]
             self._lose(run, ids.lease_id(task_run, run.task(ids.task_of(task_run)).invocation))
@@ -563,7 +605,7 @@ class Shard:
 
     def _publish(self, run_id: str, effect: Effect) -> None:
         body = encode_one(effect.message)
-        self._publications.append(Publication(effect.to, body))
+        self._publications.append(Publication(effect.to, body, effect.durable))
         if effect.durable:
             self._outbox[run_id].append(OutboxItem(effect.to, body.decode()))
             self._before.setdefault(run_id, self.runs.get(run_id))
@@ -581,11 +623,15 @@ class Shard:
             if old is not new:
                 self._unindex_task(after, old)
                 self._index_task(after, new)
-                self.census.changed(old, new, self._now)
+                self.census.changed(old, new)
         self.census.run_changed(before, after)
-        self._idle.pop(after.id, None)
-        if not after.live:
-            self._idle[after.id] = None
+        self._keep(after)
+
+    def _keep(self, run: Run) -> None:
+        """Live runs stay in memory; the others as long as there is room, the last used longest."""
+        self._idle.pop(run.id, None)
+        if not run.live:
+            self._idle[run.id] = None
 
     def _unindex_task(self, run: Run, task: TaskRun | None) -> None:
         if task is None:

@@ -20,6 +20,9 @@ class Worker:
     leases: set[str] = field(default_factory=set)
     """Task runs of this shard that it holds a lease on."""
     draining: bool = False
+    name: str = ""
+    started_at: float = 0.0
+    saved_at: float = 0.0
     suspected_at: float | None = None
     """When a ticket of it came back; any sign of life clears it."""
 
@@ -40,7 +43,7 @@ class Workers:
         self._by_id: dict[str, Worker] = {}
         self._by_pool: dict[str, dict[str, Worker]] = defaultdict(dict)
         self._pools_of: dict[str, dict[str, float]] = defaultdict(dict)
-        self._pools: set[str] = set()
+        self._actions: dict[str, tuple[str, ...]] = {}
 
     def get(self, worker_id: str) -> Worker | None:
         return self._by_id.get(worker_id)
@@ -77,12 +80,15 @@ class Workers:
 
     def offer(self, pool: str, actions: Iterable[str], at: float) -> None:
         """This pool can run these actions (``<workflow>:<task>``); ``at`` is when a worker last said so."""
-        self._pools.add(pool)
+        self._actions[pool] = tuple(actions)
         for action in actions:
             self._pools_of[action][pool] = max(at, self._pools_of[action].get(pool, 0.0))
 
     def known(self, pool: str) -> bool:
-        return pool in self._pools
+        return pool in self._actions
+
+    def actions(self, pool: str) -> tuple[str, ...]:
+        return self._actions.get(pool, ())
 
     def alive(self, pool: str, now: float) -> bool:
         return any(worker.live(now) for worker in self._by_pool[pool].values())
@@ -98,5 +104,6 @@ class Workers:
         """Slots of this kind of the pool's live workers."""
         return sum(worker.slots.get(kind, 1) for worker in self._by_pool[pool].values() if worker.live(now))
 
-    def all(self) -> Iterable[Worker]:
-        return self._by_id.values()
+    @property
+    def pools(self) -> Iterable[str]:
+        return self._actions

@@ -44,6 +44,7 @@ Groups = tuple[tuple[Condition, ...], ...]
 """AND of or-groups: every group needs at least one true condition. No group at all is never true."""
 
 SlotKind = Literal["task", "durable"]
+SLOT_KINDS: tuple[SlotKind, ...] = ("task", "durable")
 
 
 class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):

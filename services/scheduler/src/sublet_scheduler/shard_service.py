@@ -1,0 +1,198 @@
+"""One shard's shell: decode, decide, commit, publish. The batch loop around it acknowledges.
+
+Log first, state second, publish third, acknowledge last. Whatever goes wrong in between, the messages come again, the
+shard is built again from what is stored, and the effects of the last update of each run are published again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+
+import msgspec
+
+from sublet_engine import durable, ids, limits
+from sublet_engine.messages import Satisfied, Tick, ToShard, decode_for_shard, encode_one
+from sublet_engine.runs import LogRecord
+from sublet_engine.shard import Batch, DurableGrant, Publication, Resend, Shard, WorkerChange
+from sublet_engine.workflows import SlotKind
+from sublet_platform.ports import Broker, Clock, Delivery, RunChange, RunStore, WorkerRecord
+from sublet_scheduler.exports import Exports
+from sublet_scheduler.routing import outgoing
+
+logger = logging.getLogger(__name__)
+
+_RECENTLY_S = limits.WORKER_SAVE_INTERVAL_S + limits.WORKER_LOST_S
+"""A worker whose stored sign of life is younger may still live."""
+
+
+class ShardService:
+    """``index`` of ``shards``; ``inbox``: where the workers of its tickets send their claims."""
+
+    def __init__(
+        self,
+        index: int,
+        shards: int,
+        *,
+        inbox: str,
+        store: RunStore,
+        broker: Broker,
+        clock: Clock,
+        new_id: Callable[[], str],
+        exports: Exports,
+        refuse: Callable[[Delivery, str], None],
+    ) -> None:
+        self.index = index
+        self.inbox = inbox
+        self._slots = ids.slots_of_shard(index, shards)
+        self._store, self._broker, self._clock = store, broker, clock
+        self._new_id, self._exports, self._refuse = new_id, exports, refuse
+        self._shard: Shard | None = None
+        self._channel: Hashable = None
+        self._heard_at = 0.0
+
+    def active(self, within_s: float = 3.0) -> bool:
+        """This process owns the shard: it was given messages of its queue just now (the timer ticks each second)."""
+        return self._shard is not None and self._clock.now() - self._heard_at <= within_s
+
+    def drop(self) -> None:
+        """Forget everything: the next batch builds the shard again from the store."""
+        self._shard = None
+        self._exports.forget(self.index)
+
+    async def process(self, deliveries: list[Delivery]) -> None:
+        """Handle a batch whole. Raises StoreUnavailable, BrokerUnavailable or RevisionConflict; then nothing of it
+        may be acknowledged, and the shard has been dropped."""
+        try:
+            await self._process(deliveries)
+        except BaseException:
+            self.drop()
+            raise
+
+    async def _process(self, deliveries: list[Delivery]) -> None:
+        messages = self._decode(deliveries)
+        shard = await self._own(deliveries)
+        if shard is None:
+            return  # claims that came while another process owns the shard; their workers ask again
+        await self._load_missing(shard, messages)
+        now = self._clock.now()
+        for message in messages:
+            shard.handle(message, now)
+        await self._carry_out(shard.take())
+        self._exports.observe(self.index, shard)
+
+    def _decode(self, deliveries: list[Delivery]) -> list[ToShard]:
+        messages: list[ToShard] = []
+        for delivery in deliveries:
+            try:
+                messages.extend(decode_for_shard(delivery.body))
+            except msgspec.MsgspecError as error:
+                self._refuse(delivery, f"not a message for a scheduler: {error}")
+        return messages
+
+    # --- ownership --------------------------------------------------------------------------------------------
+
+    async def _own(self, deliveries: list[Delivery]) -> Shard | None:
+        """The shard in memory. A delivery on a new channel of the shard's queue may mean that another process owned it
+        in between: then it is built afresh."""
+        channels = [delivery.channel for delivery in deliveries if delivery.tag]
+        if channels:
+            self._heard_at = self._clock.now()
+            if channels[-1] != self._channel:
+                self._channel = channels[-1]
+                self.drop()
+        if self._shard is None and self._channel is not None and channels:
+            self._shard = await self._build()
+        return self._shard
+
+    async def _build(self) -> Shard:
+        now = self._clock.now()
+        shard = Shard(
+            epoch=self._new_id(),
+            inbox=self.inbox,
+            slot=f"slot.{self._slots[0]:02d}",
+            first=self.index == 0,
+            new_id=self._new_id,
+            now=now,
+        )
+        for record in await self._store.load_workflows():
+            shard.load_workflow(record.spec, record.registered_at)
+        for worker in await self._store.load_workers():
+            shard.load_pool(worker.pool, worker.actions, worker.started_at)
+            if not worker.gone and now - worker.last_seen_at <= _RECENTLY_S:
+                slots: dict[SlotKind, int] = {"task": worker.slots, "durable": worker.durable_slots}
+                shard.load_worker(worker.id, worker.pool, worker.inbox, slots)
+        shard.census.waiting.update(await self._store.count_waiting(self._slots))
+        runs = 0
+        async for chunk in self._store.load_live(self._slots):
+            shard.load(chunk)
+            runs += len(chunk)
+        shard.handle(Tick(now), now)
+        logger.info("shard %d taken over with %d live runs", self.index, runs)
+        return shard
+
+    async def _load_missing(self, shard: Shard, messages: list[ToShard]) -> None:
+        needed = {run_id for message in messages if (run_id := Shard.run_needed(message)) is not None}
+        missing = needed.difference(shard.runs)
+        if missing:
+            shard.load(await self._store.load_runs(list(missing)))
+
+    # --- effects ----------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, batch: Batch) -> None:
+        if batch.tickets:
+            self._broker.publish_soon(outgoing(batch.tickets))
+        for spec, registered_at in batch.workflows:
+            await self._store.save_workflow(spec, registered_at)
+        for change in batch.workers:
+            await self._store.save_worker(_record_of(change))
+        if batch.log:
+            await self._store.append_log(batch.log)
+        if batch.changes:
+            await self._store.commit([RunChange(before, after) for before, after in batch.changes])
+        publications = batch.publications
+        if batch.durable_grants or batch.resends:
+            publications = await self._with_logs(batch.durable_grants, batch.resends) + publications
+        await self._publish(publications)
+
+    async def _publish(self, publications: list[Publication]) -> None:
+        hints = [publication for publication in publications if not publication.durable]
+        if hints:
+            self._broker.publish_soon(outgoing(hints))
+        durable_ones = [publication for publication in publications if publication.durable]
+        if durable_ones:
+            await self._broker.publish(outgoing(durable_ones))
+
+    async def _with_logs(self, grants: list[DurableGrant], resends: list[Resend]) -> list[Publication]:
+        """Put the durable logs into grants, and results into repeated notices: one query for all."""
+        wanted = {item.task_run_id for item in grants} | {ids.task_run_of(item.lease) for item in resends}
+        records: dict[str, list[LogRecord]] = {task_run: [] for task_run in wanted}
+        for record in await self._store.load_logs(list(wanted)):
+            records[record.task_run_id].append(record)
+        publications = []
+        for item in grants:
+            log = durable.entries_of(durable.committed(item.task, records[item.task_run_id]))
+            grant = msgspec.structs.replace(item.grant, log=log)
+            publications.append(Publication(f"inbox:{item.inbox}", encode_one(grant)))
+        for resend in resends:
+            for record in durable.committed(resend.task, records[ids.task_run_of(resend.lease)]):
+                if record.kind == "done" and record.order > resend.delivered:
+                    satisfied = Satisfied(resend.lease, record.node, durable.done_of(record))
+                    publications.append(Publication(f"inbox:{resend.inbox}", encode_one(satisfied)))
+        return publications
+
+
+def _record_of(change: WorkerChange) -> WorkerRecord:
+    worker = change.worker
+    return WorkerRecord(
+        id=worker.id,
+        pool=worker.pool,
+        name=worker.name,
+        inbox=worker.inbox,
+        slots=worker.slots.get("task", 0),
+        durable_slots=worker.slots.get("durable", 0),
+        actions=change.actions,
+        started_at=worker.started_at,
+        last_seen_at=worker.last_seen,
+        gone=change.gone,
+    )

@@ -1,0 +1,64 @@
+"""Runs as people and clients see them: plain JSON-able dictionaries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sublet_engine.runs import Run, TaskRun
+
+_SEEN_AS = {"PENDING": "QUEUED", "READY": "QUEUED", "BACKOFF": "QUEUED", "EVICTED": "RUNNING", "SKIPPED": "COMPLETED"}
+
+
+def run_details(run: Run) -> dict[str, Any]:
+    """All of a run: status, times (epoch seconds), payloads, and its tasks."""
+    return {
+        **run_summary(run),
+        "input": msgspec.json.decode(run.input),
+        "tasks": [task_details(run, task) for task in run.tasks],
+    }
+
+
+def run_summary(run: Run) -> dict[str, Any]:
+    return {
+        "run_id": run.id,
+        "workflow": run.workflow,
+        "version": run.version,
+        "status": run.status,
+        "metadata": run.metadata,
+        "priority": run.priority,
+        "created_at": run.created_at,
+        "started_at": run.started_at,
+        "finished_at": run.finished_at,
+        "error_message": _error_message(run),
+        "cancelled_reason": run.cancelled_reason,
+        "parent_task_run_id": run.parent.task_run_id if run.parent is not None else None,
+        "trigger": msgspec.to_builtins(run.trigger),
+    }
+
+
+def _error_message(run: Run) -> str | None:
+    errors = [run.error] if run.error is not None else [t.error for t in run.tasks if t.status == "FAILED" and t.error]
+    return "; ".join(f"{error.type}: {error.message}" for error in errors) or None
+
+
+def task_details(run: Run, task: TaskRun) -> dict[str, Any]:
+    """A task run. ``status`` is one of five words; ``state`` says exactly where it stands."""
+    return {
+        "task_run_id": run.task_run_id(task),
+        "name": task.name,
+        "status": _SEEN_AS.get(task.status, task.status),
+        "state": task.status,
+        "is_evicted": task.status == "EVICTED",
+        "retry_count": task.retry_count,
+        "invocation": task.invocation,
+        "worker": task.lease.worker if task.lease is not None else None,
+        "slot_released": task.lease is not None and task.lease.released,
+        "output": msgspec.json.decode(task.output) if task.output is not None else None,
+        "error": msgspec.to_builtins(task.error),
+        "reason": task.reason,
+        "queued_at": task.queued_at,
+        "started_at": task.started_at,
+        "finished_at": task.finished_at,
+    }
