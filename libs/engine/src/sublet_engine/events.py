@@ -182,9 +182,10 @@ def _text(value: object) -> str | None:
 
 
 def _json_type(value: object) -> str:
-    if isinstance(value, list):
-        return "an array"
-    return "null" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "an array"}
+    return names[type(value)]
 
 
 class Sequence:

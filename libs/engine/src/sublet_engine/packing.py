@@ -1,0 +1,34 @@
+"""Many messages in few AMQP bodies: one round trip to the broker for a batch, and one write to its log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sublet_engine import limits
+from sublet_engine.messages import Record, encode_one
+
+
+def pack(messages: Iterable[tuple[str, Record]]) -> list[tuple[str, bytes]]:
+    """Gather (routing key, message) into (routing key, body); a body is a JSON array of messages.
+
+    Messages with one routing key keep their order. A body holds at most `limits.BATCH_MAX_ITEMS` messages and
+    `limits.BATCH_MAX_BYTES` bytes; a single message that is larger travels alone.
+    """
+    bodies: list[tuple[str, bytes]] = []
+    gathered: dict[str, list[bytes]] = {}
+    sizes: dict[str, int] = {}
+    for key, message in messages:
+        encoded = encode_one(message)
+        items = gathered.setdefault(key, [])
+        full = len(items) >= limits.BATCH_MAX_ITEMS or sizes.get(key, 0) + len(encoded) > limits.BATCH_MAX_BYTES
+        if items and full:
+            bodies.append((key, _array(items)))
+            items = gathered[key] = []
+            sizes[key] = 0
+        items.append(encoded)
+        sizes[key] = sizes.get(key, 0) + len(encoded) + 1
+    return bodies + [(key, _array(items)) for key, items in gathered.items()]
+
+
+def _array(items: list[bytes]) -> bytes:
+    return b"[" + b",".join(items) + b"]"
