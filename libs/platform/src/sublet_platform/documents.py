@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from sublet_engine import ids
+from sublet_engine.census import waiting_reason
 from sublet_engine.runs import Run
 
 TAG_MAX_CHARS = 256
@@ -27,6 +28,11 @@ def _tag(key: str, value: object) -> str:
     return tag if len(tag) <= TAG_MAX_CHARS else hashlib.sha256(tag.encode()).hexdigest()
 
 
+def waiting_reasons(run: Run) -> list[str]:
+    """Why its tasks wait, one word for each that does: counted by whoever takes over the shard."""
+    return [reason for task in run.tasks if (reason := waiting_reason(task)) is not None]
+
+
 def json_text(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
@@ -37,6 +43,8 @@ def document_of(run: Run) -> dict[str, Any]:
     document["_id"] = document.pop("id")
     document["slot"] = ids.slot_of(run.id)
     document["live"] = run.live
+    if waiting := waiting_reasons(run):
+        document["waiting"] = waiting
     document["status"] = run.status
     document["revision"] = run.revision
     if run.metadata:
@@ -55,6 +63,9 @@ def changes_of(before: Run, after: Run) -> dict[str, Any]:
             changes[name] = _stored_field(after, name)
     if "metadata" in changes:
         changes["tags"] = metadata_tags(after.metadata)
+    waiting = waiting_reasons(after)
+    if waiting_reasons(before) != waiting:
+        changes["waiting"] = waiting
     if before.live != after.live:
         changes["live"] = after.live
     if len(before.tasks) != len(after.tasks):

@@ -159,6 +159,16 @@ class Mongo:
         while documents := await self._ask("find", cursor.to_list(chunk)):
             yield documents
 
+    async def count_each(self, collection: str, where: Mapping[str, Any], name: str) -> dict[str, int]:
+        """How often each value stands in the arrays of this name."""
+        stages: list[Mapping[str, Any]] = [
+            {"$match": where},
+            {"$unwind": f"${name}"},
+            {"$group": {"_id": f"${name}", "count": {"$sum": 1}}},
+        ]
+        documents = await self._ask("count", self._database[collection].aggregate(stages).to_list(None))
+        return {each["_id"]: each["count"] for each in documents}
+
     # --- writing ------------------------------------------------------------------------------------------
 
     async def write(

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from sublet_engine.census import WAITING_REASONS
 from sublet_engine.runs import LogRecord, Run
 from sublet_engine.workflows import WorkflowSpec
 from sublet_platform.documents import changes_of, document_of, json_text, metadata_tags, run_of
@@ -24,9 +25,11 @@ from sublet_platform.ports import (
 )
 
 _LIVE_CHUNK = 500
+_SCHEDULER_RETENTION_S = 60.0
 _INDEXES = {
     "runs": (
         Index([("slot", 1), ("created_at", 1)], only={"live": True}),
+        Index([("waiting", 1), ("slot", 1)]),
         Index([("created_at", -1)]),
         Index([("workflow", 1), ("created_at", -1)]),
         Index([("tags", 1)], sparse=True),
@@ -35,6 +38,7 @@ _INDEXES = {
     ),
     "durable_log": (Index([("task_run_id", 1), ("seq", 1)]),),
     "workers": (Index([("expire_at", 1)], expires=True),),
+    "schedulers": (Index([("expire_at", 1)], expires=True),),
 }
 
 
@@ -57,6 +61,10 @@ class MongoRunStore:
         where = {"slot": {"$in": list(slots)}, "live": True}
         async for chunk in self._mongo.find_in_chunks("runs", where, sort=[("created_at", 1)], chunk=_LIVE_CHUNK):
             yield [run_of(each) for each in chunk]
+
+    async def count_waiting(self, slots: Sequence[int]) -> Mapping[str, int]:
+        where = {"waiting": {"$in": WAITING_REASONS}, "slot": {"$in": list(slots)}}
+        return await self._mongo.count_each("runs", where, "waiting")
 
     async def append_log(self, records: Sequence[LogRecord]) -> None:
         await self._mongo.write("durable_log", inserts=[_document(record) for record in records])
@@ -111,6 +119,12 @@ class MongoRunStore:
         where = {"$or": [{"gone": False}, {"last_seen_at": {"$gt": since}}]}
         documents = await self._mongo.find("workers", where, sort=[("started_at", 1), ("_id", 1)])
         return [msgspec.convert(_with_id(each), WorkerRecord) for each in documents]
+
+    async def beat(self, scheduler: str, now: float) -> Mapping[str, float]:
+        expire_at = datetime.fromtimestamp(now + _SCHEDULER_RETENTION_S, UTC)
+        await self._mongo.replace("schedulers", [{"_id": scheduler, "at": now, "expire_at": expire_at}])
+        documents = await self._mongo.find("schedulers", {"at": {"$gt": now - _SCHEDULER_RETENTION_S}})
+        return {each["_id"]: each["at"] for each in documents}
 
     async def list_runs(self, query: RunFilter) -> list[Run]:
         documents = await self._mongo.find(

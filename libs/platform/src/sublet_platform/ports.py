@@ -145,6 +145,7 @@ class WorkerRecord:
     id: str
     pool: str
     name: str
+    inbox: str
     slots: int
     durable_slots: int
     actions: tuple[str, ...]
@@ -168,6 +169,9 @@ class RunStore(Protocol):
     def load_live(self, slots: Sequence[int]) -> AsyncIterator[list[Run]]:
         """All runs of these hash slots of which something is ready or running, in chunks, oldest first."""
 
+    async def count_waiting(self, slots: Sequence[int]) -> Mapping[str, int]:
+        """How many task runs of these hash slots wait without a slot, by `census.waiting_reason`."""
+
     async def append_log(self, records: Sequence[LogRecord]) -> None:
         """One unordered bulk insert. A record that is there already (same id) is left as it is."""
 
@@ -189,6 +193,9 @@ class RunStore(Protocol):
 
     async def load_workers(self) -> list[WorkerRecord]:
         """Those not gone, and those gone for less than a day."""
+
+    async def beat(self, scheduler: str, now: float) -> Mapping[str, float]:
+        """Say that a scheduler process lives; returns when each was last heard of (those of the last minute)."""
 
     async def list_runs(self, query: RunFilter) -> list[Run]:
         """Newest first."""

@@ -139,8 +139,11 @@ class MemoryConnection:
     # --- publishing ---------------------------------------------------------------------------------------
 
     def _send(self, messages: Sequence[Message]) -> None:
+        def arrive() -> None:
+            self._route(messages)
+
         if self.connected:
-            self._up.send(lambda: self._route(messages))
+            self._up.send(arrive)
 
     async def _send_confirmed(self, messages: Sequence[Message]) -> None:
         """Raises Unconfirmed."""

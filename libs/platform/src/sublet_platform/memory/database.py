@@ -38,6 +38,7 @@ class MemoryDatabase:
         self.log_of: dict[str, list[LogRecord]] = {}
         self.workflows: dict[tuple[str, str], WorkflowRecord] = {}
         self.workers: dict[str, WorkerRecord] = {}
+        self.schedulers: dict[str, float] = {}
         self.settings: dict[str, int | str] | None = None
         self.timers: dict[str, StoredTimer] = {}
         self.events: dict[str, StoredEvent] = {}

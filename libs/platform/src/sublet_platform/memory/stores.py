@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from sublet_engine import ids
 from sublet_engine.runs import LogRecord, Run
 from sublet_engine.workflows import WorkflowSpec
-from sublet_platform.documents import metadata_tags
+from sublet_platform.documents import metadata_tags, waiting_reasons
 from sublet_platform.memory.database import MemoryDatabase
 from sublet_platform.ports import (
     GONE_WORKER_RETENTION_S,
@@ -48,6 +49,14 @@ class MemoryRunStore:
         await self._database.after("load_live")
         for start in range(0, len(live), _LIVE_CHUNK):
             yield live[start : start + _LIVE_CHUNK]
+
+    async def count_waiting(self, slots: Sequence[int]) -> Mapping[str, int]:
+        await self._database.before("count_waiting")
+        owned = frozenset(slots)
+        runs = (run for run in self._database.runs.values() if ids.slot_of(run.id) in owned)
+        counts = Counter(reason for run in runs for reason in waiting_reasons(run))
+        await self._database.after("count_waiting")
+        return counts
 
     async def append_log(self, records: Sequence[LogRecord]) -> None:
         await self._database.before("append_log")
@@ -101,6 +110,13 @@ class MemoryRunStore:
         kept = [worker for worker in self._database.workers.values() if not worker.gone or worker.last_seen_at > since]
         await self._database.after("load_workers")
         return sorted(kept, key=lambda worker: (worker.started_at, worker.id))
+
+    async def beat(self, scheduler: str, now: float) -> Mapping[str, float]:
+        await self._database.before("beat")
+        self._database.schedulers[scheduler] = now
+        heard = {each: at for each, at in self._database.schedulers.items() if at > now - 60.0}
+        await self._database.after("beat")
+        return heard
 
     async def list_runs(self, query: RunFilter) -> list[Run]:
         await self._database.before("list_runs")
@@ -188,8 +204,7 @@ class MemoryEventStore:
 
     async def events_after(self, after: Mapping[str, int], limit: int) -> list[StoredEvent]:
         await self._database.before("events_after")
-        events = self._database.events.values()
-        later = [event for event in events if event.key in after and event.seq > after[event.key]]
+        later = [e for e in self._database.events.values() if e.key in after and e.seq > after[e.key]]
         await self._database.after("events_after")
         return sorted(later, key=lambda event: event.seq)[:limit]
 

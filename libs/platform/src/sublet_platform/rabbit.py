@@ -1,0 +1,385 @@
+"""RabbitMQ: the `Broker` port over FastStream and aio-pika, and the declaration of the topology.
+
+Consuming goes through FastStream subscribers without dependency injection, decoding or automatic acknowledgement,
+each on a channel of its own (that is what makes its prefetch hold). Publishing goes straight to two channels: one
+with confirms, which are pipelined, and one without, for hints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
+
+import aio_pika
+import aiormq
+from aio_pika.abc import AbstractConnection, AbstractRobustChannel, AbstractRobustConnection
+from aio_pika.exceptions import AMQPError, ChannelPreconditionFailed
+from faststream import AckPolicy
+from faststream.rabbit import Channel, ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue
+from faststream.rabbit.subscriber.usecase import RabbitSubscriber
+
+from sublet_platform.backoff import Backoff
+from sublet_platform.ports import BrokerUnavailable, Delivery, Handler, Outgoing
+from sublet_platform.settlement import Settlement
+from sublet_platform.topology import INBOXES, MUST_ARRIVE, Topology, topology
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 10
+"""A silent peer is noticed after two to three of these; RabbitMQ's own default would make that minutes."""
+RECONNECT_INTERVAL_S = 0.5
+CONFIRM_TIMEOUT_S = 10.0
+"""A majority of a healthy cluster confirms within milliseconds; a blocked broker (no disk, no memory) never does."""
+REQUEST_TIMEOUT_S = 10.0
+"""Starting or ending a consumer."""
+
+_UNREACHABLE = (AMQPError, OSError, RuntimeError, asyncio.InvalidStateError, asyncio.CancelledError)
+"""What a publish raises when connection or channel go away under it. The cancellation is aiormq's, of its own tasks."""
+_TRANSIENT, _PERSISTENT = 1, 2
+
+
+def with_heartbeat(url: str) -> str:
+    """The URL, asking for our heartbeat unless it asks for one itself."""
+    query = urlsplit(url).query
+    if "heartbeat" in parse_qs(query):
+        return url
+    return f"{url}{'&' if query else '?'}heartbeat={HEARTBEAT_S}"
+
+
+class _DistinctQueue(RabbitQueue):
+    """FastStream remembers declared queues by name, with their channel: a second consumer of a queue would then share
+    the first one's channel, or get its closed one. Every instance is a queue of its own here."""
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class _Ledger:
+    """One AMQP channel, and what is settled on it. Deliveries carry it as their channel."""
+
+    def __init__(self, channel: aiormq.Channel) -> None:
+        self.channel = channel
+        self.settlement = Settlement()
+
+
+class RabbitConsumer:
+    """See `ports.Consumer`."""
+
+    def __init__(self, rabbit: Rabbit, subscriber: RabbitSubscriber, channel: Channel) -> None:
+        self._rabbit = rabbit
+        self._subscriber = subscriber
+        self._channel = channel
+
+    async def cancel(self) -> None:
+        await self._rabbit.stop_subscriber(self._subscriber)
+
+    async def close(self) -> None:
+        await self.cancel()
+        await self._rabbit.close_channel(self._channel)
+
+
+class Rabbit:
+    """See `ports.Broker`. ``faststream`` is the broker to build a FastStream app around."""
+
+    def __init__(self, url: str, *, name: str = "sublet") -> None:
+        self.faststream = RabbitBroker(
+            with_heartbeat(url),
+            apply_types=False,
+            logger=None,
+            ack_policy=AckPolicy.MANUAL,
+            fail_fast=False,
+            reconnect_interval=RECONNECT_INTERVAL_S,
+            graceful_timeout=None,
+            default_channel=Channel(on_return_raises=True),
+            app_id=name,
+        )
+        self._connection: AbstractRobustConnection | None = None
+        self._confirmed: AbstractRobustChannel | None = None
+        self._hints: AbstractRobustChannel | None = None
+        self._waiting_hints: deque[Outgoing] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._hint_task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect, and open the channels for publishing. Waits for as long as the broker is away."""
+        self._connection = await self.faststream.connect()
+        self._confirmed = await self._connection.channel(on_return_raises=True)
+        self._hints = await self._connection.channel(publisher_confirms=False)
+
+    @property
+    def connected(self) -> bool:
+        connection = self._connection
+        return connection is not None and not connection.is_closed and connection.connected.is_set()
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for channel in (self._confirmed, self._hints):
+            if channel is not None and self.connected:
+                await channel.close()
+        await self.faststream.stop()
+        self._connection = self._confirmed = self._hints = None
+
+    # --- consuming ----------------------------------------------------------------------------------------
+
+    async def consume(self, queue: str, handler: Handler, *, prefetch: int) -> RabbitConsumer:
+        channel = Channel(prefetch_count=prefetch)
+        subscriber = self.faststream.subscriber(
+            _DistinctQueue(queue, declare=False),
+            channel=channel,
+            ack_policy=AckPolicy.MANUAL,
+            decoder=_as_it_is,
+            no_reply=True,
+            persistent=False,
+            title=queue,
+        )
+        return await self._start(subscriber, channel, handler)
+
+    async def open_inbox(self, name: str, handler: Handler) -> RabbitConsumer:
+        channel = Channel()
+        subscriber = self.faststream.subscriber(
+            _DistinctQueue(name, durable=False, exclusive=True, auto_delete=True, routing_key=name),
+            RabbitExchange(INBOXES, type=ExchangeType.DIRECT, durable=True, declare=False),
+            channel=channel,
+            ack_policy=AckPolicy.ACK_FIRST,
+            decoder=_as_it_is,
+            no_reply=True,
+            persistent=False,
+            include_in_schema=False,
+        )
+        return await self._start(subscriber, channel, handler)
+
+    async def _start(self, subscriber: RabbitSubscriber, channel: Channel, handler: Handler) -> RabbitConsumer:
+        subscriber(_receiver(handler))
+        # FastStream drops deliveries that arrive before its own start has returned, and some do.
+        subscriber.running = True
+        try:
+            await self._request(subscriber.start())
+        except BrokerUnavailable:
+            await self.stop_subscriber(subscriber)
+            await self.close_channel(channel)
+            raise
+        return RabbitConsumer(self, subscriber, channel)
+
+    async def _request(self, call: Coroutine[Any, Any, None]) -> None:
+        if not self.connected:
+            call.close()
+            raise BrokerUnavailable("not connected")
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await call
+        except (AMQPError, OSError, RuntimeError) as error:
+            raise BrokerUnavailable(str(error) or type(error).__name__) from error
+
+    async def stop_subscriber(self, subscriber: RabbitSubscriber) -> None:
+        """No new deliveries."""
+        try:
+            await self._request(subscriber.stop())
+        except BrokerUnavailable as error:
+            log.debug("consumer not cancelled: %s", error)
+
+    async def close_channel(self, channel: Channel) -> None:
+        """What is unacknowledged on it goes back to its queue."""
+        if not self.connected:
+            return
+        await self._drain_tasks()
+        opened = await self.faststream.config.channel_manager.get_channel(channel)
+        try:
+            await self._request(opened.close())
+        except BrokerUnavailable as error:
+            log.debug("channel not closed: %s", error)
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        for ledger, tags in _by_channel(deliveries).items():
+            frames = ledger.settlement.settle(tags)
+            self._soon(_send_acks(ledger.channel, frames))
+
+    def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        for ledger, tags in _by_channel(deliveries).items():
+            frames = ledger.settlement.settle(tags)
+            self._soon(_send_nacks(ledger.channel, frames))
+
+    def is_void(self, delivery: Delivery) -> bool:
+        return _ledger_of(delivery).channel.is_closed
+
+    def _soon(self, call: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(call)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _drain_tasks(self) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- publishing ---------------------------------------------------------------------------------------
+
+    async def publish(self, messages: Sequence[Outgoing]) -> None:
+        if not messages:
+            return
+        if self._confirmed is None or not self.connected:
+            raise BrokerUnavailable("not connected")
+        try:
+            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                channel = await _opened(self._confirmed)
+                # Tasks start in this order and so the messages go out in it; the confirms are awaited together.
+                outcomes = await asyncio.gather(
+                    *(_publish(channel, message, mandatory=message.exchange in MUST_ARRIVE) for message in messages),
+                    return_exceptions=True,
+                )
+        except TimeoutError as error:
+            raise BrokerUnavailable(f"not confirmed within {CONFIRM_TIMEOUT_S:g} s") from error
+        except (AMQPError, OSError, RuntimeError) as error:
+            raise BrokerUnavailable(str(error) or type(error).__name__) from error
+        for outcome in outcomes:
+            if isinstance(outcome, _UNREACHABLE):
+                raise BrokerUnavailable(f"not confirmed: {outcome!r}") from outcome
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def publish_soon(self, messages: Sequence[Outgoing]) -> None:
+        self._waiting_hints.extend(messages)
+        if self._hint_task is None:
+            self._hint_task = asyncio.get_running_loop().create_task(self._send_hints())
+            self._tasks.add(self._hint_task)
+            self._hint_task.add_done_callback(self._hints_sent)
+
+    def _hints_sent(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._hint_task = None
+
+    async def _send_hints(self) -> None:
+        try:
+            if self._hints is None or not self.connected:
+                raise BrokerUnavailable("not connected")
+            channel = await _opened(self._hints)
+            while self._waiting_hints:
+                await _publish(channel, self._waiting_hints.popleft(), mandatory=False, wait=False)
+        except (BrokerUnavailable, *_UNREACHABLE) as error:
+            log.info("hints lost: %s", error or type(error).__name__, extra={"count": len(self._waiting_hints)})
+            self._waiting_hints.clear()
+
+
+async def _as_it_is(message: Any) -> Any:
+    """An asynchronous decoder that decodes nothing: a synchronous one would cost a thread hop for each message."""
+    return message
+
+
+def _receiver(handler: Handler) -> Callable[[Any], Awaitable[None]]:
+    ledger: _Ledger | None = None
+
+    async def receive(message: Any) -> None:
+        nonlocal ledger
+        raw: aio_pika.IncomingMessage = message.raw_message
+        if ledger is None or ledger.channel is not raw.channel:
+            ledger = _Ledger(cast("aiormq.Channel", raw.channel))
+        try:
+            handler(_delivery(raw, ledger))
+        except Exception:
+            log.exception("the handler of a queue failed; it must only hand over")
+
+    return receive
+
+
+def _delivery(raw: aio_pika.IncomingMessage, ledger: _Ledger) -> Delivery:
+    return Delivery(
+        body=raw.body,
+        exchange=raw.exchange or "",
+        routing_key=raw.routing_key or "",
+        redelivered=bool(raw.redelivered),
+        message_id=raw.message_id,
+        headers=raw.headers,
+        channel=ledger,
+        tag=raw.delivery_tag or 0,
+    )
+
+
+def _ledger_of(delivery: Delivery) -> _Ledger:
+    assert isinstance(delivery.channel, _Ledger), "a delivery of another broker"
+    return delivery.channel
+
+
+def _by_channel(deliveries: Sequence[Delivery]) -> dict[_Ledger, list[int]]:
+    tags: dict[_Ledger, list[int]] = {}
+    for delivery in deliveries:
+        ledger = _ledger_of(delivery)
+        if not ledger.channel.is_closed:
+            tags.setdefault(ledger, []).append(delivery.tag)
+    return tags
+
+
+async def _send_acks(channel: aiormq.Channel, frames: list[tuple[int, bool]]) -> None:
+    try:
+        for tag, multiple in frames:
+            await channel.basic_ack(tag, multiple=multiple, wait=False)
+    except _UNREACHABLE as error:
+        log.debug("acknowledgement lost, the messages come again: %r", error)
+
+
+async def _send_nacks(channel: aiormq.Channel, frames: list[tuple[int, bool]]) -> None:
+    try:
+        for tag, multiple in frames:
+            await channel.basic_nack(tag, multiple=multiple, requeue=True, wait=False)
+    except _UNREACHABLE as error:
+        log.debug("not given back, but the channel is gone: %r", error)
+
+
+async def _opened(channel: AbstractRobustChannel) -> aiormq.Channel:
+    """The channel behind a robust one, for as long as this connection lasts."""
+    await channel.ready()
+    return cast("aiormq.Channel", await channel.get_underlay_channel())
+
+
+async def _publish(channel: aiormq.Channel, message: Outgoing, *, mandatory: bool, wait: bool = True) -> None:
+    await channel.basic_publish(
+        message.body,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        properties=aiormq.spec.Basic.Properties(
+            content_type="application/json",
+            delivery_mode=_PERSISTENT if message.persistent else _TRANSIENT,
+            message_id=message.message_id,
+            headers=cast("Any", dict(message.headers)) if message.headers else None,
+        ),
+        mandatory=mandatory,
+        wait=wait,
+    )
+
+
+# --- topology ---------------------------------------------------------------------------------------------
+
+
+async def declare_topology(url: str, shards: int) -> None:
+    """Declare everything, on a connection of its own. Waits for as long as the broker is away.
+
+    Raises:
+        ValueError: something is there already with other arguments, or the number of shards is out of range.
+    """
+    wanted = topology(shards)
+    backoff = Backoff()
+    while True:
+        try:
+            async with await aio_pika.connect(with_heartbeat(url)) as connection:
+                return await _declare(connection, wanted)
+        except ChannelPreconditionFailed as error:
+            raise ValueError(f"the broker has something else under one of our names: {error}") from error
+        except (AMQPError, OSError) as error:
+            delay_s = backoff.next_s()
+            log.warning("no broker to declare the topology on (%s); again in %.1f s", error, delay_s)
+            await asyncio.sleep(delay_s)
+
+
+async def _declare(connection: AbstractConnection, wanted: Topology) -> None:
+    channel = await connection.channel()
+    for exchange in wanted.exchanges:
+        await channel.declare_exchange(exchange.name, type=exchange.type, durable=True)
+    queues = {
+        queue.name: await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
+        for queue in wanted.queues
+    }
+    for binding in wanted.bindings:
+        await queues[binding.queue].bind(binding.exchange, binding.routing_key)
