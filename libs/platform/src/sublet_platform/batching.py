@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from sublet_engine import limits
 from sublet_platform.backoff import Backoff
@@ -25,6 +25,9 @@ from sublet_platform.ports import (
 from sublet_platform.topology import DEAD
 
 log = logging.getLogger(__name__)
+
+Refuse = Callable[[Delivery, str], Awaitable[None]]
+"""Puts a message that nobody can use among the dead letters, with the reason; see `dead_letter`."""
 
 REASON_MAX_CHARS = 500
 CONFLICT_PAUSE_S = 0.05
@@ -66,11 +69,14 @@ class BatchLoop:
         self._waiting: deque[Delivery] = deque()
         self._wake_up = asyncio.Event()
         self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._task: asyncio.Task[None] | None = None
 
     def handle(self, delivery: Delivery) -> None:
         """The handler to consume with."""
         self._waiting.append(delivery)
+        self._idle.clear()
         self._wake_up.set()
 
     def start(self) -> None:
@@ -83,6 +89,10 @@ class BatchLoop:
         if self._task is not None:
             await self._task
 
+    async def idle(self) -> None:
+        """Returns when what has arrived is handled."""
+        await self._idle.wait()
+
     @property
     def alive(self) -> bool:
         return self._task is not None and not self._task.done()
@@ -92,6 +102,7 @@ class BatchLoop:
             await self._wake_up.wait()
             while self._waiting:
                 await self._settle(self._take())
+            self._idle.set()
             if self._stopping:
                 return
             self._wake_up.clear()

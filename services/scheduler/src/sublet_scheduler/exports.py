@@ -5,18 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from sublet_engine.shard import Shard
+from sublet_platform.metrics import LATENCY_BUCKETS_S, WAIT_BUCKETS_S, ServiceMetrics
 
-LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _KNOWN_FAILURES = ("TimeoutError", "WorkerLost", "NonDeterminismError", "LogFull", "IllegalTaskOutputError")
 """Error types that get a label of their own; users' exception classes would be unbounded."""
 
 
 class Exports:
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, metrics: ServiceMetrics) -> None:
+        registry = metrics.registry
+        self._service = metrics
         self._shards: dict[int, Shard] = {}
         self._evictions = Counter("sublet_evictions", "Durable tasks that gave their slot back", registry=registry)
         self._resumes = Counter("sublet_resumes", "Durable tasks granted again after a wait", registry=registry)
@@ -29,7 +31,7 @@ class Exports:
         self._wait_s = Histogram(
             "sublet_task_wait_seconds",
             "From ready to granted, for tasks that start",
-            buckets=LATENCY_BUCKETS_S,
+            buckets=WAIT_BUCKETS_S,
             registry=registry,
         )
         self._finished = Counter("sublet_runs_finished", "Runs that ended", ["status"], registry=registry)
@@ -40,9 +42,6 @@ class Exports:
         self._grants = Counter("sublet_grants", "Leases granted", ["reused"], registry=registry)
         self._lost = Counter("sublet_leases_lost", "Leases whose worker died or never got them", registry=registry)
         self._stale = Counter("sublet_stale_reports", "Reports under leases that had ended", registry=registry)
-        self._findings = Counter(
-            "sublet_sweeper_findings", "What sweepers found that no message had told", ["what"], registry=registry
-        )
         registry.register(self)
 
     def observe(self, index: int, shard: Shard) -> None:
@@ -65,7 +64,7 @@ class Exports:
         for reason, count in census.failures.items():
             self._failures.labels(reason if reason in _KNOWN_FAILURES else "exception").inc(count)
         for what, count in census.findings.items():
-            self._findings.labels(what).inc(count)
+            self._service.found(what, count)
         census.clear()
 
     def forget(self, index: int) -> None:

@@ -24,6 +24,7 @@ import msgspec
 from sublet_engine import durable, ids, limits
 from sublet_engine.explain import why
 from sublet_engine.messages import Query, Reply, decode_queries, encode
+from sublet_platform.batching import Refuse
 from sublet_platform.ports import Broker, Clock, Delivery, Outgoing, RunFilter, RunStore
 from sublet_scheduler import views
 
@@ -35,9 +36,7 @@ class QueryError(ValueError):
 
 
 class Queries:
-    def __init__(
-        self, *, store: RunStore, broker: Broker, clock: Clock, refuse: Callable[[Delivery, str], None]
-    ) -> None:
+    def __init__(self, *, store: RunStore, broker: Broker, clock: Clock, refuse: Refuse) -> None:
         self._store, self._broker, self._clock, self._refuse = store, broker, clock, refuse
         self._kinds: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
             "run": self._run,
@@ -53,7 +52,7 @@ class Queries:
             try:
                 queries = decode_queries(delivery.body)
             except msgspec.MsgspecError as error:
-                self._refuse(delivery, f"not a query: {error}")
+                await self._refuse(delivery, f"not a query: {error}")
                 continue
             for query in queries:
                 reply = await self._answer(query)

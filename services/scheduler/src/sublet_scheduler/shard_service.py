@@ -16,6 +16,7 @@ from sublet_engine.messages import Satisfied, Tick, ToShard, decode_for_shard, e
 from sublet_engine.runs import LogRecord
 from sublet_engine.shard import Batch, DurableGrant, Publication, Resend, Shard, WorkerChange
 from sublet_engine.workflows import SlotKind
+from sublet_platform.batching import Refuse
 from sublet_platform.ports import Broker, Clock, Delivery, RunChange, RunStore, WorkerRecord
 from sublet_scheduler.exports import Exports
 from sublet_scheduler.routing import outgoing
@@ -40,7 +41,7 @@ class ShardService:
         clock: Clock,
         new_id: Callable[[], str],
         exports: Exports,
-        refuse: Callable[[Delivery, str], None],
+        refuse: Refuse,
     ) -> None:
         self.index = index
         self.inbox = inbox
@@ -70,7 +71,7 @@ class ShardService:
             raise
 
     async def _process(self, deliveries: list[Delivery]) -> None:
-        messages = self._decode(deliveries)
+        messages = await self._decode(deliveries)
         shard = await self._own(deliveries)
         if shard is None:
             return  # claims that came while another process owns the shard; their workers ask again
@@ -81,13 +82,13 @@ class ShardService:
         await self._carry_out(shard.take())
         self._exports.observe(self.index, shard)
 
-    def _decode(self, deliveries: list[Delivery]) -> list[ToShard]:
+    async def _decode(self, deliveries: list[Delivery]) -> list[ToShard]:
         messages: list[ToShard] = []
         for delivery in deliveries:
             try:
                 messages.extend(decode_for_shard(delivery.body))
             except msgspec.MsgspecError as error:
-                self._refuse(delivery, f"not a message for a scheduler: {error}")
+                await self._refuse(delivery, f"not a message for a scheduler: {error}")
         return messages
 
     # --- ownership --------------------------------------------------------------------------------------------

@@ -1,0 +1,146 @@
+"""One scheduler process: its part in every shard, the queries, and its fair share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from sublet_engine import limits
+from sublet_platform.batching import BatchLoop, dead_letter
+from sublet_platform.metrics import ServiceMetrics
+from sublet_platform.ports import Broker, Clock, Consumer, Delivery, RunStore
+from sublet_platform.topology import QUERIES, shard_queue
+from sublet_scheduler.exports import Exports
+from sublet_scheduler.queries import Queries
+from sublet_scheduler.shard_service import ShardService
+from sublet_scheduler.sharing import Sharing
+
+logger = logging.getLogger(__name__)
+
+QUERY_PREFETCH = 50
+
+
+class SettingsMismatch(Exception):
+    """The database belongs to a deployment with other settings; the text says which."""
+
+
+class Holding:
+    """A shard as this process takes part in it: a place in the line of consumers, and what it does when it is first."""
+
+    def __init__(self, service: ShardService, broker: Broker, metrics: ServiceMetrics) -> None:
+        self.service = service
+        self._broker = broker
+        self._loop = BatchLoop(
+            service.process, broker, metrics, name="shard", on_failure=service.drop, on_conflict=service.drop
+        )
+        self._consumer: Consumer | None = None
+
+    def active(self) -> bool:
+        return self.service.active()
+
+    async def start(self) -> None:
+        self._loop.start()
+        await self._broker.open_inbox(self.service.inbox, self._claimed)
+        await self._line_up()
+
+    async def _line_up(self) -> None:
+        queue = shard_queue(self.service.index)
+        self._consumer = await self._broker.consume(queue, self._loop.handle, prefetch=limits.RUN_PREFETCH)
+
+    def _claimed(self, delivery: Delivery) -> None:
+        """A claim from the inbox, where nothing is acknowledged: tag 0 says so."""
+        self._loop.handle(replace(delivery, tag=0))
+
+    async def step_back(self) -> None:
+        """Give what is not handled back, and join the end of the line."""
+        await self._leave()
+        await self._line_up()
+
+    async def _leave(self) -> None:
+        if self._consumer is not None:
+            await self._consumer.cancel()
+            await self._loop.idle()
+            await self._consumer.close()
+            self._consumer = None
+        self.service.drop()
+
+    async def stop(self) -> None:
+        await self._leave()
+        await self._loop.stop()
+
+
+class Scheduler:
+    """``scheduler_id`` names the process; ``shards`` is fixed for the life of a deployment."""
+
+    def __init__(
+        self,
+        *,
+        scheduler_id: str,
+        shards: int,
+        store: RunStore,
+        broker: Broker,
+        clock: Clock,
+        new_id: Callable[[], str],
+        metrics: ServiceMetrics,
+    ) -> None:
+        self._shards, self._store, self._broker, self._metrics = shards, store, broker, metrics
+        exports = Exports(metrics)
+        self._holdings = [
+            Holding(
+                ShardService(
+                    index,
+                    shards,
+                    inbox=f"sublet.inbox.scheduler.{scheduler_id}.{index}",
+                    store=store,
+                    broker=broker,
+                    clock=clock,
+                    new_id=new_id,
+                    exports=exports,
+                    refuse=self._refuse,
+                ),
+                broker,
+                metrics,
+            )
+            for index in range(shards)
+        ]
+        queries = Queries(store=store, broker=broker, clock=clock, refuse=self._refuse)
+        self._queries = BatchLoop(queries.process, broker, metrics, name="queries")
+        self._sharing = Sharing(scheduler_id, self._holdings, store=store, clock=clock)
+        self._sharing_task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Join the line of every shard.
+
+        Raises:
+            SettingsMismatch: the runs in the database are spread over another number of shards.
+        """
+        in_force = await self._store.claim_settings({"shards": self._shards})
+        if in_force["shards"] != self._shards:
+            raise SettingsMismatch(
+                f"SUBLET_SHARDS is {self._shards}, but this database was set up with {in_force['shards']} shards: "
+                f"start every scheduler and timer with SUBLET_SHARDS={in_force['shards']}"
+            )
+        for holding in self._holdings:
+            await holding.start()
+        self._queries.start()
+        await self._broker.consume(QUERIES, self._queries.handle, prefetch=QUERY_PREFETCH)
+        self._sharing_task = asyncio.create_task(self._sharing.run())
+
+    async def stop(self) -> None:
+        """Finish what is in hand, leave the lines. The caller closes the broker."""
+        if self._sharing_task is not None:
+            self._sharing_task.cancel()
+        for holding in self._holdings:
+            await holding.stop()
+        await self._queries.stop()
+
+    def state(self) -> Mapping[str, object]:
+        """For ``/health``: the shards that this process owns now."""
+        held = [holding.service.index for holding in self._holdings if holding.active()]
+        return {"shards": self._shards, "shards_held": held}
+
+    async def _refuse(self, delivery: Delivery, reason: str) -> None:
+        logger.warning("a message on %s goes to sublet.dead: %s", delivery.routing_key, reason)
+        await dead_letter(self._broker, delivery, reason, self._metrics, "shard")

@@ -1,0 +1,55 @@
+"""Shares the shards out evenly over the schedulers that are up.
+
+Every scheduler consumes every shard's queue, and RabbitMQ gives each queue to one of them (single active consumer): so
+a shard whose scheduler dies moves within milliseconds. Who holds more than its share steps back to the end of the line
+for one shard at a time. Correctness never depends on it: the revisions of the runs do that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from sublet_platform.ports import Clock, RunStore, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+BEAT_INTERVAL_S = 2.0
+"""How often a scheduler says that it lives and looks at its share."""
+SILENT_S = 7.0
+"""A scheduler not heard of for this long does not count: three beats missed."""
+
+
+class Holding(Protocol):
+    """A shard as this process takes part in it."""
+
+    def active(self) -> bool: ...
+
+    async def step_back(self) -> None:
+        """Let the next consumer in line have it."""
+
+
+class Sharing:
+    def __init__(self, scheduler: str, holdings: Sequence[Holding], *, store: RunStore, clock: Clock) -> None:
+        self._scheduler, self._holdings, self._store, self._clock = scheduler, holdings, store, clock
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self._look()
+            except StoreUnavailable:
+                logger.warning("cannot see the other schedulers: the database does not answer")
+            await asyncio.sleep(BEAT_INTERVAL_S)
+
+    async def _look(self) -> None:
+        heard = await self._store.beat(self._scheduler, self._clock.now())
+        live = [name for name, at in heard.items() if self._clock.now() - at <= SILENT_S]
+        mine = [holding for holding in self._holdings if holding.active()]
+        share = math.ceil(len(self._holdings) / max(1, len(live)))
+        if len(mine) > share:
+            logger.info("holding %d shards, a share among %d schedulers is %d: giving one", len(mine), len(live), share)
+            await mine[-1].step_back()
