@@ -1,0 +1,69 @@
+"""Whether a service can work: ``/health`` names what is missing, ``/health/live`` says that the process answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from faststream.asgi import AsgiResponse, get
+from faststream.asgi.handlers import HttpHandler
+from faststream.asgi.types import Scope
+
+CHECK_TIMEOUT_S = 2.0
+
+Check = Callable[[], Awaitable[str | None]]
+"""Returns what is wrong, or None."""
+
+
+Fact = Callable[[], object]
+"""Returns something worth knowing, as JSON-able values."""
+
+
+class Health:
+    def __init__(self) -> None:
+        self._checks: dict[str, Check] = {}
+        self._facts: dict[str, Fact] = {}
+
+    def add(self, name: str, check: Check) -> None:
+        self._checks[name] = check
+
+    def tell(self, name: str, fact: Fact) -> None:
+        """Shown with every answer; says nothing about whether the service can work."""
+        self._facts[name] = fact
+
+    def facts(self) -> dict[str, object]:
+        return {name: fact() for name, fact in self._facts.items()}
+
+    async def missing(self) -> dict[str, str]:
+        """What is wrong, by the name of the check. All checks run at once."""
+        answers = await asyncio.gather(*(_answer(check) for check in self._checks.values()))
+        return {name: wrong for name, wrong in zip(self._checks, answers, strict=True) if wrong is not None}
+
+
+async def _answer(check: Check) -> str | None:
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return await check()
+    except TimeoutError:
+        return f"no answer within {CHECK_TIMEOUT_S:g} s"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def health_routes(health: Health) -> list[tuple[str, HttpHandler]]:
+    @get(description="200 when the service can work, 503 with what is missing when it cannot")
+    async def ready(scope: Scope) -> AsgiResponse:
+        missing = await health.missing()
+        status = {"status": "unavailable", "missing": missing} if missing else {"status": "ok"}
+        return _json({**status, **health.facts()}, 503 if missing else 200)
+
+    @get(description="200 as long as the process answers at all")
+    async def live(scope: Scope) -> AsgiResponse:
+        return _json({"status": "alive"}, 200)
+
+    return [("/health", ready), ("/health/live", live)]
+
+
+def _json(body: object, status: int) -> AsgiResponse:
+    return AsgiResponse(msgspec.json.encode(body), status, {"Content-Type": "application/json"})

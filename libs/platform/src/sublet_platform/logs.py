@@ -1,0 +1,48 @@
+"""Logging: structlog renders everything, ours and that of libraries which use the standard library."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+_CHATTY = {"aio_pika": logging.WARNING, "aiormq": logging.CRITICAL, "uvicorn": logging.WARNING}
+"""Loggers that tell more than anybody wants to read, unless the level is DEBUG. What aiormq says, aio-pika repeats."""
+
+
+def set_up_logging(service: str, *, level: str = "INFO", form: Literal["console", "json"] = "console") -> None:
+    """One line for each record on stderr, for people or as JSON."""
+
+    def name_service(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event["service"] = service
+        return event
+
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        name_service,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    final: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if form == "json":
+        final += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+    else:
+        final.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name, least in _CHATTY.items():
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "DEBUG" else least)
