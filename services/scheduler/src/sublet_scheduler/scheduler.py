@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from sublet_engine import limits
@@ -20,10 +20,6 @@ from sublet_scheduler.sharing import Sharing
 logger = logging.getLogger(__name__)
 
 QUERY_PREFETCH = 50
-
-
-class SettingsMismatch(Exception):
-    """The database belongs to a deployment with other settings; the text says which."""
 
 
 class Holding:
@@ -85,7 +81,7 @@ class Scheduler:
         new_id: Callable[[], str],
         metrics: ServiceMetrics,
     ) -> None:
-        self._shards, self._store, self._broker, self._metrics = shards, store, broker, metrics
+        self._broker, self._metrics = broker, metrics
         exports = Exports(metrics)
         self._holdings = [
             Holding(
@@ -111,17 +107,7 @@ class Scheduler:
         self._sharing_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Join the line of every shard.
-
-        Raises:
-            SettingsMismatch: the runs in the database are spread over another number of shards.
-        """
-        in_force = await self._store.claim_settings({"shards": self._shards})
-        if in_force["shards"] != self._shards:
-            raise SettingsMismatch(
-                f"SUBLET_SHARDS is {self._shards}, but this database was set up with {in_force['shards']} shards: "
-                f"start every scheduler and timer with SUBLET_SHARDS={in_force['shards']}"
-            )
+        """Join the line of every shard."""
         for holding in self._holdings:
             await holding.start()
         self._queries.start()
@@ -136,10 +122,9 @@ class Scheduler:
             await holding.stop()
         await self._queries.stop()
 
-    def state(self) -> Mapping[str, object]:
-        """For ``/health``: the shards that this process owns now."""
-        held = [holding.service.index for holding in self._holdings if holding.active()]
-        return {"shards": self._shards, "shards_held": held}
+    def shards_held(self) -> list[int]:
+        """The shards that this process owns now."""
+        return [holding.service.index for holding in self._holdings if holding.active()]
 
     async def _refuse(self, delivery: Delivery, reason: str) -> None:
         logger.warning("a message on %s goes to sublet.dead: %s", delivery.routing_key, reason)
