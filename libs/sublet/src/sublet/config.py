@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -16,7 +16,6 @@ class ClientConfig(BaseSettings):
         env_file=(".env", ".env.sublet", ".env.dev", ".env.local"),
         extra="ignore",
         arbitrary_types_allowed=True,
-        **ConfigDict(validate_default=True),
     )
 
     amqp_url: str = Field("amqp://guest:guest@127.0.0.1:5672/", repr=False)

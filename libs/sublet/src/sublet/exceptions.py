@@ -35,7 +35,7 @@ class TaskRunError(Exception):
         return f"TaskRunError({self.exc!r}, {self.exc_type!r}, task_run_external_id={self.task_run_external_id!r})"
 
     def serialize(self, include_metadata: bool) -> str:
-        """``Type: message``, the trace, and with ``include_metadata`` a last line of JSON that holds the task run id."""
+        """``Type: message`` and the trace; with ``include_metadata`` also a line of JSON with the task run id."""
         text = str(self)
         if not include_metadata:
             return text

@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sublet.durations import Duration
+from sublet_engine.expressions import FILTER_VARIABLES, compile_expression
 
 JSON = Mapping[str, Any]
 """A JSON object as a Python dictionary."""
@@ -74,12 +75,21 @@ class TaskDefaults(BaseModel):
 
 
 class DefaultFilter(BaseModel):
-    """Lets an event start a run of the workflow only if its scope is ``scope`` and ``expression`` is true: CEL over
-    ``input`` (the event's payload) and ``payload`` (this filter's)."""
+    """Lets an event start a run of the workflow only if its scope is ``scope`` and ``expression`` is true.
+
+    The expression is CEL over ``input`` (the event's payload), ``payload`` (this filter's), ``additional_metadata``,
+    ``event_key`` and ``event_id``.
+    """
 
     expression: str
     scope: str
     payload: dict[str, Any] = {}
+
+    @field_validator("expression")
+    @classmethod
+    def _valid_cel(cls, expression: str) -> str:
+        compile_expression(expression, FILTER_VARIABLES)
+        return expression
 
 
 class EvictionPolicy(BaseModel):

@@ -1,0 +1,321 @@
+"""The client's link: sends requests, and waits for results without polling.
+
+A client has an inbox. Whoever waits for a run is registered there by its run id, and for an answer by a correlation
+id. What the broker sends while the connection is down is lost, so after a reconnect every open result is asked for
+again; and, as a safety net, now and then while the wait is long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from sublet.config import ClientConfig
+from sublet.loops import BackgroundLoop, CallersLoop, Loop
+from sublet.transport import Transport, TransportUnavailable
+from sublet_engine import ids, limits, messages
+from sublet_engine.messages import Record, Reply, RunRequest, RunResult, WatchRun
+
+T = TypeVar("T")
+TransportFactory = Callable[[ClientConfig], Transport]
+
+REQUESTS = "sublet.requests"
+EVENTS = "sublet.events"
+QUERY_KEY = "query"
+
+PATROL_INTERVAL_S = 1.0
+"""How often the open results are looked through for those that have waited long."""
+
+WATCH_AGAIN_S = 10.0
+"""After this long without a result it is asked for again; the pause doubles up to `WATCH_AGAIN_MAX_S`."""
+
+WATCH_AGAIN_MAX_S = 60.0
+
+ASK_AGAIN_S = 3.0
+"""A question that may be asked twice is repeated when it has not been answered for this long."""
+
+_NOT_CONNECTED = "no connection to RabbitMQ: is it running, and is SUBLET_AMQP_URL right? Not connected"
+_NO_INBOX = "RabbitMQ has no exchange sublet.inboxes: is a scheduler running (it declares what clients use)? No inbox"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Watch:
+    """A result that somebody waits for."""
+
+    result: asyncio.Future[RunResult]
+    ask_at: float
+    pause_s: float = WATCH_AGAIN_S
+    waiting: int = 0
+    requested: bool = False
+    """The broker has the run request, so "no such run" is an answer."""
+
+
+class Connection:
+    """All coroutines run on the connection's own loop: call them through `aio` or `sync`."""
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        transport_factory: TransportFactory,
+        *,
+        background: bool = True,
+        now: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        self.now = now
+        self.new_id = new_id
+        self._config = config
+        self._transport_factory = transport_factory
+        self._home: Loop = BackgroundLoop() if background else CallersLoop()
+        self._inbox = f"sublet.inbox.client.{new_id()}"
+        self._transport: Transport | None = None
+        self._connected = _Once(self._connect, config.connect_timeout_s, _NOT_CONNECTED)
+        self._inbox_open = _Once(self._open_inbox, config.connect_timeout_s, _NO_INBOX)
+        self._watches: dict[str, _Watch] = {}
+        self._questions: dict[str, asyncio.Future[Reply]] = {}
+        self._patrol: asyncio.Task[None] | None = None
+
+    # --- from any thread or loop --------------------------------------------------------------------------------
+
+    async def aio(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await a coroutine of this object, from any event loop."""
+        return await self._home.run(work)
+
+    def sync(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for a coroutine of this object, blocking this thread."""
+        return self._home.run_sync(work)
+
+    # --- runs ---------------------------------------------------------------------------------------------------
+
+    async def request(self, requests: Sequence[RunRequest]) -> None:
+        """Ask for runs; returns when the broker has every request.
+
+        Raises:
+            TransportUnavailable: it did not confirm in time. Some may have been accepted.
+        """
+        await self._send(requests, persistent=True)
+
+    async def run(self, requests: Sequence[RunRequest]) -> list[RunResult]:
+        """As `request`, and wait for the results, in the same order."""
+        await self._inbox_open()
+        run_ids = [request.run_id for request in requests]
+        with self._watching(run_ids) as watches:
+            await self.request([msgspec.structs.replace(request, reply_to=self._inbox) for request in requests])
+            for watch in watches:
+                watch.requested = True
+            return await _all(watches)
+
+    async def results(self, run_ids: Sequence[str]) -> list[RunResult]:
+        """Wait for the results of runs that were requested earlier, by whomever."""
+        await self._inbox_open()
+        with self._watching(run_ids) as watches:
+            for watch in watches:
+                watch.requested = True
+            await self._ask_for_results(run_ids)
+            return await _all(watches)
+
+    # --- questions ----------------------------------------------------------------------------------------------
+
+    async def ask(
+        self, question: Callable[[str, str], Record], routing_key: str, what: str, *, repeatable: bool = True
+    ) -> bytes | None:
+        """Send ``question(correlation id, inbox)`` and wait for its answer: the raw JSON of the value, or None.
+
+        Raises:
+            ValueError: the answer is an error text.
+            TransportUnavailable: there was no answer within ``query_timeout_s``; ``what`` names it in the text.
+        """
+        await self._inbox_open()
+        transport = await self._connected()
+        correlation_id = self.new_id()
+        body = messages.encode([question(correlation_id, self._inbox)])
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._questions[correlation_id] = answer
+        try:
+            async with asyncio.timeout(self._config.query_timeout_s):
+                while not answer.done():
+                    await transport.publish(REQUESTS, routing_key, body, persistent=not repeatable)
+                    await asyncio.wait([answer], timeout=ASK_AGAIN_S if repeatable else None)
+        except TimeoutError:
+            raise TransportUnavailable(
+                f"{what}: no answer within {self._config.query_timeout_s:g} s. Is a scheduler running?"
+            ) from None
+        finally:
+            del self._questions[correlation_id]
+        reply = answer.result()
+        if reply.error is not None:
+            raise ValueError(f"{what}: {reply.error}")
+        return None if reply.value is None else bytes(reply.value)
+
+    # --- events -------------------------------------------------------------------------------------------------
+
+    async def push(self, key: str, event_id: str, body: bytes, headers: Mapping[str, str | int]) -> None:
+        """Publish an event. Needs no inbox, and so no more rights than to write to ``sublet.events``."""
+        transport = await self._connected()
+        await transport.publish(EVENTS, key, body, message_id=event_id, headers=headers)
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Whoever still waits gets a `TransportUnavailable`. The next call would connect again."""
+        under_way: list[asyncio.Task[Any] | None] = [self._patrol, self._connected.forget(), self._inbox_open.forget()]
+        for task in under_way:
+            if task is not None:
+                task.cancel()
+        error = TransportUnavailable("the client was closed")
+        waiting: list[asyncio.Future[Any]] = [watch.result for watch in self._watches.values()]
+        for future in (*waiting, *self._questions.values()):
+            if not future.done():
+                future.set_exception(error)
+        if self._transport is not None:
+            transport, self._transport = self._transport, None
+            await transport.close()
+
+    def stop(self) -> None:
+        """End the background thread; after `close`."""
+        self._home.stop()
+
+    async def _connect(self) -> Transport:
+        transport = self._transport_factory(self._config)
+        await transport.connect()
+        transport.on_reconnect(self._on_reconnect)
+        self._transport = transport
+        return transport
+
+    async def _open_inbox(self) -> None:
+        transport = await self._connected()
+        await transport.open_inbox(self._inbox, self._on_message)
+
+    # --- what arrives -------------------------------------------------------------------------------------------
+
+    def _on_message(self, body: bytes) -> None:
+        try:
+            arrived = messages.decode_for_client(body)
+        except msgspec.MsgspecError as error:
+            _log.error("a message in the inbox could not be read: %s", error)
+            return
+        for record in arrived:
+            if isinstance(record, RunResult):
+                watch = self._watches.get(record.run_id)
+                if watch is not None and not watch.result.done() and (record.status is not None or watch.requested):
+                    watch.result.set_result(record)
+            else:
+                answer = self._questions.get(record.correlation_id)
+                if answer is not None and not answer.done():
+                    answer.set_result(record)
+
+    def _on_reconnect(self) -> None:
+        for watch in self._watches.values():
+            watch.ask_at = 0.0
+
+    # --- waiting ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _watching(self, run_ids: Sequence[str]) -> Iterator[list[_Watch]]:
+        loop = asyncio.get_running_loop()
+        watches = []
+        for run_id in run_ids:
+            watch = self._watches.get(run_id)
+            if watch is None:
+                watch = self._watches[run_id] = _Watch(loop.create_future(), ask_at=loop.time() + WATCH_AGAIN_S)
+            watch.waiting += 1
+            watches.append(watch)
+        if self._patrol is None or self._patrol.done():
+            self._patrol = asyncio.create_task(self._patrol_while_watching())
+        try:
+            yield watches
+        finally:
+            for run_id, watch in zip(run_ids, watches, strict=True):
+                watch.waiting -= 1
+                if not watch.waiting and self._watches.get(run_id) is watch:
+                    del self._watches[run_id]
+
+    async def _patrol_while_watching(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._watches:
+            await asyncio.sleep(PATROL_INTERVAL_S)
+            now = loop.time()
+            due = [
+                (run_id, watch)
+                for run_id, watch in self._watches.items()
+                if watch.requested and watch.ask_at <= now and not watch.result.done()
+            ]
+            for _, watch in due:
+                watch.ask_at = now + watch.pause_s
+                watch.pause_s = min(watch.pause_s * 2, WATCH_AGAIN_MAX_S)
+            try:
+                await self._ask_for_results([run_id for run_id, _ in due])
+            except TransportUnavailable as error:
+                _log.warning("could not ask for %d results, will try again: %s", len(due), error)
+
+    async def _ask_for_results(self, run_ids: Iterable[str]) -> None:
+        wanted = [WatchRun(run_id=run_id, reply_to=self._inbox) for run_id in dict.fromkeys(run_ids)]
+        await self._send(wanted, persistent=False)
+
+    async def _send(self, records: Sequence[RunRequest] | Sequence[WatchRun], *, persistent: bool) -> None:
+        transport = await self._connected()
+        await asyncio.gather(
+            *(transport.publish(REQUESTS, key, body, persistent=persistent) for key, body in batches(records))
+        )
+
+
+async def _all(watches: Sequence[_Watch]) -> list[RunResult]:
+    return [await asyncio.shield(watch.result) for watch in watches]
+
+
+def batches(records: Sequence[RunRequest] | Sequence[WatchRun]) -> Iterator[tuple[str, bytes]]:
+    """Routing keys and message bodies: one body carries what goes to the same hash slot, within the limits."""
+    by_key: dict[str, list[bytes]] = defaultdict(list)
+    for record in records:
+        by_key[ids.slot_key(record.run_id)].append(messages.encode_one(record))
+    for key, encoded in by_key.items():
+        batch: list[bytes] = []
+        size_bytes = 0
+        for item in encoded:
+            full = len(batch) == limits.BATCH_MAX_ITEMS or size_bytes + len(item) > limits.BATCH_MAX_BYTES
+            if batch and full:
+                yield key, b"[" + b",".join(batch) + b"]"
+                batch, size_bytes = [], 0
+            batch.append(item)
+            size_bytes += len(item) + 1
+        yield key, b"[" + b",".join(batch) + b"]"
+
+
+class _Once(Generic[T]):
+    """A step that is taken once, by whoever needs it first, and goes on when they give up waiting.
+
+    A step that failed is taken again by the next.
+    """
+
+    def __init__(self, step: Callable[[], Coroutine[Any, Any, T]], timeout_s: float, problem: str) -> None:
+        self._step = step
+        self._timeout_s = timeout_s
+        self._problem = problem
+        self._task: asyncio.Task[T] | None = None
+
+    async def __call__(self) -> T:
+        task = self._task
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._task = asyncio.create_task(self._step())
+        if task.done():
+            return task.result()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            raise TransportUnavailable(f"{self._problem} within {self._timeout_s:g} s") from None
+
+    def forget(self) -> asyncio.Task[T] | None:
+        task, self._task = self._task, None
+        return task

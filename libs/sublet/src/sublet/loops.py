@@ -1,0 +1,98 @@
+"""Where a client's connection lives: on an event loop of its own in the background, or on the caller's."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections.abc import Coroutine
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Loop(Protocol):
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await it, from any event loop; cancelling the caller cancels it."""
+
+    def run_sync(self, work: Coroutine[Any, Any, T]) -> T:
+        """Block this thread until it is done."""
+
+    def stop(self) -> None: ...
+
+
+class BackgroundLoop:
+    """A daemon thread with an event loop, started at the first use.
+
+    So the sync API works in threads with a running event loop and in those without, and the async API on whatever
+    loop calls it.
+    """
+
+    def __init__(self, name: str = "sublet-client") -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        loop = self._running()
+        if asyncio.get_running_loop() is loop:
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+    def run_sync(self, work: Coroutine[Any, Any, T]) -> T:
+        loop = self._running()
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("the connection's own thread cannot block on itself: use the aio_… method")
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # nobody waits for it any more (Ctrl-C); no effect when it is done
+            raise
+
+    def stop(self) -> None:
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is None or thread is None:
+            return
+        loop.call_soon_threadsafe(loop.stop)
+        if thread is not threading.current_thread():
+            thread.join(timeout=5)
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=_run_forever, args=(self._loop,), name=self._name, daemon=True)
+                self._thread.start()
+                atexit.register(self.stop)
+            return self._loop
+
+
+def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.close()
+
+
+class CallersLoop:
+    """No thread: everything runs on the event loop that calls. For tests and simulations, where one loop owns time."""
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return await work
+
+    def run_sync(self, work: Coroutine[Any, Any, T]) -> T:
+        work.close()
+        raise RuntimeError("this client has no background thread (background=False): use the aio_… method")
+
+    def stop(self) -> None:
+        """There is nothing to stop."""
