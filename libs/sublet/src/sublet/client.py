@@ -34,7 +34,8 @@ from sublet.types import (
 from sublet.workflow import DEFAULT_EXECUTION_TIMEOUT, DEFAULT_SCHEDULE_TIMEOUT, Workflow
 
 if TYPE_CHECKING:
-    from sublet.context import Context, DurableContext
+    from sublet.context import Context
+    from sublet.durable import DurableContext
     from sublet.worker import Worker
 
 
@@ -321,7 +322,7 @@ class Sublet:
 
         def decorate(fn: Callable[[Any, Any], Awaitable[Any]]) -> Standalone[Any, Any]:
             declared = _declared(
-                name or cast("Any", fn).__name__,
+                name or function_name(fn),
                 description,
                 input_validator,
                 on_events,

@@ -17,7 +17,8 @@ from sublet.types import EmptyModel, EvictionPolicy, In, R, TaskType
 from sublet_engine import workflows
 
 if TYPE_CHECKING:
-    from sublet.context import Context, DurableContext
+    from sublet.context import Context
+    from sublet.durable import DurableContext
 
     TaskFunction = Callable[[In, Context], R | Awaitable[R]]
     DurableTaskFunction = Callable[[In, DurableContext], Awaitable[R]]

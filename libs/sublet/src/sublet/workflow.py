@@ -30,7 +30,8 @@ from sublet.types import (
 from sublet_engine import limits
 
 if TYPE_CHECKING:
-    from sublet.context import Context, DurableContext
+    from sublet.context import Context
+    from sublet.durable import DurableContext
 
 DEFAULT_SCHEDULE_TIMEOUT = timedelta(seconds=limits.DEFAULT_SCHEDULE_TIMEOUT_S)
 DEFAULT_EXECUTION_TIMEOUT = timedelta(seconds=limits.DEFAULT_EXECUTION_TIMEOUT_S)
