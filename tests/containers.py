@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import docker  # type: ignore[import-untyped]
 from deploy.localstack.mongo import initiate_replica_set
 from deploy.localstack.places import LocalError
-from deploy.localstack.ports import accepts_connections, choose_ports, speaks_amqp, wait_until
+from deploy.localstack.ports import accepts_connections, speaks_amqp, wait_until
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
@@ -29,7 +29,7 @@ def container_servers() -> Iterator[tuple[str, str]]:
         try:
             _do_without_absent_reaper()
             addresses = _start_rabbitmq(stack), _start_mongodb(stack)
-        except (docker.errors.DockerException, LocalError) as error:
+        except (docker.errors.DockerException, OSError, LocalError) as error:
             raise ContainersUnavailable(str(error)) from error
         yield addresses
 
@@ -56,12 +56,12 @@ def _start_rabbitmq(stack: contextlib.ExitStack) -> str:
 
 
 def _start_mongodb(stack: contextlib.ExitStack) -> str:
-    # The member of a replica set must find itself under its address: the port is the same on both sides.
-    port = choose_ports("mongo")["mongo"]
-    database = DockerContainer(MONGO_IMAGE).with_bind_ports(port, port)
-    database.with_command(f"mongod --replSet rs0 --bind_ip_all --port {port}")
+    # The member of a replica set must find itself at the address it was given: within its container.
+    database = DockerContainer(MONGO_IMAGE).with_exposed_ports(27017)
+    database.with_command("mongod --replSet rs0 --bind_ip_all")
     stack.enter_context(database)
-    wait_until(lambda: accepts_connections(port), START_SECONDS, f"{MONGO_IMAGE} did not answer")
-    url = f"mongodb://127.0.0.1:{port}/?directConnection=true"
-    initiate_replica_set(url)
+    host, port = database.get_container_host_ip(), int(database.get_exposed_port(27017))
+    wait_until(lambda: accepts_connections(port, host), START_SECONDS, f"{MONGO_IMAGE} did not answer")
+    url = f"mongodb://{host}:{port}/?directConnection=true"
+    initiate_replica_set(url, member="127.0.0.1:27017")
     return url

@@ -76,9 +76,13 @@ class MongoServer:
         ]
 
 
-def initiate_replica_set(url: str) -> None:
-    """Makes the server a replica set of one, if it is not yet, and waits until it takes writes."""
-    arguments = [command("python"), "-m", "sublet_platform.replica_set", url]
+def initiate_replica_set(url: str, member: str | None = None) -> None:
+    """Makes the server a replica set of one, if it is not yet, and waits until it takes writes.
+
+    The member is the server's address as it finds itself, if that is not the one in the URL.
+    """
+    options = ["--member", member] if member else []
+    arguments = [command("python"), "-m", "sublet_platform.replica_set", url, *options]
     done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120)
     if done.returncode != 0:
         raise LocalError(f"The replica set at {url} could not be initiated: {done.stderr.strip()}")

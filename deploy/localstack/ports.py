@@ -39,9 +39,9 @@ def is_free(port: int) -> bool:
         return True
 
 
-def accepts_connections(port: int) -> bool:
+def accepts_connections(port: int, host: str = "127.0.0.1") -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection((host, port), timeout=1).close()
     except OSError:
         return False
     return True

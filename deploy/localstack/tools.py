@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from .mongod import download_mongod, find_mongod, missing_libraries
 from .places import ROOT, STATE, LocalError, command, say
 from .rabbit import find_script
 
+OLDEST_UV = (0, 9)
 UV_REQUIREMENT = "uv>=0.9,<0.14"
 UV_DIR = STATE / "uv"
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -36,12 +38,18 @@ def ensure_uv() -> str:
     if own.exists():
         return str(own)
     on_path = shutil.which("uv")
-    if on_path and subprocess.run([on_path, "--version"], capture_output=True, check=False).returncode == 0:
+    if on_path and _is_recent(on_path):
         return on_path
     say(f"Installing uv into {UV_DIR}")
     venv.create(UV_DIR, with_pip=True, clear=True)
     run([str(UV_DIR / "bin" / "python"), "-m", "pip", "install", "--quiet", UV_REQUIREMENT])
     return str(own)
+
+
+def _is_recent(uv: str) -> bool:
+    answer = subprocess.run([uv, "--version"], capture_output=True, text=True, check=False)
+    numbers = re.match(r"uv (\d+)\.(\d+)", answer.stdout)
+    return numbers is not None and tuple(map(int, numbers.groups())) >= OLDEST_UV
 
 
 def ensure_rabbitmq() -> None:
