@@ -37,7 +37,7 @@ class AWait:
     subscribe: Subscribe
 
 
-def sighting(payload: dict[str, Any] | None = None, **event: Any) -> Sighting:
+def sighting(payload: dict[str, Any] | None = None, **event: Any) -> Sighting[AnEvent]:
     return Sighting(AnEvent(payload=json.dumps(payload or {}), **event))
 
 
@@ -49,7 +49,7 @@ def wait(on: EventCondition, name: str = "w1", since: int = 0, shapes: Collectio
     return AWait(index_key(on, shapes).match_key, Subscribe(name, "run.task", "1", on, since))
 
 
-def satisfied(waits: Sequence[AWait], event: Sighting, *, new: bool = False) -> list[str]:
+def satisfied(waits: Sequence[AWait], event: Sighting[AnEvent], *, new: bool = False) -> list[str]:
     shapes = {
         index_key(wait.subscribe.condition, ()).shape
         for wait in waits

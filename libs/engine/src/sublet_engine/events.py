@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -41,6 +41,9 @@ class Event(Protocol):
     def priority(self) -> int | None: ...
     @property
     def seen_at(self) -> float: ...
+
+
+AnyEvent = TypeVar("AnyEvent", bound=Event, covariant=True)
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -203,10 +206,10 @@ class Sequence:
         self._last = max(self._last, place)
 
 
-class Sighting:
+class Sighting(Generic[AnyEvent]):
     """An event with its payload read at most once, whatever the number of expressions that look at it."""
 
-    def __init__(self, event: Event) -> None:
+    def __init__(self, event: AnyEvent) -> None:
         self.event = event
         self._payload: Any = msgspec.UNSET
         self._facts: Facts | None = None

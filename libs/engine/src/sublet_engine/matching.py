@@ -64,7 +64,7 @@ def index_key(condition: EventCondition, shapes: Collection[Shape]) -> IndexKey:
     return IndexKey(shape, match_key(condition.event_key, condition.scope, terms))
 
 
-def lookup_keys(sighting: Sighting, shapes: Iterable[Shape]) -> list[str]:
+def lookup_keys(sighting: Sighting[Event], shapes: Iterable[Shape]) -> list[str]:
     """The match keys of all waits that the event may satisfy, given the shapes known for its key.
 
     A wait with a scope wants exactly that scope; a wait without one takes any.
@@ -79,7 +79,7 @@ def lookup_keys(sighting: Sighting, shapes: Iterable[Shape]) -> list[str]:
     return keys
 
 
-def _terms_held(sighting: Sighting, shape: Shape) -> dict[str, str] | None:
+def _terms_held(sighting: Sighting[Event], shape: Shape) -> dict[str, str] | None:
     """The payload's values in these fields; None if a field is missing, so that no wait of this shape can match."""
     terms = {}
     for pointer in shape:
@@ -122,7 +122,17 @@ class Waits:
     def __bool__(self) -> bool:
         return bool(self._open)
 
-    def satisfied_by(self, sighting: Sighting, keys: Sequence[str], *, new: bool = False) -> list[Subscribe]:
+    def starts(self) -> dict[str, int]:
+        """From where on each event key has to be looked at for the waits that are open."""
+        starts: dict[str, int] = {}
+        for waits in self._open.values():
+            for wait in waits.values():
+                if isinstance(wait.condition, EventCondition):
+                    key, start = wait.condition.event_key, listens_from(wait)
+                    starts[key] = min(start, starts.get(key, start))
+        return starts
+
+    def satisfied_by(self, sighting: Sighting[Event], keys: Sequence[str], *, new: bool = False) -> list[Subscribe]:
         """Take out the waits that this event satisfies; ``keys`` are its `lookup_keys`.
 
         ``new``: the event arrived after all these waits were registered, so they have it ahead of them, whatever
@@ -141,7 +151,7 @@ class Waits:
             satisfied += fitting
         return satisfied
 
-    def _fits(self, subscribe: Subscribe, sighting: Sighting, new: bool) -> bool:
+    def _fits(self, subscribe: Subscribe, sighting: Sighting[Event], new: bool) -> bool:
         condition, event = subscribe.condition, sighting.event
         if not isinstance(condition, EventCondition) or condition.event_key != event.key:
             return False

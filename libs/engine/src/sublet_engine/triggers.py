@@ -45,7 +45,7 @@ class Triggers:
                 else:
                     self._by_key.setdefault(pattern, {})[record.workflow] = filters
 
-    def runs(self, sighting: Sighting) -> list[RunRequest]:
+    def runs(self, sighting: Sighting[Event]) -> list[RunRequest]:
         """The runs that the event starts, ordered by workflow. Their ids follow from event, workflow and filter.
 
         A workflow without filters gets one run. One with filters gets a run for each filter of the event's scope
@@ -64,7 +64,7 @@ class Triggers:
                     runs.append(_run(event, workflow, key, each.payload))
         return runs
 
-    def _lets_through(self, key: str, each: EventFilter, filters: _Filters, sighting: Sighting) -> bool:
+    def _lets_through(self, key: str, each: EventFilter, filters: _Filters, sighting: Sighting[Event]) -> bool:
         expression = filters.expressions.get(key)
         verdict = None if expression is None else expression.verdict(sighting.facts_for_filter(each.payload))
         self.failures += verdict is None

@@ -108,3 +108,6 @@ class IngestMetrics:
         """outcome: ``stored``, ``duplicate`` or ``refused``."""
         self.matches = Counter("sublet_event_matches", "Waits and triggers that an event met", registry=registry)
         self.subscriptions = Gauge("sublet_subscriptions", "Waits for an event", registry=registry)
+        self.expression_failures = Counter(
+            "sublet_expression_failures", "Expressions that failed on a payload", registry=registry
+        )

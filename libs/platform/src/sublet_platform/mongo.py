@@ -169,6 +169,10 @@ class Mongo:
         documents = await self._ask("count", self._database[collection].aggregate(stages).to_list(None))
         return {each["_id"]: each["count"] for each in documents}
 
+    async def count(self, collection: str) -> int:
+        """About how many documents there are, without looking at them."""
+        return await self._ask("count", self._database[collection].estimated_document_count())
+
     # --- writing ------------------------------------------------------------------------------------------
 
     async def write(

@@ -68,6 +68,9 @@ class MongoEventStore:
             for each in documents
         ]
 
+    async def count_subscriptions(self) -> int:
+        return await self._mongo.count("subscriptions")
+
     async def save_shapes(self, shapes: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
         await self._mongo.add_to_sets(
             "shapes", "paths", {key: [list(paths) for paths in added] for key, added in shapes.items() if added}

@@ -28,6 +28,9 @@ class MongoTimerStore:
         documents = await self._mongo.find("timers", {"due": {"$lte": until}}, sort=[("due", 1)], limit=limit)
         return [StoredTimer(each.pop("_id"), **each) for each in documents]
 
+    async def count_timers(self) -> int:
+        return await self._mongo.count("timers")
+
 
 def _document(timer: StoredTimer) -> Document:
     return {

@@ -222,6 +222,9 @@ class TimerStore(Protocol):
     async def due_timers(self, until: float, limit: int) -> list[StoredTimer]:
         """The earliest timers with ``due <= until``, in order of ``due``."""
 
+    async def count_timers(self) -> int:
+        """About how many there are, for people."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
@@ -274,6 +277,9 @@ class EventStore(Protocol):
 
     async def find_subscriptions(self, match_keys: Sequence[str]) -> list[StoredSubscription]:
         """One query, whatever the number of keys."""
+
+    async def count_subscriptions(self) -> int:
+        """About how many there are, for people."""
 
     async def save_shapes(self, shapes: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
         """Add, to each event key, lists of payload paths whose values take part in match keys."""

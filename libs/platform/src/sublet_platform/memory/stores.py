@@ -171,6 +171,11 @@ class MemoryTimerStore:
         await self._database.after("due_timers")
         return due[:limit]
 
+    async def count_timers(self) -> int:
+        await self._database.before("count_timers")
+        await self._database.after("count_timers")
+        return len(self._database.timers)
+
 
 class MemoryEventStore:
     """See `ports.EventStore`."""
@@ -221,6 +226,11 @@ class MemoryEventStore:
         found = [each for each in self._database.subscriptions.values() if each.match_key in wanted]
         await self._database.after("find_subscriptions")
         return found
+
+    async def count_subscriptions(self) -> int:
+        await self._database.before("count_subscriptions")
+        await self._database.after("count_subscriptions")
+        return len(self._database.subscriptions)
 
     async def save_shapes(self, shapes: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
         await self._database.before("save_shapes")

@@ -1,0 +1,267 @@
+"""Event-ingest's decisions on a batch: store, register, match, publish. The batch loop around it acknowledges.
+
+Events are stored before they are matched, and waits are registered before they look back, so that whichever comes
+first, one of the two finds the other. What is published can be published twice: receivers are idempotent. So after a
+crash at any point the messages come again and everything is simply done again.
+
+Two processes may be at it for a moment, when one takes over from another. That costs nothing but double work: shapes
+kept in memory are checked against the stored ones after the events were stored, and whatever the former process had
+in hand and could not acknowledge comes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from sublet_engine import ids
+from sublet_engine.events import Sighting
+from sublet_engine.expressions import ExpressionError
+from sublet_engine.matching import Shape, Waits, event_matched, index_key, lookup_keys
+from sublet_engine.messages import Record, RegisterTriggers, RunRequest, Subscribe
+from sublet_engine.packing import pack
+from sublet_engine.triggers import Triggers
+from sublet_engine.workflows import EventCondition
+from sublet_event_ingest.batch import Batch, Reader
+from sublet_platform.batching import dead_letter
+from sublet_platform.metrics import IngestMetrics, ServiceMetrics
+from sublet_platform.ports import (
+    Broker,
+    Clock,
+    Delivery,
+    EventStore,
+    Outgoing,
+    StoredEvent,
+    StoredSubscription,
+    TriggerRecord,
+)
+from sublet_platform.topology import REQUESTS
+
+log = logging.getLogger(__name__)
+
+LOOK_BACK_PAGE = 500
+"""Stored events read at a time for waits that look back."""
+
+SHAPES_CACHE_MAX = 50_000
+"""Event keys whose shapes are kept in memory; with more the cache begins afresh."""
+
+
+class Match(NamedTuple):
+    """This event satisfies this wait."""
+
+    subscribe: Subscribe
+    event: StoredEvent
+
+
+class Ingest:
+    def __init__(
+        self,
+        *,
+        store: EventStore,
+        broker: Broker,
+        clock: Clock,
+        new_id: Callable[[], str],
+        metrics: ServiceMetrics,
+        ingest_metrics: IngestMetrics,
+    ) -> None:
+        self._store, self._broker = store, broker
+        self._metrics, self._counts = metrics, ingest_metrics
+        self._reader = Reader(clock, new_id)
+        self._channel: Hashable = None
+        self._shapes: dict[str, set[Shape]] = {}
+        self._triggers: Triggers | None = None
+
+    def drop(self) -> None:
+        """Forget what is kept in memory: the next batch reads it again."""
+        self._channel = None
+
+    async def process(self, deliveries: list[Delivery]) -> None:
+        """Handle a batch whole. Raises StoreUnavailable or BrokerUnavailable; then it has to be handled again."""
+        await self._own(deliveries)
+        batch = self._reader.read(deliveries)
+        (sightings, new), _, _ = await asyncio.gather(
+            self._store_events(list(batch.events.values())),
+            self._learn_shapes(batch),
+            self._learn_triggers(list(batch.triggers.values())),
+        )
+        waits, shapes = self._index(batch.subscribes.values())
+        live, _ = await asyncio.gather(
+            self._match_live(sightings, new, batch), self._register(waits, shapes, list(batch.unsubscribes))
+        )
+        matches = live + await self._look_back(Waits(waits))
+        await self._tell(matches, self._triggered(sightings))
+        for delivery, reason in batch.refused:
+            await dead_letter(self._broker, delivery, reason, self._metrics, "ingest")
+        self._reader.settled(deliveries)
+        self._count(batch, new)
+
+    # --- what is kept in memory -------------------------------------------------------------------------------
+
+    async def _own(self, deliveries: Sequence[Delivery]) -> None:
+        """Begin afresh when deliveries come on another channel: another process may have been active in between."""
+        channel = deliveries[-1].channel
+        if channel != self._channel:
+            self._shapes.clear()
+            self._triggers = None
+            self._reader.sequence.pass_by(await self._store.last_seq())
+            self._channel = channel
+
+    async def _learn_shapes(self, batch: Batch) -> None:
+        keys = {event.key for event in batch.events.values()}
+        keys.update(_event_key(subscribe) for subscribe in batch.subscribes.values())
+        if len(self._shapes) > SHAPES_CACHE_MAX:
+            self._shapes.clear()
+        unknown = sorted(keys - self._shapes.keys())
+        if unknown:
+            stored = await self._store.load_shapes(unknown)
+            self._shapes.update((key, set(stored.get(key, ()))) for key in unknown)
+
+    async def _learn_triggers(self, registrations: Sequence[RegisterTriggers]) -> None:
+        if registrations:
+            await asyncio.gather(
+                *(
+                    self._store.save_trigger(TriggerRecord(each.workflow, each.on_events, each.filters), each.at)
+                    for each in registrations
+                )
+            )
+        if registrations or self._triggers is None:
+            self._triggers = Triggers(await self._store.load_triggers())
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    async def _store_events(self, events: Sequence[StoredEvent]) -> tuple[list[Sighting[StoredEvent]], set[str]]:
+        """The events of the batch in order, as they are stored; and the ids of those that are new.
+
+        One that was there before is looked at again: a crash may have come between storing and matching it.
+        """
+        if not events:
+            return [], set()
+        repeated = await self._store.insert_events(events)
+        stored = [event for event in events if event.id not in repeated]
+        new = {event.id for event in stored}
+        if repeated:
+            stored += await self._store.get_events(sorted(repeated))
+        return [Sighting(event) for event in sorted(stored, key=lambda event: event.seq)], new
+
+    async def _match_live(self, sightings: Sequence[Sighting[StoredEvent]], new: set[str], batch: Batch) -> list[Match]:
+        """With the waits that were registered before this batch. Those of the batch itself look back instead."""
+        if not sightings:
+            return []
+        keys, found = await self._look_up(sightings)
+        changed = batch.subscribes.keys() | batch.unsubscribes.keys()
+        waits = Waits(each for each in found if each.id not in changed)
+        matches = [
+            Match(subscribe, sighting.event)
+            for sighting, keys_of_event in zip(sightings, keys, strict=True)
+            for subscribe in waits.satisfied_by(sighting, keys_of_event, new=sighting.event.id in new)
+        ]
+        self._counts.expression_failures.inc(waits.failures)
+        return matches
+
+    async def _look_up(
+        self, sightings: Sequence[Sighting[StoredEvent]]
+    ) -> tuple[list[list[str]], list[StoredSubscription]]:
+        """The match keys of each event, and the waits under them. The shapes in memory are right unless another
+        process registered a wait with a new one: so they are checked at the same time, and seldom cost a query."""
+        keys = self._lookup_keys(sightings)
+        asked = {key for each in keys for key in each}
+        found, stored = await asyncio.gather(
+            self._store.find_subscriptions(sorted(asked)),
+            self._store.load_shapes(sorted({sighting.event.key for sighting in sightings})),
+        )
+        for event_key, shapes in stored.items():
+            self._shapes[event_key].update(shapes)
+        keys = self._lookup_keys(sightings)
+        missing = {key for each in keys for key in each} - asked
+        if missing:
+            found = [*found, *await self._store.find_subscriptions(sorted(missing))]
+        return keys, found
+
+    def _lookup_keys(self, sightings: Sequence[Sighting[StoredEvent]]) -> list[list[str]]:
+        return [lookup_keys(sighting, self._shapes[sighting.event.key]) for sighting in sightings]
+
+    def _triggered(self, sightings: Sequence[Sighting[StoredEvent]]) -> list[RunRequest]:
+        triggers = self._triggers
+        assert triggers is not None
+        runs = [run for sighting in sightings for run in triggers.runs(sighting)]
+        self._counts.expression_failures.inc(triggers.failures)
+        triggers.failures = 0
+        return runs
+
+    # --- waits ------------------------------------------------------------------------------------------------
+
+    def _index(self, subscribes: Iterable[Subscribe]) -> tuple[list[StoredSubscription], dict[str, list[Shape]]]:
+        """The waits as they are stored, and the shapes that their event keys do not have yet."""
+        waits: list[StoredSubscription] = []
+        added: dict[str, list[Shape]] = {}
+        for subscribe in subscribes:
+            condition = subscribe.condition
+            if not isinstance(condition, EventCondition):
+                log.error("subscription %s is for no event: %r", subscribe.id, condition)
+                continue
+            known = self._shapes[condition.event_key]
+            try:
+                key = index_key(condition, known)
+            except ExpressionError as error:
+                # The SDK refuses such a wait before it is made. It can never come true, and the others must go on.
+                log.error("subscription %s: %s", subscribe.id, error)
+                self._counts.expression_failures.inc()
+                continue
+            if key.shape and key.shape not in known:
+                known.add(key.shape)
+                added.setdefault(condition.event_key, []).append(key.shape)
+            waits.append(StoredSubscription(subscribe.id, key.match_key, subscribe))
+        return waits, added
+
+    async def _register(
+        self, waits: Sequence[StoredSubscription], shapes: Mapping[str, Sequence[Shape]], withdrawn: Sequence[str]
+    ) -> None:
+        """The shapes first: an event that is looked up without them would miss the wait."""
+        if shapes:
+            await self._store.save_shapes(shapes)
+        if waits or withdrawn:
+            await self._store.change_subscriptions(waits, withdrawn)
+
+    async def _look_back(self, waits: Waits) -> list[Match]:
+        """With the stored events, the earliest first."""
+        matches: list[Match] = []
+        seen = 0
+        while waits:
+            after = {key: max(start, seen) for key, start in waits.starts().items()}
+            page = await self._store.events_after(after, LOOK_BACK_PAGE)
+            for event in page:
+                sighting = Sighting(event)
+                keys = lookup_keys(sighting, self._shapes[event.key])
+                matches += [Match(subscribe, event) for subscribe in waits.satisfied_by(sighting, keys)]
+            if len(page) < LOOK_BACK_PAGE:
+                break
+            seen = page[-1].seq
+        self._counts.expression_failures.inc(waits.failures)
+        return matches
+
+    # --- what comes of it -------------------------------------------------------------------------------------
+
+    async def _tell(self, matches: Sequence[Match], runs: Sequence[RunRequest]) -> None:
+        """Publish, and only then forget the waits."""
+        addressed: list[tuple[str, Record]] = [
+            (ids.slot_key(ids.run_of(match.subscribe.task_run_id)), event_matched(match.subscribe, match.event))
+            for match in matches
+        ]
+        addressed += [(ids.slot_key(run.run_id), run) for run in runs]
+        if addressed:
+            await self._broker.publish([Outgoing(REQUESTS, key, body) for key, body in pack(addressed)])
+        if matches:
+            await self._store.change_subscriptions([], [match.subscribe.id for match in matches])
+        self._counts.matches.inc(len(addressed))
+
+    def _count(self, batch: Batch, new: set[str]) -> None:
+        self._counts.events.labels("stored").inc(len(new))
+        self._counts.events.labels("duplicate").inc(len(batch.events) - len(new))
+        self._counts.events.labels("refused").inc(len(batch.refused))
+
+
+def _event_key(subscribe: Subscribe) -> str:
+    condition = subscribe.condition
+    return condition.event_key if isinstance(condition, EventCondition) else ""

@@ -1,0 +1,48 @@
+"""Event-ingest as it runs: one queue, batches, a stop in good order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sublet_engine import limits
+from sublet_event_ingest.ingest import Ingest
+from sublet_platform.batching import BatchLoop
+from sublet_platform.metrics import IngestMetrics, ServiceMetrics
+from sublet_platform.ports import Broker, Clock, Consumer, EventStore
+from sublet_platform.topology import INGEST
+
+
+class IngestShell:
+    def __init__(
+        self,
+        *,
+        store: EventStore,
+        broker: Broker,
+        clock: Clock,
+        new_id: Callable[[], str],
+        metrics: ServiceMetrics,
+        ingest_metrics: IngestMetrics,
+    ) -> None:
+        ingest = Ingest(
+            store=store, broker=broker, clock=clock, new_id=new_id, metrics=metrics, ingest_metrics=ingest_metrics
+        )
+        self._broker = broker
+        self._batches = BatchLoop(ingest.process, broker, metrics, name="ingest", on_failure=ingest.drop)
+        self._consumer: Consumer | None = None
+
+    async def start(self) -> None:
+        """Raises BrokerUnavailable."""
+        self._batches.start()
+        self._consumer = await self._broker.consume(INGEST, self._batches.handle, prefetch=limits.RUN_PREFETCH)
+
+    async def stop(self) -> None:
+        """Finish what has arrived: an event without message id that came again would be another event."""
+        if self._consumer is not None:
+            await self._consumer.cancel()
+        await self._batches.stop()
+        if self._consumer is not None:
+            await self._consumer.close()
+
+    @property
+    def alive(self) -> bool:
+        return self._batches.alive
