@@ -17,6 +17,8 @@ from sublet_engine.messages import (
     RunRequest,
     Satisfied,
     TaskError,
+    json_text,
+    raw_json,
 )
 from sublet_engine.runs import LogRecord, LogSegment, OpenWait, Run, TaskRun
 from sublet_engine.turn import Turn
@@ -110,7 +112,7 @@ def _append(
     task_run = run.task_run_id(task)
     seq = task.log_length
     if operation is not None:
-        result = str(operation.result, "utf-8") if operation.result is not None else None
+        result = json_text(operation.result)
     size = len(result) if result is not None else 0
     _check_limits(task, task_run, size)
     turn.log.append(
@@ -194,7 +196,7 @@ def child_ended(run: Run, task: TaskRun, message: ChildFinished, turn: Turn) -> 
     wait = open_wait(task, message.node)
     if wait is None or wait.child_run_id != message.child_run_id:
         return task
-    result = str(message.output, "utf-8") if message.output is not None else None
+    result = json_text(message.output)
     return _close(run, task, message.node, turn, position=turn.position, result=result, error=message.error)
 
 
@@ -212,7 +214,7 @@ def _close(
     task = _append(run, task, turn, node=node, result=result, error=error, order=order, position=position)
     task = replace(task, satisfied=order, open_waits=tuple(w for w in task.open_waits if w.node != node))
     if task.lease is not None:
-        done = Done(order, msgspec.Raw(result) if result is not None else None, error, position)
+        done = Done(order, raw_json(result), error, position)
         lease = ids.lease_id(run.task_run_id(task), task.invocation)
         turn.to_inbox(task.lease.inbox, Satisfied(lease, node, done))
     return task
@@ -312,7 +314,7 @@ def entries_of(records: Iterable[LogRecord]) -> tuple[LogEntry, ...]:
                 kind=entry.kind,
                 fingerprint=entry.fingerprint,
                 asked=entry.asked,
-                result=msgspec.Raw(entry.result) if entry.result is not None else None,
+                result=raw_json(entry.result),
                 child_run_id=entry.child_run_id,
                 version=entry.version,
             )
@@ -320,5 +322,4 @@ def entries_of(records: Iterable[LogRecord]) -> tuple[LogEntry, ...]:
 
 
 def done_of(entry: LogRecord) -> Done:
-    result = msgspec.Raw(entry.result) if entry.result is not None else None
-    return Done(entry.order, result, entry.error, entry.position)
+    return Done(entry.order, raw_json(entry.result), entry.error, entry.position)

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from sublet_engine import dag, durable, ids, limits
 from sublet_engine.dag import SKIPPED_OUTPUT
 from sublet_engine.messages import (
+    NULL,
     ChildFinished,
     EventMatched,
     Failed,
@@ -28,6 +29,8 @@ from sublet_engine.messages import (
     TaskError,
     TaskNotice,
     TimerFired,
+    json_text,
+    raw_json,
 )
 from sublet_engine.runs import Lease, Run, TaskRun, TaskStatus
 from sublet_engine.turn import Turn, position_at
@@ -147,7 +150,7 @@ def finish(run: Run, report: Finished, workflow: WorkflowSpec, turn: Turn) -> Ru
     task = holder(run, report.lease)
     if task is None:
         return run
-    output = str(report.output, "utf-8") if report.output is not None else None
+    output = json_text(report.output)
     return _end_task(run, task, "COMPLETED", workflow, turn, output=output)
 
 
@@ -580,7 +583,7 @@ def result_of(run: Run, workflow: WorkflowSpec | None) -> RunResult:
     """The result as clients get it. Tasks on failure that were not needed are left out."""
     extras = {spec.name for spec in workflow.tasks if spec.on_failure} if workflow is not None else set()
     outputs = {
-        task.name: msgspec.Raw(task.output) if task.output is not None else None
+        task.name: raw_json(task.output)
         for task in run.tasks
         if task.status in ("COMPLETED", "SKIPPED") and not (task.name in extras and task.status == "SKIPPED")
     }
@@ -594,7 +597,7 @@ def result_of(run: Run, workflow: WorkflowSpec | None) -> RunResult:
 
 def _tell_parent(run: Run, link: ParentLink, workflow: WorkflowSpec | None, turn: Turn) -> None:
     result = result_of(run, workflow)
-    output, error = None, None
+    output, error = NULL, None
     if run.status == "COMPLETED":
         output = _output_for_parent(result, workflow)
     else:
@@ -604,10 +607,10 @@ def _tell_parent(run: Run, link: ParentLink, workflow: WorkflowSpec | None, turn
     )
 
 
-def _output_for_parent(result: RunResult, workflow: WorkflowSpec | None) -> msgspec.Raw | None:
+def _output_for_parent(result: RunResult, workflow: WorkflowSpec | None) -> msgspec.Raw:
     """Bare for a workflow of one task, else an object by task name."""
     if workflow is not None and sum(not spec.on_failure for spec in workflow.tasks) == 1:
-        return next(iter(result.outputs.values()), None)
+        return next(iter(result.outputs.values()), NULL)
     return msgspec.Raw(msgspec.json.encode(result.outputs))
 
 
@@ -645,7 +648,7 @@ def grant_message(run: Run, task: TaskRun, workflow: WorkflowSpec, scheduler: st
         timeout_s=max(deadline - now, 0.0),
         metadata=run.metadata,
         priority=run.priority,
-        parents={name: msgspec.Raw(output) if output is not None else None for name, output in outputs.items()},
+        parents={name: raw_json(output) for name, output in outputs.items()},
         skipped=tuple(name for name in spec.dependencies if run.task(name).status == "SKIPPED"),
         errors={t.name: t.error for t in run.tasks if t.status == "FAILED" and t.error} if spec.on_failure else {},
         position=position_at(run.created_at),

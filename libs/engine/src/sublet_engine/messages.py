@@ -29,6 +29,24 @@ from sublet_engine.workflows import Condition, EventFilter, Groups, SlotKind, Wo
 RunStatus = Literal["QUEUED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"]
 TERMINAL_RUN = ("COMPLETED", "FAILED", "CANCELLED")
 
+NULL = msgspec.Raw(b"null")
+"""The JSON of a value that is not there. (None could not say it: msgspec has no raw JSON inside a union.)"""
+
+
+def raw_json(text: str | None) -> msgspec.Raw:
+    """JSON text as it travels."""
+    return NULL if text is None else msgspec.Raw(text)
+
+
+def json_text(raw: msgspec.Raw) -> str | None:
+    """JSON as it is stored: text, and None for ``null``."""
+    return None if raw == NULL else str(raw, "utf-8")
+
+
+def json_bytes(raw: msgspec.Raw) -> bytes | None:
+    """JSON for a decoder; None for ``null``."""
+    return None if raw == NULL else bytes(raw)
+
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t"):
     """Base of all messages: immutable, tagged with the class name, defaults left out on the wire."""
@@ -129,7 +147,7 @@ class ChildFinished(Record, frozen=True):
     node: str
     child_run_id: str
     status: RunStatus
-    output: msgspec.Raw | None = None
+    output: msgspec.Raw = NULL
     error: TaskError | None = None
 
 
@@ -234,16 +252,16 @@ class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
     since: int = 0
     """kind wait: events after this place in the order of events count (see :attr:`LogEntry.position`)."""
     child: ChildRequest | None = None
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = NULL
     """kind memo: the value."""
 
 
 class Finished(Record, frozen=True):
-    """The task returned. ``output`` is raw JSON or None; ``active_s`` is its share of the execution timeout."""
+    """The task returned. ``output`` is raw JSON; ``active_s`` is its share of the execution timeout."""
 
     lease: str
     ticket: str | None
-    output: msgspec.Raw | None = None
+    output: msgspec.Raw = NULL
     next: bool = False
     """Asks for the next task under the same ticket."""
 
@@ -313,7 +331,7 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True):
     """How an operation ended. ``order`` is the place among the task's satisfied operations, from 1, gap-free."""
 
     order: int
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = NULL
     error: TaskError | None = None
     position: int = 0
     """Where a following event wait starts to listen: microseconds since 1970, or the seq of the matched event."""
@@ -329,7 +347,7 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: Literal["wait", "run", "memo"]
     fingerprint: str
     asked: str
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = NULL
     done: Done | None = None
     child_run_id: str | None = None
     version: str = ""
@@ -351,7 +369,7 @@ class Grant(Record, frozen=True):
     """Active time left."""
     metadata: dict[str, object] = {}
     priority: int = 1
-    parents: dict[str, msgspec.Raw | None] = {}
+    parents: dict[str, msgspec.Raw] = {}
     """Outputs of the task's parents; None for one without output."""
     skipped: tuple[str, ...] = ()
     errors: dict[str, TaskError] = {}
@@ -402,7 +420,7 @@ class RunResult(Record, frozen=True):
 
     run_id: str
     status: RunStatus | None
-    outputs: dict[str, msgspec.Raw | None] = {}
+    outputs: dict[str, msgspec.Raw] = {}
     errors: tuple[TaskError, ...] = ()
     cancelled_reason: str | None = None
 
@@ -420,7 +438,7 @@ class Reply(Record, frozen=True):
     """The answer to a query, cancel or replay: a value, or an error text."""
 
     correlation_id: str
-    value: msgspec.Raw | None = None
+    value: msgspec.Raw = NULL
     error: str | None = None
 
 
