@@ -1,0 +1,150 @@
+"""The tree of asyncio tasks that a durable function grows. Each task in it is a branch with a name of its own.
+
+A branch is named by its place: ``t1`` is the second asyncio task that the function itself started, ``t1.t0`` the
+first that ``t1`` started. Operations are counted in each branch, so they keep their names however branches interleave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, ContextVar, copy_context
+from typing import Any
+
+_branch: ContextVar[Branch | None] = ContextVar("sublet_branch", default=None)
+
+
+class Branch:
+    """A branch: ``position`` is the place in the order of events up to which it has seen what happened."""
+
+    __slots__ = ("_branches", "_operations", "name", "position", "tree")
+
+    def __init__(self, name: str, tree: Tree, position: int) -> None:
+        self.name = name
+        self.tree = tree
+        self.position = position
+        self._operations = 0
+        self._branches = 0
+
+    def next_node(self) -> str:
+        """The name of the next operation of this branch."""
+        self._operations += 1
+        return self._within(str(self._operations))
+
+    def fork(self) -> Branch:
+        """The branch of the next asyncio task that this one starts."""
+        name = self._within(f"t{self._branches}")
+        self._branches += 1
+        return Branch(name, self.tree, self.position)
+
+    def reach(self, position: int) -> None:
+        """It has now seen what happened up to ``position``."""
+        self.position = max(self.position, position)
+
+    def _within(self, name: str) -> str:
+        return f"{self.name}.{name}" if self.name else name
+
+
+class BranchTask(asyncio.Task[Any]):
+    """An asyncio task of a tree. Who takes its result has seen all that it saw."""
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], branch: Branch, **options: Any) -> None:
+        self.branch = branch
+        super().__init__(coro, **options)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        result = yield from super().__await__()
+        self._tell_taker()
+        return result
+
+    def result(self) -> Any:
+        result = super().result()
+        self._tell_taker()
+        return result
+
+    def _tell_taker(self) -> None:
+        taker = current_branch()
+        if taker is not None and taker.tree is self.branch.tree:
+            taker.reach(self.branch.position)
+
+
+class Tree:
+    """All branches of one invocation. ``on_end`` is called whenever one of its tasks has ended."""
+
+    def __init__(self, position: int, on_end: Callable[[], None]) -> None:
+        self._root = Branch("", self, position)
+        self._on_end = on_end
+        self.live: set[BranchTask] = set()
+        self.abandoned = False
+        """Nobody will ask how its tasks ended."""
+
+    def start(self, coro: Coroutine[Any, Any, Any], context: Context) -> BranchTask:
+        """Run the durable function itself."""
+        return self._grow(coro, self._root, asyncio.get_running_loop(), context)
+
+    def grow(
+        self, coro: Coroutine[Any, Any, Any], parent: Branch, loop: asyncio.AbstractEventLoop, **options: Any
+    ) -> BranchTask:
+        """An asyncio task that ``parent`` starts."""
+        context = options.pop("context", None) or copy_context()
+        return self._grow(coro, parent.fork(), loop, context, **options)
+
+    def _grow(
+        self,
+        coro: Coroutine[Any, Any, Any],
+        branch: Branch,
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        **options: Any,
+    ) -> BranchTask:
+        context.run(_branch.set, branch)
+        task = BranchTask(coro, branch, loop=loop, context=context, **options)
+        self.live.add(task)
+        task.add_done_callback(self._ended, context=Context())
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        assert isinstance(task, BranchTask)
+        self.live.discard(task)
+        if self.abandoned and not task.cancelled():
+            task.exception()
+        self._on_end()
+
+
+def current_branch() -> Branch | None:
+    """The branch that this code runs in; None outside of durable tasks."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # a thread without a loop
+        task = None
+    return task.branch if isinstance(task, BranchTask) else _branch.get()
+
+
+def install(loop: asyncio.AbstractEventLoop) -> None:
+    """From now on every asyncio task that a branch starts on this loop becomes a branch itself.
+
+    A task that is started with a context of its own belongs to the branch of that context, so our own background
+    tasks, which run in an empty one, never count as users' code.
+    """
+    previous = loop.get_task_factory()
+    if isinstance(previous, _TaskFactory):
+        return
+    factory: Any = _TaskFactory(previous)
+    loop.set_task_factory(factory)
+
+
+class _TaskFactory:
+    def __init__(self, previous: Any) -> None:
+        self._previous = previous
+
+    def __call__(
+        self, loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
+    ) -> asyncio.Task[Any]:
+        context: Context | None = options.get("context")
+        parent = context.get(_branch) if context is not None else _branch.get()
+        if parent is not None:
+            return parent.tree.grow(coro, parent, loop, **options)
+        if self._previous is not None:
+            task: asyncio.Task[Any] = self._previous(loop, coro, **options)
+            return task
+        return asyncio.Task(coro, loop=loop, **options)
