@@ -382,7 +382,7 @@ class Grant(Record, frozen=True):
     child_key: str | None = None
     trigger: Trigger | None = None
     scheduler: str = ""
-    """The inbox that takes claims for tickets of this shard."""
+    """Routing key, on ``sublet.inboxes``, of claims for tickets of this shard."""
 
 
 class NothingToDo(Record, frozen=True):
@@ -505,8 +505,8 @@ class TaskNotice(Record, frozen=True):
 
 
 class Ticket(Record, frozen=True):
-    """Shard ``shard`` has something to run. ``scheduler`` is the inbox for the claim; ``slot`` the routing key of
-    the shard's queue, for when that inbox is gone."""
+    """A shard has something to run. ``scheduler``: routing key, on ``sublet.inboxes``, of the claim; ``slot``: that of
+    the shard's queue, on ``sublet.requests``, for a claim that got no answer."""
 
     id: str
     scheduler: str

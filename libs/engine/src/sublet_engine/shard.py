@@ -107,14 +107,14 @@ class Batch(msgspec.Struct):
 
 
 class Shard:
-    """``inbox``: where workers send claims. ``slot``: the routing key of this shard's queue. ``first``: this shard also
+    """``claim_key``: where workers send claims. ``slot``: the routing key of this shard's queue. ``first``: this shard also
     speaks for all of them (registers triggers)."""
 
-    def __init__(self, *, epoch: str, inbox: str, slot: str, first: bool, new_id: Callable[[], str], now: float):
+    def __init__(self, *, epoch: str, claim_key: str, slot: str, first: bool, new_id: Callable[[], str], now: float):
         self.runs: dict[str, Run] = {}
         self.census = Census()
         self.workers = Workers()
-        self._epoch, self._inbox, self._slot, self._first = epoch, inbox, slot, first
+        self._epoch, self._claim_key, self._slot, self._first = epoch, claim_key, slot, first
         self._new_id, self._now, self._swept_at = new_id, now, now
         self._workflows: dict[tuple[str, str], WorkflowSpec] = {}
         self._current: dict[str, tuple[float, WorkflowSpec]] = {}
@@ -416,7 +416,7 @@ class Shard:
         lease = task.lease
         assert spec is not None
         assert lease is not None
-        grant = lifecycle.grant_message(run, task, spec, self._inbox, self._now)
+        grant = lifecycle.grant_message(run, task, spec, self._claim_key, self._now)
         if task.log_length:
             self._durable_grants.append(DurableGrant(lease.inbox, grant, task, run.task_run_id(task)))
         else:
@@ -431,7 +431,7 @@ class Shard:
         for pool, kind in self._dirty:
             queue = self._queues[pool, kind]
             for ticket in queue.issue(self.workers.capacity(pool, kind, self._now), self._now, self._new_id):
-                body = encode_one(Ticket(ticket, self._inbox, self._slot))
+                body = encode_one(Ticket(ticket, self._claim_key, self._slot))
                 issued.append(Publication(f"pool:{pool}:{kind}", body))
         self._dirty.clear()
         self.census.tickets_issued += len(issued)

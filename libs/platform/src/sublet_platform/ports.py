@@ -79,9 +79,9 @@ class Broker(Protocol):
     async def consume(self, queue: str, handler: Handler, *, prefetch: int) -> Consumer:
         """Start consuming a queue of the topology. Restored by itself after a reconnect (with another channel)."""
 
-    async def open_inbox(self, name: str, handler: Handler) -> Consumer:
-        """Declare an exclusive, transient queue bound to ``sublet.inboxes`` under its own name, and consume it
-        without acknowledgements."""
+    async def open_inbox(self, name: str, handler: Handler, *, key: str | None = None) -> Consumer:
+        """Declare an exclusive, transient queue bound to ``sublet.inboxes`` (under its own name, if no ``key`` is
+        given), and consume it without acknowledgements."""
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Acknowledge; void ones are ignored. A contiguous prefix of one channel costs one frame."""

@@ -81,8 +81,11 @@ class RabbitConsumer:
         await self._rabbit.stop_subscriber(self._subscriber)
 
     async def close(self) -> None:
-        await self.cancel()
+        # Not cancelled first: the next consumer of a single-active-consumer queue would be served at once, before
+        # what this one has in hand is back in its place.
+        self._subscriber.running = False
         await self._rabbit.close_channel(self._channel)
+        await self._rabbit.stop_subscriber(self._subscriber)
 
 
 class Rabbit:
@@ -143,10 +146,10 @@ class Rabbit:
         )
         return await self._start(subscriber, channel, handler)
 
-    async def open_inbox(self, name: str, handler: Handler) -> RabbitConsumer:
+    async def open_inbox(self, name: str, handler: Handler, *, key: str | None = None) -> RabbitConsumer:
         channel = Channel()
         subscriber = self.faststream.subscriber(
-            _DistinctQueue(name, durable=False, exclusive=True, auto_delete=True, routing_key=name),
+            _DistinctQueue(name, durable=False, exclusive=True, auto_delete=True, routing_key=key or name),
             RabbitExchange(INBOXES, type=ExchangeType.DIRECT, durable=True, declare=False),
             channel=channel,
             ack_policy=AckPolicy.ACK_FIRST,
@@ -360,12 +363,16 @@ async def _publish(channel: aiormq.Channel, message: Outgoing, *, mandatory: boo
 
 
 async def declare_topology(url: str, shards: int) -> None:
-    """Declare everything, on a connection of its own. Waits for as long as the broker is away.
+    """Declare everything that the services need; see `declare`."""
+    await declare(url, topology(shards))
+
+
+async def declare(url: str, wanted: Topology) -> None:
+    """Declare this, on a connection of its own. Waits for as long as the broker is away.
 
     Raises:
-        ValueError: something is there already with other arguments, or the number of shards is out of range.
+        ValueError: something is there already with other arguments.
     """
-    wanted = topology(shards)
     backoff = Backoff()
     while True:
         try:

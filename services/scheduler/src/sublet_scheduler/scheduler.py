@@ -25,8 +25,9 @@ QUERY_PREFETCH = 50
 class Holding:
     """A shard as this process takes part in it: a place in the line of consumers, and what it does when it is first."""
 
-    def __init__(self, service: ShardService, broker: Broker, metrics: ServiceMetrics) -> None:
+    def __init__(self, service: ShardService, inbox: str, broker: Broker, metrics: ServiceMetrics) -> None:
         self.service = service
+        self._inbox = inbox
         self._broker = broker
         self._loop = BatchLoop(
             service.process, broker, metrics, name="shard", on_failure=service.drop, on_conflict=service.drop
@@ -38,7 +39,7 @@ class Holding:
 
     async def start(self) -> None:
         self._loop.start()
-        await self._broker.open_inbox(self.service.inbox, self._claimed)
+        await self._broker.open_inbox(self._inbox, self._claimed, key=self.service.claim_key)
         await self._line_up()
 
     async def _line_up(self) -> None:
@@ -88,7 +89,6 @@ class Scheduler:
                 ShardService(
                     index,
                     shards,
-                    inbox=f"sublet.inbox.scheduler.{scheduler_id}.{index}",
                     store=store,
                     broker=broker,
                     clock=clock,
@@ -96,6 +96,7 @@ class Scheduler:
                     exports=exports,
                     refuse=self._refuse,
                 ),
+                f"sublet.inbox.scheduler.{scheduler_id}.{index}",
                 broker,
                 metrics,
             )

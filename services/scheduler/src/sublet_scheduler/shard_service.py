@@ -28,14 +28,14 @@ _RECENTLY_S = limits.WORKER_SAVE_INTERVAL_S + limits.WORKER_LOST_S
 
 
 class ShardService:
-    """``index`` of ``shards``; ``inbox``: where the workers of its tickets send their claims."""
+    """``index`` of ``shards``. ``claim_key``: where workers send claims. Every scheduler hears them and the shard's
+    owner answers, so that tickets outlive the scheduler that issued them."""
 
     def __init__(
         self,
         index: int,
         shards: int,
         *,
-        inbox: str,
         store: RunStore,
         broker: Broker,
         clock: Clock,
@@ -44,7 +44,7 @@ class ShardService:
         refuse: Refuse,
     ) -> None:
         self.index = index
-        self.inbox = inbox
+        self.claim_key = f"sublet.inbox.shard.{index}"
         self._slots = ids.slots_of_shard(index, shards)
         self._store, self._broker, self._clock = store, broker, clock
         self._new_id, self._exports, self._refuse = new_id, exports, refuse
@@ -110,7 +110,7 @@ class ShardService:
         now = self._clock.now()
         shard = Shard(
             epoch=self._new_id(),
-            inbox=self.inbox,
+            claim_key=self.claim_key,
             slot=f"slot.{self._slots[0]:02d}",
             first=self.index == 0,
             new_id=self._new_id,

@@ -33,8 +33,8 @@ class MemoryBroker(MemoryConnection):
     async def consume(self, queue: str, handler: Handler, *, prefetch: int) -> MemoryConsumer:
         return self._consume(Registration(Queue(queue), _receiver(handler), prefetch))
 
-    async def open_inbox(self, name: str, handler: Handler) -> MemoryConsumer:
-        return self._consume(Registration(Queue(name), _receiver(handler), prefetch=None, inbox=True))
+    async def open_inbox(self, name: str, handler: Handler, *, key: str | None = None) -> MemoryConsumer:
+        return self._consume(Registration(Queue(name), _receiver(handler), prefetch=None, inbox_key=key or name))
 
     def _consume(self, registration: Registration) -> MemoryConsumer:
         if not self.connected:

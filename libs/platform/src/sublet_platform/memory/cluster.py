@@ -190,6 +190,10 @@ class MemoryCluster:
 
     def give_back(self, subscription: Subscription, tags: list[int]) -> None:
         """Return messages to their places in the queue, marked redelivered, or dead-letter those returned too often."""
+        self._return(subscription, tags)
+        subscription.queue.pump()
+
+    def _return(self, subscription: Subscription, tags: list[int]) -> None:
         queue = subscription.queue
         limit = queue.spec.arguments.get("x-delivery-limit")
         for tag in tags:
@@ -204,7 +208,6 @@ class MemoryCluster:
             else:
                 queue.ready.append(message)
         queue.ready = deque(sorted(queue.ready, key=lambda message: message.position))
-        queue.pump()
 
     # --- consumers ----------------------------------------------------------------------------------------
 
@@ -218,19 +221,26 @@ class MemoryCluster:
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """No new deliveries; what is out can still be settled."""
+        self._remove(subscription)
+        subscription.queue.pump()
+
+    def close(self, subscriptions: list[Subscription]) -> None:
+        """Their channels go at once: what was not acknowledged is ready again, before what was never delivered."""
+        for subscription in subscriptions:
+            subscription.open = False
+            self._remove(subscription)
+        for subscription in subscriptions:
+            self._return(subscription, list(subscription.unacked))
+        for subscription in subscriptions:
+            subscription.queue.pump()
+
+    def _remove(self, subscription: Subscription) -> None:
         subscription.consuming = False
         queue = subscription.queue
         if subscription in queue.subscriptions:
             queue.subscriptions.remove(subscription)
         if queue.owner is not None:
             self.delete_queue(queue.spec.name)
-        queue.pump()
-
-    def close(self, subscription: Subscription) -> None:
-        """The channel goes: what was not acknowledged is ready again."""
-        subscription.open = False
-        self.unsubscribe(subscription)
-        self.give_back(subscription, list(subscription.unacked))
 
     # --- outages ------------------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ class Registration:
     queue: Queue
     receive: Receive
     prefetch: int | None
-    inbox: bool = False
+    inbox_key: str | None = None
+    """Routing key of an inbox; None for another queue."""
     declare: bool = False
     cancelled: bool = False
     subscription: Subscription | None = None
@@ -63,11 +64,7 @@ class MemoryConnection:
         subscriptions = [each.subscription for each in self._registrations if each.subscription is not None]
         for registration in self._registrations:
             registration.subscription = None
-        for subscription in subscriptions:
-            subscription.open = False
-            self._cluster.unsubscribe(subscription)
-        for subscription in subscriptions:
-            self._cluster.close(subscription)
+        self._cluster.close(subscriptions)
         lost, self._unconfirmed = self._unconfirmed, []
         for future in lost:
             if not future.done():
@@ -110,9 +107,9 @@ class MemoryConnection:
 
     def _start(self, registration: Registration) -> None:
         name = registration.queue.name
-        if registration.inbox:
+        if registration.inbox_key is not None:
             self._cluster.declare_queue(registration.queue, owner=self)
-            self._cluster.bind(INBOXES, name, name)
+            self._cluster.bind(INBOXES, name, registration.inbox_key)
         elif registration.declare:
             self._cluster.declare_queue(registration.queue)
         registration.subscription = self._cluster.subscribe(name, registration.receive, registration.prefetch)
@@ -127,7 +124,7 @@ class MemoryConnection:
         if registration in self._registrations:
             self._registrations.remove(registration)
         if registration.subscription is not None:
-            self._cluster.close(registration.subscription)
+            self._cluster.close([registration.subscription])
             registration.subscription = None
 
     def _settle(self, subscription: Subscription, tags: list[int]) -> None:
