@@ -79,7 +79,7 @@ class BenchTransport:
         *,
         persistent: bool = True,
         message_id: str | None = None,
-        headers: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, object] | None = None,
     ) -> None:
         await asyncio.sleep(0)
         if self.failures:
@@ -282,8 +282,7 @@ class Bench:
         """The output of the number-th task that finished, decoded."""
         await self.until(lambda: len(self.of(Finished)) + len(self.of(Failed)) >= number)
         assert not self.of(Failed), self.of(Failed)
-        output = self.of(Finished)[number - 1].output
-        return None if output is None else msgspec.json.decode(output)
+        return msgspec.json.decode(self.of(Finished)[number - 1].output)
 
     async def failed(self) -> Failed:
         await self.until(lambda: self.of(Failed))
