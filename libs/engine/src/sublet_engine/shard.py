@@ -107,8 +107,8 @@ class Batch(msgspec.Struct):
 
 
 class Shard:
-    """``claim_key``: where workers send claims. ``slot``: the routing key of this shard's queue. ``first``: this shard also
-    speaks for all of them (registers triggers)."""
+    """``claim_key``: where workers send claims. ``slot``: the routing key of this shard's queue. ``first``: this shard
+    also speaks for all of them: it registers triggers and saves workers."""
 
     def __init__(self, *, epoch: str, claim_key: str, slot: str, first: bool, new_id: Callable[[], str], now: float):
         self.runs: dict[str, Run] = {}

@@ -69,7 +69,7 @@ class MemoryTransport(MemoryConnection):
             on_message(message.body)
 
         await self._until_connected()
-        self._register(Registration(Queue(name), receive, prefetch=None, inbox=True))
+        self._register(Registration(Queue(name), receive, prefetch=None, inbox_key=name))
 
     async def consume_pool(self, queue: str, prefetch: int, on_ticket: Callable[[Any], None]) -> MemoryPoolConsumer:
         def receive(subscription: Subscription, tag: int, message: Message) -> None:
