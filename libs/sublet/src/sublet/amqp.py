@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import aio_pika
 from aio_pika.exceptions import (
@@ -97,7 +97,7 @@ class _Session:
         if exchange not in self._exchanges:
             await self._check_exchange(exchange)
         if self._unconfirmed is None or self._unconfirmed.is_closed:
-            self._unconfirmed = await _opened(self.connection.channel(publisher_confirms=False))
+            self._unconfirmed = await self.plain_channel()
         channel: Any = await self._unconfirmed.get_underlay_channel()
         properties = aio_pika.Message(b"", content_type="application/json").properties
         await channel.basic_publish(body, exchange=exchange, routing_key=routing_key, properties=properties, wait=False)
@@ -109,7 +109,7 @@ class _Session:
                 await start(self)
                 self._consuming.add(name)
 
-    async def consumer_channel(self) -> aio_pika.abc.AbstractChannel:
+    async def plain_channel(self) -> aio_pika.abc.AbstractChannel:
         return await _opened(self.connection.channel(publisher_confirms=False))
 
     async def watch(self, channel: aio_pika.abc.AbstractChannel) -> None:
@@ -145,14 +145,14 @@ class _Session:
         async with self._channels_lock:
             if exchange in self._exchanges:
                 return
-            channel = await _opened(self.connection.channel(publisher_confirms=False))
+            channel = await self.plain_channel()
             await channel.declare_exchange(exchange, passive=True)
             await channel.close()
             self._exchanges.add(exchange)
 
 
 class AmqpTransport:
-    """`sublet.transport.Transport` on RabbitMQ. Belongs to the event loop that connects it."""
+    """`sublet.transport.Transport`, which says what the methods do. Belongs to the event loop that connects it."""
 
     def __init__(self, url: str, *, publish_timeout_s: float = 30.0, name: str = "sublet") -> None:
         """``name`` is what RabbitMQ's management shows for the connection."""
@@ -176,8 +176,7 @@ class AmqpTransport:
         return self._session is not None
 
     async def connect(self) -> None:
-        """Returns when connected; tries again with growing pauses as long as the broker is away.
-
+        """
         Raises:
             TransportUnavailable: RabbitMQ refuses the user, the password or the virtual host.
         """
@@ -220,20 +219,16 @@ class AmqpTransport:
         *,
         persistent: bool = True,
         message_id: str | None = None,
-        headers: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, object] | None = None,
     ) -> None:
-        """Returns when the broker has confirmed, and put it into a queue. Publishes again, after a reconnect if need
-        be, until then: receivers are idempotent.
-
-        Raises:
-            TransportUnavailable: not confirmed within ``publish_timeout_s``; the text says what was in the way.
-        """
+        """Confirmed means: put into a queue. A message that no queue takes yet is published again, like one whose
+        connection broke; the text of TransportUnavailable says what was in the way."""
         message = aio_pika.Message(
             b"",
             content_type="application/json",
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT if persistent else aio_pika.DeliveryMode.NOT_PERSISTENT,
             message_id=message_id,
-            headers=dict(headers) if headers else None,
+            headers=cast("Any", headers),
         )
         properties = message.properties
         problem = "not connected"
@@ -260,41 +255,34 @@ class AmqpTransport:
             ) from None
 
     def publish_soon(self, exchange: str, routing_key: str, body: bytes) -> None:
-        """A transient hint: sent without waiting; lost if the connection is down, or nobody listens."""
         if self._session is not None:
             self._run_soon(partial(self._session.hint, exchange, routing_key, body))
 
     # --- consuming ------------------------------------------------------------------------------------------------
 
     async def open_inbox(self, name: str, on_message: Callable[[bytes], None]) -> None:
-        """Declare an exclusive transient queue bound to ``sublet.inboxes`` under its own name, and consume it without
-        acknowledgements; restored after a reconnect (what was sent meanwhile is lost). Waits for the exchange."""
         await self._consume(name, partial(_start_inbox, name, on_message))
 
     async def consume_pool(
         self, queue: str, prefetch: int, on_ticket: Callable[[TicketDelivery], None]
     ) -> _PoolConsumer:
-        """Declare the pool's queue and consume it: at most ``prefetch`` tickets (1 to 65,535) unacknowledged."""
         if not 1 <= prefetch <= 65_535:
             raise ValueError(f"a worker has 1 to 65,535 slots of a kind, not {prefetch:,}")
-        consumer = _PoolConsumer(self._forget, queue, prefetch, on_ticket)
+        consumer = _PoolConsumer(self._consumers, queue, prefetch, on_ticket)
         await self._consume(queue, consumer.start)
         return consumer
 
     def ack(self, ticket: TicketDelivery) -> None:
-        """Acknowledge; ignored when its channel is gone, and the second time."""
         if self._settle(ticket):
             channel: Any = ticket.channel
             self._run_soon(partial(channel.basic_ack, ticket.tag, wait=False))
 
     def give_back(self, ticket: TicketDelivery) -> None:
-        """Requeue, for another worker; ignored when its channel is gone, and the second time."""
         if self._settle(ticket):
             channel: Any = ticket.channel
             self._run_soon(partial(channel.basic_nack, ticket.tag, requeue=True, wait=False))
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Called after every reconnect, when inbox and pool consumers are there again."""
         self._reconnect_callbacks.append(callback)
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -321,9 +309,6 @@ class AmqpTransport:
                     del self._consumers[name]
                     raise TransportUnavailable(f"RabbitMQ refuses to consume {name!r}: {error}") from error
             await asyncio.sleep(REPEAT_FIRST_S)
-
-    async def _forget(self, name: str) -> None:
-        self._consumers.pop(name, None)
 
     def _use(self, session: _Session) -> None:
         self._session = session
@@ -405,19 +390,19 @@ class _PoolConsumer:
 
     def __init__(
         self,
-        forget: Callable[[str], Awaitable[None]],
+        restored: dict[str, Consume],
         queue: str,
         prefetch: int,
         on_ticket: Callable[[TicketDelivery], None],
     ) -> None:
-        self._forget = forget
+        self._restored = restored
         self._queue = queue
         self._prefetch = prefetch
         self._on_ticket = on_ticket
         self._consuming: tuple[Any, str] | None = None
 
     async def start(self, session: _Session) -> None:
-        channel = await session.consumer_channel()
+        channel = await session.plain_channel()
         await channel.set_qos(prefetch_count=self._prefetch)
         await channel.declare_queue(
             self._queue,
@@ -448,7 +433,7 @@ class _PoolConsumer:
 
     async def cancel(self) -> None:
         """No new tickets; those that are out can still be acknowledged."""
-        await self._forget(self._queue)
+        self._restored.pop(self._queue, None)
         if self._consuming is None:
             return
         channel, tag = self._consuming
@@ -464,7 +449,7 @@ class _PoolConsumer:
 async def _start_inbox(name: str, on_message: Callable[[bytes], None], session: _Session) -> None:
     looks = 0
     while True:
-        channel = await session.consumer_channel()
+        channel = await session.plain_channel()
         try:
             queue = await channel.declare_queue(name, exclusive=True, auto_delete=True)
             await queue.bind(INBOXES, routing_key=name)

@@ -36,7 +36,7 @@ from sublet.workflow import DEFAULT_EXECUTION_TIMEOUT, DEFAULT_SCHEDULE_TIMEOUT,
 if TYPE_CHECKING:
     from sublet.context import Context
     from sublet.durable import DurableContext
-    from sublet.worker import Worker
+    from sublet.worker import LifespanFn, Worker
 
 
 def _amqp(config: ClientConfig) -> Transport:
@@ -57,7 +57,7 @@ class Sublet:
         self,
         config: ClientConfig | None = None,
         *,
-        transport_factory: TransportFactory = _amqp,
+        transport_factory: TransportFactory | None = None,
         background: bool = True,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
@@ -69,7 +69,10 @@ class Sublet:
                 run on the caller's event loop (only ``aio_…`` methods then); the time in epoch seconds; fresh ids.
         """
         self.config = config or ClientConfig()
-        self._connection = Connection(self.config, transport_factory, background=background, now=now, new_id=new_id)
+        self._transport_factory, self._now, self._new_id = transport_factory, now, new_id
+        self._connection = Connection(
+            self.config, transport_factory or _amqp, background=background, now=now, new_id=new_id
+        )
         self.event = EventClient(self._connection, self.config)
         self.runs = RunsClient(self._connection, self.config.apply_namespace)
         self.stubs = StubsClient(self._connection, self.config)
@@ -355,7 +358,7 @@ class Sublet:
         durable_slots: int | None = None,
         labels: dict[str, str | int] | None = None,
         workflows: list[BaseWorkflow[Any]] | None = None,
-        lifespan: Any = None,
+        lifespan: LifespanFn | None = None,
     ) -> Worker:
         """A worker of the pool ``name`` that runs these workflows once it is started.
 
@@ -371,13 +374,16 @@ class Sublet:
         from sublet.worker import Worker
 
         return Worker(
-            name=self.config.apply_namespace(name),
+            name=name,
             config=self.config,
             slots=slots,
             durable_slots=durable_slots,
             labels=labels,
             workflows=workflows,
             lifespan=lifespan,
+            transport=self._transport_factory(self.config) if self._transport_factory else None,
+            now=self._now,
+            new_id=self._new_id,
         )
 
     def _standalone(self, fn: Callable[..., Any], declared: WorkflowConfig, **options: Any) -> Standalone[Any, Any]:

@@ -23,7 +23,7 @@ from sublet.config import ClientConfig
 from sublet.loops import BackgroundLoop, CallersLoop, Loop
 from sublet.transport import Transport, TransportUnavailable
 from sublet_engine import ids, limits, messages
-from sublet_engine.messages import Record, Reply, RunRequest, RunResult, WatchRun
+from sublet_engine.messages import Record, Reply, RunRequest, RunResult, WatchRun, json_bytes
 
 T = TypeVar("T")
 TransportFactory = Callable[[ClientConfig], Transport]
@@ -156,11 +156,11 @@ class Connection:
         reply = answer.result()
         if reply.error is not None:
             raise ValueError(f"{what}: {reply.error}")
-        return None if reply.value is None else bytes(reply.value)
+        return json_bytes(reply.value)
 
     # --- events -------------------------------------------------------------------------------------------------
 
-    async def push(self, key: str, event_id: str, body: bytes, headers: Mapping[str, str | int]) -> None:
+    async def push(self, key: str, event_id: str, body: bytes, headers: Mapping[str, object]) -> None:
         """Publish an event. Needs no inbox, and so no more rights than to write to ``sublet.events``."""
         transport = await self._connected()
         await transport.publish(EVENTS, key, body, message_id=event_id, headers=headers)

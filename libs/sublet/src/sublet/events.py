@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import msgspec
+
 from sublet.config import ClientConfig
 from sublet.connection import Connection
 from sublet.context_vars import current_context
@@ -85,22 +87,26 @@ class EventClient:
         await self._connection.aio(self._publish(made))
         return [event for event, _, _ in made]
 
-    async def _publish(self, made: Sequence[tuple[Event, bytes, dict[str, str | int]]]) -> None:
+    async def _publish(self, made: Sequence[tuple[Event, bytes, dict[str, object]]]) -> None:
         await asyncio.gather(
             *(self._connection.push(event.key, event.event_id, body, headers) for event, body, headers in made)
         )
 
-    def _made(self, item: BulkPushEventWithMetadata) -> tuple[Event, bytes, dict[str, str | int]]:
+    def _made(self, item: BulkPushEventWithMetadata) -> tuple[Event, bytes, dict[str, object]]:
         key = check_name(self._config.apply_namespace(item.key), "the key of an event")
         body = encode_object(item.payload, f"The payload of event {key!r}", limits.PAYLOAD_MAX_BYTES)
-        metadata = {**_source(), **item.additional_metadata}
-        headers: dict[str, str | int] = {}
-        metadata_json = None
-        if metadata:
-            raw = encode_object(metadata, f"The metadata of event {key!r}", limits.METADATA_MAX_BYTES)
-            headers["metadata"] = metadata_json = raw.decode()
+        metadata = encode_object(
+            {**_source(), **item.additional_metadata}, f"The metadata of event {key!r}", limits.METADATA_MAX_BYTES
+        )
+        headers: dict[str, object] = msgspec.json.decode(metadata, type=dict[str, object])
+        for name in headers:
+            if name in ("scope", "priority") or name.startswith("x-"):
+                raise ValueError(
+                    f"the metadata of event {key!r} must not have an entry {name!r}: metadata travel as AMQP headers,"
+                    " where scope, priority and what begins with x- have a meaning of their own"
+                )
         if item.scope is not None:
-            headers["scope"] = item.scope
+            headers["scope"] = check_name(item.scope, "the scope of an event")
         if item.priority is not None:
             headers["priority"] = int(item.priority)
         at = datetime.fromtimestamp(self._connection.now(), UTC)
@@ -109,7 +115,7 @@ class EventClient:
             key=key,
             payload=body.decode(),
             event_timestamp=at,
-            additional_metadata=metadata_json,
+            additional_metadata=None if metadata == b"{}" else metadata.decode(),
             scope=item.scope,
             seen_at=at,
         )

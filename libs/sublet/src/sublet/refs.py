@@ -16,7 +16,7 @@ from sublet.exceptions import (
     UnknownWorkflowError,
 )
 from sublet.types import In, R
-from sublet_engine.messages import RunResult
+from sublet_engine.messages import RunResult, json_bytes
 
 Outputs = Mapping[str, bytes | None]
 """Raw JSON of each task's output by the task's name; None for no output."""
@@ -89,7 +89,7 @@ def outputs_of(result: RunResult) -> Outputs:
         FailedTaskRunExceptionGroup, UnknownWorkflowError, RunCancelledError, RunNotFoundError: it did not complete.
     """
     if result.status == "COMPLETED":
-        return {task: None if raw is None else bytes(raw) for task, raw in result.outputs.items()}
+        return {task: json_bytes(raw) for task, raw in result.outputs.items()}
     if result.status == "CANCELLED":
         reason = f": {result.cancelled_reason}" if result.cancelled_reason else "."
         raise RunCancelledError(f"Workflow run {result.run_id} was cancelled{reason}")

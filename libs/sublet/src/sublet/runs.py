@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from sublet.connection import QUERY_KEY, Connection
+from sublet.exceptions import RunNotFoundError
 from sublet.read_models import (
     TaskRunDetail,
     WorkflowRunDetail,
@@ -25,6 +26,9 @@ from sublet_engine.messages import CancelRun, Query, Record, ReplayRun
 PAGE_SIZE = 500
 """Runs that a bulk operation by filter looks up at once."""
 
+PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 0.0)
+"""Between looks for a run: one that was requested a moment ago may not be stored yet."""
+
 
 class RunsClient:
     """Every method exists twice: ``x()`` blocks this thread, ``await aio_x()`` does not."""
@@ -39,7 +43,7 @@ class RunsClient:
         """The run and its tasks.
 
         Raises:
-            ValueError: there is no such run.
+            RunNotFoundError: there is no such run.
             TransportUnavailable: no scheduler answered within ``query_timeout_s``.
         """
         return self._connection.sync(self._get(workflow_run_id))
@@ -201,10 +205,12 @@ class RunsClient:
 
     async def _get(self, run_id: str) -> WorkflowRunDetails:
         run_id = ids.run_of(run_id)
-        answer = await self._query("run", {"run_id": run_id}, f"looking up run {run_id}")
-        if answer is None:
-            raise ValueError(f"There is no run {run_id}.")
-        return WorkflowRunDetails.from_wire(answer)
+        for pause_s in PAUSES_S:
+            answer = await self._query("run", {"run_id": run_id}, f"looking up run {run_id}")
+            if answer is not None:
+                return WorkflowRunDetails.from_wire(answer)
+            await asyncio.sleep(pause_s)
+        raise RunNotFoundError(f"There is no run {run_id}.")
 
     async def _list(
         self,

@@ -41,7 +41,7 @@ class Transport(Protocol):
         *,
         persistent: bool = True,
         message_id: str | None = None,
-        headers: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, object] | None = None,
     ) -> None:
         """Returns when the broker has confirmed. Waits for a reconnect and publishes again when the connection broke
         (receivers are idempotent).
