@@ -15,7 +15,7 @@ from sublet.durations import Duration, positive_seconds_of
 from sublet.exceptions import TaskRunError
 from sublet.types import R
 from sublet_engine import ids
-from sublet_engine.messages import Grant, TaskError, json_bytes, json_bytes
+from sublet_engine.messages import Grant, TaskError, json_bytes
 
 if TYPE_CHECKING:
     from sublet.task import Task

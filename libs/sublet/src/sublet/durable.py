@@ -20,7 +20,7 @@ from sublet.exceptions import TaskRunError
 from sublet.replay import memo_operation, run_operation, wait_operation
 from sublet.serialization import Codec, check_size
 from sublet_engine import ids, limits
-from sublet_engine.messages import ChildRequest, Done, Grant, Operation, json_bytes, json_bytes
+from sublet_engine.messages import ChildRequest, Done, Grant, Operation, json_bytes
 from sublet_engine.workflows import Groups, SleepCondition
 
 if TYPE_CHECKING:

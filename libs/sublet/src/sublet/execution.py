@@ -7,7 +7,7 @@ import concurrent.futures
 from collections.abc import Callable, Mapping
 from contextvars import Context as Variables
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -64,6 +64,13 @@ class Execution:
         self.is_cancelled = False
         self.clock = ActiveClock(self._loop.time, grant.timeout_s)
         self.stay = Stay(grant, task.eviction_policy, self.clock, self) if task.is_durable else None
+
+    @property
+    def state(self) -> Literal["running", "waiting", "released"]:
+        """Waiting: a durable task that stays on the worker although it waits. Released: it runs without a slot."""
+        if self.released:
+            return "released"
+        return "running" if self.stay is None or self.stay.waiting_since is None else "waiting"
 
     # --- running --------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context as Variables
@@ -155,9 +155,9 @@ class Runner:
         return task
 
     @property
-    def running(self) -> int:
-        """Leases that this worker holds."""
-        return len(self._executions)
+    def held(self) -> Counter[str]:
+        """The leases of this worker by state: see `Execution.state`."""
+        return Counter(execution.state for execution in self._executions.values())
 
     # --- for executions -------------------------------------------------------------------------------------------
 

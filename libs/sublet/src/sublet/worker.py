@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
@@ -132,9 +133,10 @@ class Worker:
         return WorkerStatus.UNHEALTHY if lost else self._status
 
     @property
-    def running(self) -> int:
-        """Tasks that it holds at this moment."""
-        return self._runner.running if self._runner is not None else 0
+    def held(self) -> Counter[str]:
+        """How many tasks it holds at this moment: ``running``, ``waiting`` (durable tasks that stay for a while) and
+        ``released`` (those that run on without a slot)."""
+        return self._runner.held if self._runner is not None else Counter()
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -173,7 +175,7 @@ class Worker:
         if self._runner is None or self._status is not WorkerStatus.HEALTHY:
             return
         self._status = WorkerStatus.STOPPING
-        self._config.logger.info("worker %s finishes %d tasks and leaves", self.name, self._runner.running)
+        self._config.logger.info("worker %s finishes %d tasks and leaves", self.name, self.held.total())
         try:
             await self._runner.drain()
         finally:

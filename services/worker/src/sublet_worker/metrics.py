@@ -1,0 +1,27 @@
+"""What a worker shows of itself to Prometheus."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from sublet.worker import Worker, WorkerStatus
+
+STATES = ("running", "waiting", "released")
+
+
+def show(worker: Worker, registry: CollectorRegistry) -> None:
+    """Gauges that are read when somebody looks."""
+    slots = Gauge("sublet_worker_slots", "Slots of this worker", ["kind"], registry=registry)
+    slots.labels("task").set_function(lambda: worker.slots)
+    slots.labels("durable").set_function(lambda: worker.durable_slots)
+    held = Gauge("sublet_worker_tasks", "Tasks that this worker holds", ["state"], registry=registry)
+    for state in STATES:
+        held.labels(state).set_function(partial(_held, worker, state))
+    up = Gauge("sublet_worker_healthy", "1 while it is connected and takes work", registry=registry)
+    up.set_function(lambda: worker.status is WorkerStatus.HEALTHY)
+
+
+def _held(worker: Worker, state: str) -> float:
+    return worker.held[state]
