@@ -3,6 +3,8 @@
 from sublet.client import Sublet
 from sublet.conditions import Condition, OrGroup, ParentCondition, SleepCondition, UserEventCondition, or_
 from sublet.config import ClientConfig
+from sublet.context import Context
+from sublet.durable import DurableContext, SleepResult
 from sublet.durations import Duration
 from sublet.events import Event
 from sublet.exceptions import (
@@ -45,6 +47,7 @@ from sublet.types import (
     V1TaskStatus,
     WorkflowRunTriggerConfig,
 )
+from sublet.worker import Worker, WorkerStatus
 from sublet.workflow import Workflow
 
 __all__ = [
@@ -53,7 +56,9 @@ __all__ = [
     "BulkPushEventWithMetadata",
     "ClientConfig",
     "Condition",
+    "Context",
     "DefaultFilter",
+    "DurableContext",
     "Duration",
     "EmptyModel",
     "Event",
@@ -72,6 +77,7 @@ __all__ = [
     "RunNotFoundError",
     "RunStatus",
     "SleepCondition",
+    "SleepResult",
     "Standalone",
     "Sublet",
     "Task",
@@ -85,6 +91,8 @@ __all__ = [
     "UnknownWorkflowError",
     "UserEventCondition",
     "V1TaskStatus",
+    "Worker",
+    "WorkerStatus",
     "Workflow",
     "WorkflowRunDetail",
     "WorkflowRunDetails",
