@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from bson.int64 import Int64
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import DeleteMany, InsertOne, ReplaceOne, UpdateOne, WriteConcern
 from pymongo.errors import (
@@ -145,19 +146,19 @@ class Mongo:
         skip: int = 0,
     ) -> list[Document]:
         cursor = self._database[collection].find(where, sort=list(sort) or None, limit=limit, skip=skip)
-        return await self._ask("find", cursor.to_list(None))
+        return _plain(await self._ask("find", cursor.to_list(None)))
 
     async def find_one(
         self, collection: str, where: Mapping[str, Any], *, sort: Sequence[tuple[str, int]] = ()
     ) -> Document | None:
-        return await self._ask("find", self._database[collection].find_one(where, sort=list(sort) or None))
+        return _plain(await self._ask("find", self._database[collection].find_one(where, sort=list(sort) or None)))
 
     async def find_in_chunks(
         self, collection: str, where: Mapping[str, Any], *, sort: Sequence[tuple[str, int]], chunk: int
     ) -> AsyncIterator[list[Document]]:
         cursor = self._database[collection].find(where, sort=list(sort), batch_size=chunk)
         while documents := await self._ask("find", cursor.to_list(chunk)):
-            yield documents
+            yield _plain(documents)
 
     async def count_each(self, collection: str, where: Mapping[str, Any], name: str) -> dict[str, int]:
         """How often each value stands in the arrays of this name."""
@@ -237,7 +238,7 @@ class Mongo:
         call = self._database[collection].find_one_and_update(
             {"_id": key}, {"$setOnInsert": dict(values)}, upsert=True, return_document=True
         )
-        document: Document = await self._ask("write", call)
+        document: Document = _plain(await self._ask("write", call))
         return document
 
     # --- the server ---------------------------------------------------------------------------------------
@@ -279,6 +280,15 @@ class Mongo:
                 return False
             raise
         return True
+
+
+def _plain(value: Any) -> Any:
+    """Large integers come as a class of the driver's own, which nothing else knows how to encode."""
+    if type(value) is dict:
+        return {key: _plain(each) for key, each in value.items()}
+    if type(value) is list:
+        return [_plain(each) for each in value]
+    return int(value) if type(value) is Int64 else value
 
 
 def connect(
