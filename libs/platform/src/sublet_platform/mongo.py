@@ -146,12 +146,15 @@ class Mongo:
         skip: int = 0,
     ) -> list[Document]:
         cursor = self._database[collection].find(where, sort=list(sort) or None, limit=limit, skip=skip)
-        return _plain(await self._ask("find", cursor.to_list(None)))
+        documents: list[Document] = _plain(await self._ask("find", cursor.to_list(None)))
+        return documents
 
     async def find_one(
         self, collection: str, where: Mapping[str, Any], *, sort: Sequence[tuple[str, int]] = ()
     ) -> Document | None:
-        return _plain(await self._ask("find", self._database[collection].find_one(where, sort=list(sort) or None)))
+        call = self._database[collection].find_one(where, sort=list(sort) or None)
+        document: Document | None = _plain(await self._ask("find", call))
+        return document
 
     async def find_in_chunks(
         self, collection: str, where: Mapping[str, Any], *, sort: Sequence[tuple[str, int]], chunk: int
