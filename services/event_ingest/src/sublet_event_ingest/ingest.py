@@ -47,6 +47,9 @@ LOOK_BACK_PAGE = 500
 SHAPES_CACHE_MAX = 50_000
 """Event keys whose shapes are kept in memory; with more the cache begins afresh."""
 
+COUNT_INTERVAL_S = 10.0
+"""How often the number of waits is looked up, for people."""
+
 
 class Match(NamedTuple):
     """This event satisfies this wait."""
@@ -66,12 +69,13 @@ class Ingest:
         metrics: ServiceMetrics,
         ingest_metrics: IngestMetrics,
     ) -> None:
-        self._store, self._broker = store, broker
+        self._store, self._broker, self._clock = store, broker, clock
         self._metrics, self._counts = metrics, ingest_metrics
         self._reader = Reader(clock, new_id)
         self._channel: Hashable = None
         self._shapes: dict[str, set[Shape]] = {}
         self._triggers: Triggers | None = None
+        self._count_again_at = 0.0
 
     def drop(self) -> None:
         """Forget what is kept in memory: the next batch reads it again."""
@@ -95,7 +99,7 @@ class Ingest:
         for delivery, reason in batch.refused:
             await dead_letter(self._broker, delivery, reason, self._metrics, "ingest")
         self._reader.settled(deliveries)
-        self._count(batch, new)
+        await self._count(batch, new)
 
     # --- what is kept in memory -------------------------------------------------------------------------------
 
@@ -256,10 +260,14 @@ class Ingest:
             await self._store.change_subscriptions([], [match.subscribe.id for match in matches])
         self._counts.matches.inc(len(addressed))
 
-    def _count(self, batch: Batch, new: set[str]) -> None:
+    async def _count(self, batch: Batch, new: set[str]) -> None:
         self._counts.events.labels("stored").inc(len(new))
         self._counts.events.labels("duplicate").inc(len(batch.events) - len(new))
         self._counts.events.labels("refused").inc(len(batch.refused))
+        now = self._clock.now()
+        if now >= self._count_again_at:
+            self._counts.subscriptions.set(await self._store.count_subscriptions())
+            self._count_again_at = now + COUNT_INTERVAL_S
 
 
 def _event_key(subscribe: Subscribe) -> str:
