@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from sublet_engine.expressions import compile_expression
+from sublet_engine.expressions import PARENT_VARIABLES, compile_expression
 from sublet_engine.runs import Run, TaskRun
 from sublet_engine.workflows import Condition, Groups, ParentCondition, TaskSpec, WorkflowSpec
 
@@ -80,4 +80,4 @@ def _parent_condition_true(condition: ParentCondition, run: Run) -> bool:
     if condition.expression is None:
         return True
     output = msgspec.json.decode(parent.output) if parent.output is not None else {}
-    return compile_expression(condition.expression).true(output=output)
+    return compile_expression(condition.expression, PARENT_VARIABLES).true(output=output)
