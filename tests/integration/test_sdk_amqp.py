@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import aio_pika
 import pytest
+
 from servers import RabbitServer
 from sublet.amqp import AmqpTransport
 from sublet.transport import TicketDelivery, TransportUnavailable
@@ -206,9 +207,7 @@ async def test_publishes_under_way_when_the_connection_breaks_are_published_agai
 ) -> None:
     queue = await admin.bound("requests", "sublet.requests", "slot.00")
     await transport.publish("sublet.requests", "slot.00", b"first")
-    publishing = [
-        asyncio.create_task(transport.publish("sublet.requests", "slot.00", b"%d" % n)) for n in range(200)
-    ]
+    publishing = [asyncio.create_task(transport.publish("sublet.requests", "slot.00", b"%d" % n)) for n in range(200)]
     await asyncio.sleep(0)
     proxy.cut()
     await asyncio.gather(*publishing)
@@ -414,9 +413,7 @@ async def test_a_closed_transport_refuses_to_publish(admin: Admin, transport: Am
         await transport.publish("sublet.requests", "slot.00", b"[]")
 
 
-async def test_everything_comes_back_when_the_broker_closes_all_connections(
-    rabbit: RabbitServer, admin: Admin
-) -> None:
+async def test_everything_comes_back_when_the_broker_closes_all_connections(rabbit: RabbitServer, admin: Admin) -> None:
     await _survives(rabbit, admin, lambda: rabbit.ctl("close_all_connections", "test"))
 
 

@@ -108,7 +108,7 @@ class Connection:
 
     async def run(self, requests: Sequence[RunRequest]) -> list[RunResult]:
         """As `request`, and wait for the results, in the same order."""
-        await self._inbox_open()
+        await self._listening()
         run_ids = [request.run_id for request in requests]
         with self._watching(run_ids) as watches:
             await self.request([msgspec.structs.replace(request, reply_to=self._inbox) for request in requests])
@@ -118,7 +118,7 @@ class Connection:
 
     async def results(self, run_ids: Sequence[str]) -> list[RunResult]:
         """Wait for the results of runs that were requested earlier, by whomever."""
-        await self._inbox_open()
+        await self._listening()
         with self._watching(run_ids) as watches:
             for watch in watches:
                 watch.requested = True
@@ -136,8 +136,7 @@ class Connection:
             ValueError: the answer is an error text.
             TransportUnavailable: there was no answer within ``query_timeout_s``; ``what`` names it in the text.
         """
-        await self._inbox_open()
-        transport = await self._connected()
+        transport = await self._listening()
         correlation_id = self.new_id()
         body = messages.encode([question(correlation_id, self._inbox)])
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -191,6 +190,12 @@ class Connection:
         await transport.connect()
         transport.on_reconnect(self._on_reconnect)
         self._transport = transport
+        return transport
+
+    async def _listening(self) -> Transport:
+        """Connected, with an open inbox. One after the other, so that an error names what is missing."""
+        transport = await self._connected()
+        await self._inbox_open()
         return transport
 
     async def _open_inbox(self) -> None:
