@@ -67,6 +67,30 @@ class _Ledger:
     def __init__(self, channel: aiormq.Channel) -> None:
         self.channel = channel
         self.settlement = Settlement()
+        self._frames: deque[tuple[int, bool, bool]] = deque()
+        self._sending = False
+
+    def settle(self, tags: list[int], *, ack: bool) -> bool:
+        """Note what is to be sent; True if :meth:`send` must be started for it."""
+        self._frames.extend((tag, multiple, ack) for tag, multiple in self.settlement.settle(tags))
+        start = bool(self._frames) and not self._sending
+        self._sending = self._sending or start
+        return start
+
+    async def send(self) -> None:
+        """One sender at a time, in order: a tag that comes after a frame that covers it would close the channel."""
+        try:
+            while self._frames:
+                tag, multiple, ack = self._frames.popleft()
+                if ack:
+                    await self.channel.basic_ack(tag, multiple=multiple, wait=False)
+                else:
+                    await self.channel.basic_nack(tag, multiple=multiple, requeue=True, wait=False)
+        except _UNREACHABLE as error:
+            self._frames.clear()
+            log.debug("settlements lost, the messages come again: %r", error)
+        finally:
+            self._sending = False
 
 
 class RabbitConsumer:
@@ -202,13 +226,13 @@ class Rabbit:
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         for ledger, tags in _by_channel(deliveries).items():
-            frames = ledger.settlement.settle(tags)
-            self._soon(_send_acks(ledger.channel, frames))
+            if ledger.settle(tags, ack=True):
+                self._soon(ledger.send())
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
         for ledger, tags in _by_channel(deliveries).items():
-            frames = ledger.settlement.settle(tags)
-            self._soon(_send_nacks(ledger.channel, frames))
+            if ledger.settle(tags, ack=False):
+                self._soon(ledger.send())
 
     def is_void(self, delivery: Delivery) -> bool:
         return _ledger_of(delivery).channel.is_closed
@@ -319,22 +343,6 @@ def _by_channel(deliveries: Sequence[Delivery]) -> dict[_Ledger, list[int]]:
         if not ledger.channel.is_closed:
             tags.setdefault(ledger, []).append(delivery.tag)
     return tags
-
-
-async def _send_acks(channel: aiormq.Channel, frames: list[tuple[int, bool]]) -> None:
-    try:
-        for tag, multiple in frames:
-            await channel.basic_ack(tag, multiple=multiple, wait=False)
-    except _UNREACHABLE as error:
-        log.debug("acknowledgement lost, the messages come again: %r", error)
-
-
-async def _send_nacks(channel: aiormq.Channel, frames: list[tuple[int, bool]]) -> None:
-    try:
-        for tag, multiple in frames:
-            await channel.basic_nack(tag, multiple=multiple, requeue=True, wait=False)
-    except _UNREACHABLE as error:
-        log.debug("not given back, but the channel is gone: %r", error)
 
 
 async def _opened(channel: AbstractRobustChannel) -> aiormq.Channel:
