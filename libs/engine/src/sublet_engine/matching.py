@@ -14,8 +14,9 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from sublet_engine import limits
+from sublet_engine.equality import Path, equality_terms, value_at
 from sublet_engine.events import Event, Sighting
-from sublet_engine.expressions import ExpressionError, Path, compile_expression, equality_terms, value_at
+from sublet_engine.expressions import ExpressionError, compile_expression
 from sublet_engine.messages import EventMatched, Subscribe
 from sublet_engine.workflows import EventCondition
 
@@ -56,8 +57,10 @@ def index_key(condition: EventCondition, shapes: Collection[Shape]) -> IndexKey:
     """
     terms: Mapping[str, str] = {}
     if condition.expression is not None:
-        compile_expression(condition.expression)
-        terms = {_pointer(path): value for path, value in equality_terms(condition.expression).items()}
+        found = equality_terms(condition.expression)
+        if not found.whole:
+            compile_expression(condition.expression)
+        terms = {_pointer(path): value for path, value in found.values.items()}
     shape = tuple(sorted(terms))
     if shape not in shapes and len(shapes) >= limits.MATCH_SHAPES_MAX:
         shape, terms = _NO_FIELDS, {}
@@ -161,6 +164,9 @@ class Waits:
             return False
         if condition.expression is None:
             return True
+        terms = equality_terms(condition.expression)
+        if terms.whole:
+            return terms.hold(sighting.payload)
         try:
             verdict = compile_expression(condition.expression).verdict(sighting.facts)
         except ExpressionError:
