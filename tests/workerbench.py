@@ -36,6 +36,7 @@ from sublet_engine.messages import (
     encode,
     encode_one,
 )
+from waiting import until
 
 client = Sublet(ClientConfig(amqp_url="amqp://nowhere/"), background=False)
 """Declares the tasks of the tests."""
@@ -264,9 +265,7 @@ class Bench:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait for what must happen, however long the machine takes."""
-        async with asyncio.timeout(30):
-            while not condition():
-                await asyncio.sleep(0.002)
+        await until(condition)
 
     async def settled(self, rounds: int = 50) -> None:
         """Let everything happen that needs no time."""

@@ -6,14 +6,13 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from workerbench import Bench, client
-
 from sublet.conditions import SleepCondition, UserEventCondition, or_
 from sublet.durable import DurableContext
 from sublet.exceptions import NonDeterminismError, TaskRunError
 from sublet.types import EmptyModel
 from sublet_engine.messages import Finished, Record, Recorded, Suspended, TaskError
 from sublet_engine.workflows import EventCondition
+from workerbench import Bench, client
 
 
 def event(key: str, payload: object) -> dict[str, Any]:

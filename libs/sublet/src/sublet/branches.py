@@ -15,41 +15,63 @@ _branch: ContextVar[Branch | None] = ContextVar("sublet_branch", default=None)
 
 
 class Branch:
-    """A branch: ``position`` is the place in the order of events up to which it has seen what happened."""
+    """A branch: ``position`` is the place in the order of events up to which it has seen what happened.
 
-    __slots__ = ("_branches", "_operations", "name", "position", "tree")
+    Whatever it joins, it has seen too: the branches whose results it took, and those of a task group that it left.
+    """
 
-    def __init__(self, name: str, tree: Tree, position: int) -> None:
+    __slots__ = ("_branches", "_groups", "_operations", "name", "parent", "position", "tree")
+
+    def __init__(self, name: str, tree: Tree, position: int, parent: Branch | None = None) -> None:
         self.name = name
         self.tree = tree
         self.position = position
+        self.parent = parent
         self._operations = 0
         self._branches = 0
+        self._groups: list[tuple[asyncio.TaskGroup, int]] = []
 
     def next_node(self) -> str:
         """The name of the next operation of this branch."""
+        self._leave_groups()
         self._operations += 1
         return self._within(str(self._operations))
 
     def fork(self) -> Branch:
         """The branch of the next asyncio task that this one starts."""
+        self._leave_groups()
         name = self._within(f"t{self._branches}")
         self._branches += 1
-        return Branch(name, self.tree, self.position)
+        return Branch(name, self.tree, self.position, self)
 
     def reach(self, position: int) -> None:
         """It has now seen what happened up to ``position``."""
         self.position = max(self.position, position)
 
+    def ended_in(self, group: asyncio.TaskGroup, position: int) -> None:
+        """A branch that this one started in a group has ended; it counts as joined once the group has been left."""
+        self._groups.append((group, position))
+
+    def _leave_groups(self) -> None:
+        for group, position in self._groups:
+            if _is_over(group):
+                self.reach(position)
+        self._groups = [ended for ended in self._groups if not _is_over(ended[0])]
+
     def _within(self, name: str) -> str:
         return f"{self.name}.{name}" if self.name else name
 
 
+def _is_over(group: Any) -> bool:
+    return group._exiting and not group._tasks
+
+
 class BranchTask(asyncio.Task[Any]):
-    """An asyncio task of a tree. Who takes its result has seen all that it saw."""
+    """An asyncio task of a tree."""
 
     def __init__(self, coro: Coroutine[Any, Any, Any], branch: Branch, **options: Any) -> None:
         self.branch = branch
+        self.group: asyncio.TaskGroup | None = None
         super().__init__(coro, **options)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -61,6 +83,12 @@ class BranchTask(asyncio.Task[Any]):
         result = super().result()
         self._tell_taker()
         return result
+
+    def add_done_callback(self, fn: Callable[..., object], /, *, context: Context | None = None) -> None:
+        group = getattr(fn, "__self__", None)
+        if isinstance(group, asyncio.TaskGroup):
+            self.group = group
+        super().add_done_callback(fn, context=context or copy_context())
 
     def _tell_taker(self) -> None:
         taker = current_branch()
@@ -106,6 +134,9 @@ class Tree:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         assert isinstance(task, BranchTask)
         self.live.discard(task)
+        branch = task.branch
+        if task.group is not None and branch.parent is not None:
+            branch.parent.ended_in(task.group, branch.position)
         if self.abandoned and not task.cancelled():
             task.exception()
         self._on_end()
