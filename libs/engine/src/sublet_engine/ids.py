@@ -27,9 +27,13 @@ def slot_of(run_id: str) -> int:
     return zlib.crc32(run_id.encode()) % HASH_SLOTS
 
 
-def slot_key(run_id: str) -> str:
-    """The routing key, on the exchange ``sublet.requests``, for every message about a run."""
-    return f"slot.{slot_of(run_id):02d}"
+def slot_key(run_id: str, shards: int = HASH_SLOTS) -> str:
+    """The routing key, on the exchange ``sublet.requests``, for messages about a run.
+
+    Every key of a shard leads to the same queue: who knows the number of shards uses one key for each, and so can
+    put messages about many runs into one.
+    """
+    return f"slot.{slot_of(run_id) % shards:02d}"
 
 
 def slots_of_shard(shard: int, shards: int) -> list[int]:

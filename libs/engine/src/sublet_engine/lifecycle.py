@@ -630,7 +630,7 @@ def no_such_run(run_id: str) -> RunResult:
     return RunResult(run_id, None)
 
 
-def grant_message(run: Run, task: TaskRun, workflow: WorkflowSpec, scheduler: str, now: float) -> Grant:
+def grant_message(run: Run, task: TaskRun, workflow: WorkflowSpec, now: float, *, scheduler: str, shards: int) -> Grant:
     """What the worker needs to run a task under its lease; the durable log comes later, from the store."""
     assert task.lease is not None
     spec = workflow.task(task.name)
@@ -657,4 +657,5 @@ def grant_message(run: Run, task: TaskRun, workflow: WorkflowSpec, scheduler: st
         child_key=run.child_key,
         trigger=run.trigger,
         scheduler=scheduler,
+        shards=shards,
     )

@@ -24,6 +24,7 @@ from typing import Literal
 
 import msgspec
 
+from sublet_engine import ids
 from sublet_engine.workflows import Condition, EventFilter, Groups, SlotKind, WorkflowSpec
 
 RunStatus = Literal["QUEUED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"]
@@ -383,6 +384,8 @@ class Grant(Record, frozen=True):
     trigger: Trigger | None = None
     scheduler: str = ""
     """Routing key, on ``sublet.inboxes``, of claims for tickets of this shard."""
+    shards: int = ids.HASH_SLOTS
+    """The number of shards: reports of many leases to one shard travel together (`ids.slot_key`)."""
 
 
 class NothingToDo(Record, frozen=True):

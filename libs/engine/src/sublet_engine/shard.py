@@ -108,13 +108,24 @@ class Batch(msgspec.Struct):
 
 class Shard:
     """``claim_key``: where workers send claims. ``slot``: the routing key of this shard's queue. ``first``: this shard
-    also speaks for all of them: it registers triggers and saves workers."""
+    also speaks for all of them: it registers triggers and saves workers. ``shards``: how many there are."""
 
-    def __init__(self, *, epoch: str, claim_key: str, slot: str, first: bool, new_id: Callable[[], str], now: float):
+    def __init__(
+        self,
+        *,
+        epoch: str,
+        claim_key: str,
+        slot: str,
+        first: bool,
+        new_id: Callable[[], str],
+        now: float,
+        shards: int = ids.HASH_SLOTS,
+    ) -> None:
         self.runs: dict[str, Run] = {}
         self.census = Census()
         self.workers = Workers()
         self._epoch, self._claim_key, self._slot, self._first = epoch, claim_key, slot, first
+        self._shards = shards
         self._new_id, self._now, self._swept_at = new_id, now, now
         self._workflows: dict[tuple[str, str], WorkflowSpec] = {}
         self._current: dict[str, tuple[float, WorkflowSpec]] = {}
@@ -416,7 +427,7 @@ class Shard:
         lease = task.lease
         assert spec is not None
         assert lease is not None
-        grant = lifecycle.grant_message(run, task, spec, self._claim_key, self._now)
+        grant = lifecycle.grant_message(run, task, spec, self._now, scheduler=self._claim_key, shards=self._shards)
         if task.log_length:
             self._durable_grants.append(DurableGrant(lease.inbox, grant, task, run.task_run_id(task)))
         else:

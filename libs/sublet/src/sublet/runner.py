@@ -98,6 +98,7 @@ class Runner:
         self._reports = Reports(transport, self.spawn)
         self._tickets = Tickets(transport, self._claim, self._reports.add)
         self._consumers: list[PoolConsumer] = []
+        self._shards = ids.HASH_SLOTS
         self.config = config
         self.lifespan = lifespan
         self.now = now
@@ -175,7 +176,7 @@ class Runner:
 
     def report(self, lease: str, report: Record) -> asyncio.Future[None]:
         """Tell the scheduler of this lease. The future ends with the broker's confirm."""
-        return self._reports.add(ids.slot_key(ids.run_of(lease)), report)
+        return self._reports.add(ids.slot_key(ids.run_of(lease), self._shards), report)
 
     def report_end(self, execution: Execution, build: Callable[[str | None, bool], Record]) -> asyncio.Future[None]:
         """Report how it ended, and ask for the next task if its ticket can be kept."""
@@ -254,6 +255,7 @@ class Runner:
                     _log.warning("a worker's inbox is no place for %s", type(record).__name__)
 
     def _granted(self, grant: Grant) -> None:
+        self._shards = grant.shards
         if grant.lease in self._executions or grant.lease in self._over:
             return  # the answer to a repeated claim, or cancelled before it came
         task = self._registration.tasks.get((grant.workflow, grant.task))

@@ -9,7 +9,7 @@ from sublet_engine.shard import Publication
 from sublet_platform.ports import Outgoing
 
 
-def outgoing(publications: Iterable[Publication]) -> list[Outgoing]:
+def outgoing(publications: Iterable[Publication], shards: int) -> list[Outgoing]:
     """Messages to one destination travel together, in order; tickets and notices alone."""
     singles: list[Outgoing] = []
     groups: dict[str, list[bytes]] = {}
@@ -21,9 +21,16 @@ def outgoing(publications: Iterable[Publication]) -> list[Outgoing]:
             singles.append(Outgoing("", queue, publication.body, persistent=False))
         elif kind == "notice":
             singles.append(Outgoing("sublet.notices", rest, publication.body, persistent=False))
+        elif kind == "slot":
+            groups.setdefault(f"slot:{_key_of_shard(rest, shards)}", []).append(publication.body)
         else:
             groups.setdefault(publication.to, []).append(publication.body)
     return singles + [message for to, bodies in groups.items() for message in _gathered(to, bodies)]
+
+
+def _key_of_shard(slot_key: str, shards: int) -> str:
+    """The key that stands for all hash slots of the shard (see `ids.slot_key`)."""
+    return f"slot.{int(slot_key.removeprefix('slot.')) % shards:02d}"
 
 
 def _gathered(to: str, bodies: list[bytes]) -> Iterable[Outgoing]:

@@ -45,6 +45,7 @@ class ShardService:
     ) -> None:
         self.index = index
         self.claim_key = f"sublet.inbox.shard.{index}"
+        self._shards = shards
         self._slots = ids.slots_of_shard(index, shards)
         self._store, self._broker, self._clock = store, broker, clock
         self._new_id, self._exports, self._refuse = new_id, exports, refuse
@@ -113,6 +114,7 @@ class ShardService:
             claim_key=self.claim_key,
             slot=f"slot.{self._slots[0]:02d}",
             first=self.index == 0,
+            shards=self._shards,
             new_id=self._new_id,
             now=now,
         )
@@ -142,7 +144,7 @@ class ShardService:
 
     async def _carry_out(self, batch: Batch) -> None:
         if batch.tickets:
-            self._broker.publish_soon(outgoing(batch.tickets))
+            self._broker.publish_soon(outgoing(batch.tickets, self._shards))
         for spec, registered_at in batch.workflows:
             await self._store.save_workflow(spec, registered_at)
         for change in batch.workers:
@@ -159,10 +161,10 @@ class ShardService:
     async def _publish(self, publications: list[Publication]) -> None:
         hints = [publication for publication in publications if not publication.durable]
         if hints:
-            self._broker.publish_soon(outgoing(hints))
+            self._broker.publish_soon(outgoing(hints, self._shards))
         durable_ones = [publication for publication in publications if publication.durable]
         if durable_ones:
-            await self._broker.publish(outgoing(durable_ones))
+            await self._broker.publish(outgoing(durable_ones, self._shards))
 
     async def _with_logs(self, grants: list[DurableGrant], resends: list[Resend]) -> list[Publication]:
         """Put the durable logs into grants, and results into repeated notices: one query for all."""
