@@ -87,6 +87,27 @@ async def test_one_event_wakes_all_that_wait_and_a_second_one_nobody() -> None:
 
 
 @in_virtual_time
+async def test_a_large_event_for_many_waits_goes_out_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_module, "PUBLISH_MAX_BYTES", 1_000_000)
+    world, [instance] = await World.begin()
+    sizes: list[int] = []
+    publish = instance.broker.publish
+
+    async def watch(messages: Sequence[Outgoing]) -> None:
+        sizes.append(sum(len(message.body) for message in messages))
+        await publish(messages)
+
+    monkeypatch.setattr(instance.broker, "publish", watch)
+    await world.command(*(wait(str(n)) for n in range(100)))
+    await world.publish({"text": "x" * 200_000})
+    await settled(instance)
+    assert len(world.matched) == 100
+    assert len(sizes) > 10
+    assert max(sizes) < 2_000_000
+    assert world.database.subscriptions == {}
+
+
+@in_virtual_time
 async def test_scopes_are_kept_apart_and_a_wait_without_scope_takes_all() -> None:
     world, [instance] = await World.begin()
     await world.command(wait("any"), wait("s", scope="s"), wait("t", scope="t"))

@@ -12,7 +12,7 @@ from sublet_engine.packing import pack
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9))))
 def test_every_message_arrives_under_its_key_and_in_order(sent: list[tuple[str, int]]) -> None:
-    bodies = pack((key, CancelTimer(id=str(n))) for key, n in sent)
+    bodies = list(pack((key, CancelTimer(id=str(n))) for key, n in sent))
     for key in "ab":
         received = [message.id for to, body in bodies if to == key for message in decode_for_timer(body)]
         assert received == [str(n) for to, n in sent if to == key]
@@ -33,4 +33,4 @@ def test_a_message_larger_than_a_body_travels_alone() -> None:
 
 
 def test_nothing_gives_nothing() -> None:
-    assert pack([]) == []
+    assert list(pack([])) == []

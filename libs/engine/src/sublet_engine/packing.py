@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from sublet_engine import limits
 from sublet_engine.messages import Record, encode_one
 
 
-def pack(messages: Iterable[tuple[str, Record]]) -> list[tuple[str, bytes]]:
+def pack(messages: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, bytes]]:
     """Gather (routing key, message) into (routing key, body); a body is a JSON array of messages.
 
     Messages with one routing key keep their order. A body holds at most `limits.BATCH_MAX_ITEMS` messages and
-    `limits.BATCH_MAX_BYTES` bytes; a single message that is larger travels alone.
+    `limits.BATCH_MAX_BYTES` bytes; a single message that is larger travels alone. Full bodies come out at once, so
+    that no more than one for each routing key is in memory.
     """
-    bodies: list[tuple[str, bytes]] = []
     gathered: dict[str, list[bytes]] = {}
     sizes: dict[str, int] = {}
     for key, message in messages:
@@ -22,12 +22,13 @@ def pack(messages: Iterable[tuple[str, Record]]) -> list[tuple[str, bytes]]:
         items = gathered.setdefault(key, [])
         full = len(items) >= limits.BATCH_MAX_ITEMS or sizes.get(key, 0) + len(encoded) > limits.BATCH_MAX_BYTES
         if items and full:
-            bodies.append((key, _array(items)))
+            yield key, _array(items)
             items = gathered[key] = []
             sizes[key] = 0
         items.append(encoded)
         sizes[key] = sizes.get(key, 0) + len(encoded) + 1
-    return bodies + [(key, _array(items)) for key, items in gathered.items()]
+    for key, items in gathered.items():
+        yield key, _array(items)
 
 
 def _array(items: list[bytes]) -> bytes:

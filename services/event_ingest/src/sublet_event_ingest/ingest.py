@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from sublet_engine import ids
@@ -46,6 +46,9 @@ LOOK_BACK_PAGE = 500
 
 SHAPES_CACHE_MAX = 50_000
 """Event keys whose shapes are kept in memory; with more the cache begins afresh."""
+
+PUBLISH_MAX_BYTES = 16 * 1_048_576
+"""Bytes published at once, and held in memory until they are confirmed."""
 
 COUNT_INTERVAL_S = 10.0
 """How often the number of waits is looked up, for people."""
@@ -249,16 +252,23 @@ class Ingest:
 
     async def _tell(self, matches: Sequence[Match], runs: Sequence[RunRequest]) -> None:
         """Publish, and only then forget the waits."""
-        addressed: list[tuple[str, Record]] = [
-            (ids.slot_key(ids.run_of(match.subscribe.task_run_id)), event_matched(match.subscribe, match.event))
-            for match in matches
-        ]
-        addressed += [(ids.slot_key(run.run_id), run) for run in runs]
-        if addressed:
-            await self._broker.publish([Outgoing(REQUESTS, key, body) for key, body in pack(addressed)])
+        await self._publish(_addressed(matches, runs))
         if matches:
             await self._store.change_subscriptions([], [match.subscribe.id for match in matches])
-        self._counts.matches.inc(len(addressed))
+        self._counts.matches.inc(len(matches) + len(runs))
+
+    async def _publish(self, addressed: Iterable[tuple[str, Record]]) -> None:
+        """In parts, because one event may wake any number of waits, each with its own copy of the payload."""
+        part: list[Outgoing] = []
+        size = 0
+        for key, body in pack(addressed):
+            part.append(Outgoing(REQUESTS, key, body))
+            size += len(body)
+            if size >= PUBLISH_MAX_BYTES:
+                await self._broker.publish(part)
+                part, size = [], 0
+        if part:
+            await self._broker.publish(part)
 
     async def _count(self, batch: Batch, new: set[str]) -> None:
         self._counts.events.labels("stored").inc(len(new))
@@ -268,6 +278,14 @@ class Ingest:
         if now >= self._count_again_at:
             self._counts.subscriptions.set(await self._store.count_subscriptions())
             self._count_again_at = now + COUNT_INTERVAL_S
+
+
+def _addressed(matches: Iterable[Match], runs: Iterable[RunRequest]) -> Iterator[tuple[str, Record]]:
+    """Each message with the routing key of its shard."""
+    for subscribe, event in matches:
+        yield ids.slot_key(ids.run_of(subscribe.task_run_id)), event_matched(subscribe, event)
+    for run in runs:
+        yield ids.slot_key(run.run_id), run
 
 
 def _event_key(subscribe: Subscribe) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from sublet_engine import ids, limits
-from sublet_engine.messages import CancelTimer, Record, SetTimer, Tick, TimerFired, decode_for_timer, encode
+from sublet_engine.messages import CancelTimer, SetTimer, Tick, TimerFired, decode_for_timer, encode
 from sublet_engine.packing import pack
 from sublet_engine.timers import Horizon, plan
 from sublet_platform.backoff import Backoff
@@ -196,13 +196,10 @@ class TimerShell:
     async def _publish(self, timers: Sequence[StoredTimer]) -> None:
         if not timers:
             return
-        fired: list[tuple[str, Record]] = [
-            (
-                ids.slot_key(ids.run_of(timer.task_run_id)),
-                TimerFired(task_run_id=timer.task_run_id, node=timer.node, key=timer.key),
-            )
-            for timer in timers
-        ]
+        fired = (
+            (ids.slot_key(ids.run_of(each.task_run_id)), TimerFired(each.task_run_id, each.node, each.key))
+            for each in timers
+        )
         await self._broker.publish([Outgoing(REQUESTS, key, body) for key, body in pack(fired)])
         now = self._clock.now()
         for timer in timers:
