@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from typing import NoReturn
 
 import pytest
 
 from clocks import ManualClock
 from databases import fresh_database
-from servers import Servers, ServersUnavailable, find_servers
+from servers import LocalError, MongoServer, RabbitServer, Servers, ServersUnavailable, find_servers
 from sublet_platform.mongo import Mongo
 
 
@@ -18,20 +19,53 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
+def without_servers(reason: str) -> NoReturn:
+    """Skipped on a laptop, failed where servers are required."""
+    if os.environ.get("SUBLET_REQUIRE_SERVERS") == "1":
+        pytest.fail(f"SUBLET_REQUIRE_SERVERS=1, but {reason}")
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
-    """A RabbitMQ and a MongoDB. Without them: skipped on a laptop, failed where they are required."""
+    """A RabbitMQ and a MongoDB, shared by all tests."""
     search = find_servers()
     try:
         found = search.__enter__()
     except ServersUnavailable as error:
-        if os.environ.get("SUBLET_REQUIRE_SERVERS") == "1":
-            pytest.fail(f"SUBLET_REQUIRE_SERVERS=1, but {error}")
-        pytest.skip(str(error))
+        without_servers(str(error))
     try:
         yield found
     finally:
         search.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def own_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    """A RabbitMQ that nobody else uses, to be stopped and killed."""
+    server = RabbitServer(tmp_path_factory.mktemp("rabbit"))
+    try:
+        server.start()
+    except LocalError as error:
+        without_servers(str(error))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def own_mongo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServer]:
+    """A MongoDB that nobody else uses, to be stopped and killed."""
+    server = MongoServer(tmp_path_factory.mktemp("mongo"))
+    try:
+        server.start()
+    except LocalError as error:
+        without_servers(str(error))
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from deploy.localstack.stack import private_servers
 
 from containers import ContainersUnavailable, container_servers
 
-__all__ = ["MongoServer", "RabbitServer", "Servers", "ServersUnavailable", "find_servers"]
+__all__ = ["LocalError", "MongoServer", "RabbitServer", "Servers", "ServersUnavailable", "find_servers"]
 
 
 class ServersUnavailable(Exception):

@@ -142,9 +142,8 @@ class Service:
         backoff = Backoff()
         while True:
             try:
-                await self.mongo.ping()
-                self.shards = await self._shards_in_force()
                 await self.broker.open()
+                self.shards = await self._shards_in_force()
                 await declare_topology(self.settings.amqp_url, self.shards)
                 await start(self)
             except (StoreUnavailable, BrokerUnavailable) as error:

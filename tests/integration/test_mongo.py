@@ -1,0 +1,98 @@
+"""The stores on a MongoDB that is away, and with documents that it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from clocks import ManualClock
+from contract.records import a_run
+from databases import fresh_database
+from servers import MongoServer, Servers
+from sublet_engine.runs import TaskRun
+from sublet_platform.mongo import Mongo, connect
+from sublet_platform.mongo_events import MongoEventStore
+from sublet_platform.mongo_runs import MongoRunStore
+from sublet_platform.mongo_timers import MongoTimerStore
+from sublet_platform.ports import RunChange, StoredTimer, StoreUnavailable
+from sublet_platform.replica_set import ensure_replica_set, member_of
+
+pytestmark = pytest.mark.real
+
+
+async def test_a_server_that_is_away_makes_every_store_unavailable_until_it_is_back(own_mongo: MongoServer) -> None:
+    async with fresh_database(own_mongo.url) as mongo:
+        runs, timers, events = MongoRunStore(mongo, ManualClock()), MongoTimerStore(mongo), MongoEventStore(mongo)
+        run = a_run()
+        await runs.commit([RunChange(None, run)])
+        await asyncio.to_thread(own_mongo.kill)
+        for attempt in (
+            runs.load_runs([run.id]),
+            runs.commit([RunChange(None, a_run("new"))]),
+            timers.change_timers([StoredTimer("t", 1.0, "r.t", "1", "s")], []),
+            events.last_seq(),
+        ):
+            with pytest.raises(StoreUnavailable):
+                await attempt
+        await asyncio.to_thread(own_mongo.start)
+        assert await runs.load_runs([run.id, "new"]) == [run]
+
+
+async def test_a_commit_that_was_confirmed_survives_a_server_that_is_killed(own_mongo: MongoServer) -> None:
+    async with fresh_database(own_mongo.url) as mongo:
+        store = MongoRunStore(mongo, ManualClock())
+        runs = [a_run(f"run-{number}") for number in range(100)]
+        await store.commit([RunChange(None, run) for run in runs])
+        await asyncio.to_thread(own_mongo.kill)
+        await asyncio.to_thread(own_mongo.start)
+        found = await store.load_runs([run.id for run in runs])
+        assert len(found) == len(runs)
+
+
+async def test_a_document_that_is_too_large_is_an_error_of_its_own_and_no_outage(mongo: Mongo) -> None:
+    store = MongoRunStore(mongo, ManualClock())
+    before = a_run(tasks=tuple(TaskRun(f"t{number}", output="x" * 1_000_000) for number in range(15)))
+    await store.commit([RunChange(None, before)])
+    grown = msgspec.structs.replace(before, input="x" * 4_000_000, revision=2)
+    with pytest.raises(Exception, match=r"(?i)large|size") as caught:
+        await store.commit([RunChange(before, grown)])
+    assert not isinstance(caught.value, StoreUnavailable)
+    assert await store.load_runs([before.id]) == [before]
+
+
+async def test_an_address_that_is_none_is_an_error_at_once() -> None:
+    with pytest.raises(ValueError, match="MongoDB URL"):
+        connect("http://example.org", "sublet")
+
+
+async def test_round_trips_are_timed(servers: Servers) -> None:
+    seen: list[tuple[str, float]] = []
+    mongo = connect(servers.mongo_url, "sublet_test", on_seconds=lambda operation, s: seen.append((operation, s)))
+    await mongo.ping()
+    mongo.close()
+    [(operation, seconds)] = seen
+    assert operation == "ping"
+    assert seconds > 0
+
+
+async def test_making_a_replica_set_of_one_again_is_no_trouble(own_mongo: MongoServer) -> None:
+    await ensure_replica_set(own_mongo.url)
+    command = [sys.executable, "-m", "sublet_platform.replica_set", own_mongo.url]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    assert "primary" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "member"),
+    [
+        ("mongodb://127.0.0.1:27017/?directConnection=true", "127.0.0.1:27017"),
+        ("mongodb://mongo/", "mongo:27017"),
+        ("mongodb://user:secret@mongo:1,other:2/?replicaSet=rs0", "mongo:1"),
+    ],
+)
+def test_the_member_of_a_replica_set_is_the_first_host_of_its_url(url: str, member: str) -> None:
+    assert member_of(url) == member
