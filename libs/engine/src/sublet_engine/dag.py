@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from sublet_engine.expressions import PARENT_VARIABLES, compile_expression
+from sublet_engine.expressions import PARENT_VARIABLES, ExpressionError, compile_expression
 from sublet_engine.runs import Run, TaskRun
 from sublet_engine.workflows import Condition, Groups, ParentCondition, TaskSpec, WorkflowSpec
 
@@ -28,14 +28,14 @@ def verdict(spec: TaskSpec, workflow: WorkflowSpec, run: Run, task: TaskRun) -> 
             return "cancel", f"parent {parent.name!r} was {parent.status.lower()}"
     if not all(parent.terminal for parent in parents):
         return "wait", "parents"
+    if spec.cancel_if and all_met(spec.cancel_if, task):
+        return "cancel", "its cancel_if came true"
     if parents and all(parent.status == "SKIPPED" for parent in parents):
         return "skip", "all parents were skipped"
     return _conditions_verdict(spec, task)
 
 
 def _conditions_verdict(spec: TaskSpec, task: TaskRun) -> tuple[Verdict, str]:
-    if spec.cancel_if and all_met(spec.cancel_if, task):
-        return "cancel", "its cancel_if came true"
     if spec.skip_if and all_met(spec.skip_if, task):
         return "skip", "its skip_if came true"
     if all_met(spec.wait_for, task):
@@ -79,5 +79,8 @@ def _parent_condition_true(condition: ParentCondition, run: Run) -> bool:
         return False
     if condition.expression is None:
         return True
-    output = msgspec.json.decode(parent.output) if parent.output is not None else {}
-    return compile_expression(condition.expression, PARENT_VARIABLES).true(output=output)
+    try:
+        output = msgspec.json.decode(parent.output) if parent.output is not None else {}
+        return compile_expression(condition.expression, PARENT_VARIABLES).true(output=output)
+    except (ExpressionError, RecursionError):  # of no use, or the output is nested too deeply: not true
+        return False

@@ -183,7 +183,7 @@ def meet(
         return task
     value = str(payload, "utf-8") if payload is not None else _sleep_value(condition)
     wait = replace(wait, met=(*wait.met, (key, value)), position=max(wait.position, seq))
-    if not _complete(wait):
+    if not complete(wait):
         return replace(task, open_waits=tuple(wait if w.node == node else w for w in task.open_waits))
     _withdraw_rest(run.task_run_id(task), wait, turn)
     position = wait.position if seq else max(wait.position, turn.position)
@@ -220,7 +220,8 @@ def _close(
     return task
 
 
-def _complete(wait: OpenWait) -> bool:
+def complete(wait: OpenWait) -> bool:
+    """Every group has a condition that came true."""
     met = {key for key, _ in wait.met}
     return all(any(condition.key in met for condition in group) for group in wait.groups)
 
