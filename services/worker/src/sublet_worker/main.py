@@ -44,7 +44,7 @@ class WorkerService:
                 port=self._settings.http_port,
                 log_config=None,
                 access_log=False,
-                lifespan="on",
+                lifespan="off",  # FastStream's would start a broker, and a worker has none of that kind
                 timeout_graceful_shutdown=1,
             )
         )
