@@ -93,13 +93,15 @@ def logs(arguments: list[str]) -> int:
 
 
 def demo(arguments: list[str]) -> int:
-    outcome = _run_script("deploy/demo/run.py", arguments, _up())
+    addresses = _up()
+    os.environ["SUBLET_SCHEDULER_METRICS_URLS"] = Stack().metrics_url("scheduler")
+    outcome = _run_script("deploy/demo/run.py", arguments, addresses)
     say("The stack is still up: `deploy/local status` shows it, `deploy/local down` stops it")
     return outcome
 
 
 def bench(arguments: list[str]) -> int:
-    return _run_script("tests/benchmarks/run.py", arguments, _up(servers_only=True))
+    return _run_script("tests/benchmarks/run.py", arguments, _up())
 
 
 def simulate(arguments: list[str]) -> int:

@@ -1,0 +1,127 @@
+"""The floor: the bare broker and database operations that a piece of work cannot do without, through the same drivers.
+
+A run of one task is a request that must not be lost, a document, a grant, a change of the document, a report that must
+not be lost, another change, and a result. The floor does just these, in batches, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from sublet_platform.mongo import Document, Mongo, Update, connect
+from sublet_platform.ports import Delivery, Outgoing
+from sublet_platform.rabbit import Rabbit, declare
+from sublet_platform.topology import Queue, Topology, service_queue
+
+BODY = b'{"t":"RunRequest","run_id":"0b7ccd36-6f2b-4f80-9b6c-2d4f3f3f8a01","workflow":"bench","input":{"n":1}}'
+SURE, HINT = "sublet-floor.sure", "sublet-floor.hint"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What one piece of work needs. ``sure`` and ``hints``: messages that are confirmed, and that are not.
+    ``inserts`` and ``updates``: documents written with majority and journal; ``reads``: queries."""
+
+    sure: int
+    hints: int
+    inserts: int
+    updates: int
+    reads: int = 0
+
+
+STEPS = {
+    "noop": Steps(sure=2, hints=2, inserts=1, updates=2),
+    "chain": Steps(sure=4, hints=4, inserts=1, updates=4),
+    "event": Steps(sure=3, hints=1, inserts=2, updates=2, reads=1),
+    "sleeper": Steps(sure=2, hints=1, inserts=1, updates=2, reads=1),
+    "fan-out": Steps(sure=3, hints=1, inserts=2, updates=3),
+}
+
+
+class Floor:
+    def __init__(self, amqp_url: str, mongo_url: str) -> None:
+        self._rabbit = Rabbit(amqp_url, name="floor")
+        self._mongo: Mongo = connect(mongo_url, f"sublet_floor_{uuid.uuid4().hex[:8]}")
+        self._amqp_url = amqp_url
+        self._arrived = asyncio.Semaphore(0)
+        self._in_hand: list[Delivery] = []
+
+    async def __aenter__(self) -> Floor:
+        await declare(self._amqp_url, Topology((), (service_queue(SURE), Queue(HINT)), ()))
+        await self._rabbit.open()
+        for queue in (SURE, HINT):
+            await self._rabbit.consume(queue, self._take, prefetch=2_000)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._mongo.drop_database()
+        await self._rabbit.close()
+        self._mongo.close()
+
+    def _take(self, delivery: Delivery) -> None:
+        self._in_hand.append(delivery)
+        self._arrived.release()
+
+    async def one(self, steps: Steps, count: int) -> float:
+        """Seconds for ``count`` pieces of work as one batch, one step after the other."""
+        began = time.perf_counter()
+        names: list[str] = []
+        for _ in range(steps.inserts):
+            names = [uuid.uuid4().hex for _ in range(count)]
+            documents: list[Document] = [{"_id": name, "input": BODY.decode(), "revision": 1} for name in names]
+            await self._mongo.write("runs", inserts=documents)
+        for revision in range(steps.updates):
+            updates = [
+                Update({"_id": name, "revision": revision + 1}, {"status": "RUNNING", "revision": revision + 2})
+                for name in names
+            ]
+            await self._mongo.write("runs", updates=updates)
+        for _ in range(steps.reads):
+            await self._mongo.find("runs", {"_id": {"$in": names}})
+        for _ in range(steps.sure):
+            await self._send(SURE, count, persistent=True)
+        for _ in range(steps.hints):
+            await self._send(HINT, count, persistent=False)
+        return time.perf_counter() - began
+
+    async def _send(self, queue: str, count: int, *, persistent: bool) -> None:
+        """One message that carries them all, there and acknowledged."""
+        message = Outgoing("", queue, b"[" + b",".join([BODY] * count) + b"]", persistent=persistent)
+        await self._rabbit.publish([message])
+        await self._arrived.acquire()
+        self._rabbit.ack(self._in_hand)
+        self._in_hand.clear()
+
+
+def rate_and_latency(amqp_url: str, mongo_url: str, name: str, *, batch: int = 100) -> Coroutine[Any, Any, Measured]:
+    return _measure(amqp_url, mongo_url, STEPS[name], batch)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``per_second`` in batches; ``latency_s`` (median) one at a time."""
+
+    per_second: float
+    latency_s: float
+
+
+async def _measure(amqp_url: str, mongo_url: str, steps: Steps, batch: int) -> Measured:
+    async with Floor(amqp_url, mongo_url) as floor:
+        await floor.one(steps, batch)
+        in_batches = [await floor.one(steps, batch) for _ in range(10)]
+        singly = [await floor.one(steps, 1) for _ in range(30)]
+    return Measured(batch / median(in_batches), median(singly))
+
+
+def median(values: list[float]) -> float:
+    return percentile(values, 50)
+
+
+def percentile(values: list[float], percent: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))]
