@@ -86,6 +86,11 @@ class Stack:
             for part in self._parts
         ]
 
+    def metrics_url(self, service: str) -> str:
+        """Where one of the services that run shows its metrics."""
+        (port,) = (each.port for each in self.services if each.name == service)
+        return f"http://127.0.0.1:{port}/metrics"
+
     @property
     def _servers(self) -> list[tuple[RabbitServer | MongoServer, bool]]:
         return [(self.rabbit, self.own_rabbit), (self.mongo, self.own_mongo)]
