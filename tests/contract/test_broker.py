@@ -383,6 +383,21 @@ async def test_an_inbox_gets_what_is_sent_to_its_name(world: World) -> None:
     assert not other
 
 
+async def test_an_inbox_may_stand_under_another_key_which_the_next_owner_takes_over(world: World) -> None:
+    first, second, sender = await world.client(), await world.client(), await world.client()
+    await new_queue(world)
+    one, two = Inbox(), Inbox()
+    key = unique("inbox")
+    consumer = await first.open_inbox(unique("inbox"), one, key=key)
+    await sender.publish([Outgoing(INBOXES, key, b"1")])
+    await until(lambda: one, "the first message")
+    await consumer.close()
+    await second.open_inbox(unique("inbox"), two, key=key)
+    await sender.publish([Outgoing(INBOXES, key, b"2")])
+    await until(lambda: two, "the second message")
+    assert (one.bodies, two.bodies) == ([b"1"], [b"2"])
+
+
 async def test_an_inbox_is_there_again_after_a_lost_connection_without_what_was_sent_meanwhile(world: World) -> None:
     owner, sender = await world.client(), await world.client()
     await new_queue(world)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from proxies import Proxy
-from sublet_platform.memory import MemoryBroker, MemoryCluster
+from sublet.amqp import AmqpTransport
+from sublet.transport import Transport, TransportUnavailable
+from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryTransport
 from sublet_platform.ports import Broker, Delivery
 from sublet_platform.rabbit import Rabbit, declare
 from sublet_platform.topology import INBOXES, Binding, Exchange, Queue, Topology
@@ -25,6 +27,13 @@ class World(Protocol):
 
     def mend(self, client: Broker) -> None:
         """It can be made again; the client does so by itself."""
+
+    async def worker(self, *, publish_timeout_s: float = 30.0) -> Transport:
+        """A client of the SDK, connected."""
+
+    def cut_worker(self, worker: Transport) -> None: ...
+
+    def mend_worker(self, worker: Transport) -> None: ...
 
     async def stop(self) -> None: ...
 
@@ -47,6 +56,19 @@ class MemoryWorld:
         assert isinstance(client, MemoryBroker)
         client.reconnect_soon()
 
+    async def worker(self, *, publish_timeout_s: float = 30.0) -> Transport:
+        worker = MemoryTransport(self._cluster, publish_timeout_s=publish_timeout_s, unavailable=TransportUnavailable)
+        await worker.connect()
+        return worker
+
+    def cut_worker(self, worker: Transport) -> None:
+        assert isinstance(worker, MemoryTransport)
+        worker.kill_connection(down_s=3_600.0)
+
+    def mend_worker(self, worker: Transport) -> None:
+        assert isinstance(worker, MemoryTransport)
+        worker.reconnect_soon()
+
     async def stop(self) -> None:
         for connection in list(self._cluster.connections):
             await connection.close()
@@ -56,7 +78,7 @@ class RabbitWorld:
     def __init__(self, url: str) -> None:
         self._url = url
         self._proxies: dict[int, Proxy] = {}
-        self._clients: list[Rabbit] = []
+        self._clients: list[Rabbit | AmqpTransport] = []
 
     async def declare(self, topology: Topology) -> None:
         await declare(self._url, topology)
@@ -74,6 +96,20 @@ class RabbitWorld:
 
     def mend(self, client: Broker) -> None:
         self._proxies[id(client)].mend()
+
+    async def worker(self, *, publish_timeout_s: float = 30.0) -> Transport:
+        proxy = Proxy(self._url)
+        worker = AmqpTransport(await proxy.start(), publish_timeout_s=publish_timeout_s)
+        await worker.connect()
+        self._proxies[id(worker)] = proxy
+        self._clients.append(worker)
+        return worker
+
+    def cut_worker(self, worker: Transport) -> None:
+        self._proxies[id(worker)].cut()
+
+    def mend_worker(self, worker: Transport) -> None:
+        self._proxies[id(worker)].mend()
 
     async def stop(self) -> None:
         for client in self._clients:

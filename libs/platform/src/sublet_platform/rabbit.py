@@ -137,7 +137,9 @@ class Rabbit:
         self._hint_task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Connect, and open the channels for publishing. Waits for as long as the broker is away."""
+        """Connect, and open the channels for publishing, once. Waits for as long as the broker is away."""
+        if self._hints is not None:
+            return
         self._connection = await self.faststream.connect()
         self._confirmed = await self._connection.channel(on_return_raises=True)
         self._hints = await self._connection.channel(publisher_confirms=False)

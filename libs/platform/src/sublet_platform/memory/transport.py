@@ -46,7 +46,7 @@ class MemoryTransport(MemoryConnection):
         *,
         persistent: bool = True,
         message_id: str | None = None,
-        headers: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, object] | None = None,
     ) -> None:
         message = Message(body, exchange, routing_key, persistent, message_id, dict(headers or {}))
         try:
