@@ -42,6 +42,10 @@ BATCH_MAX_BYTES = 262_144
 BULK_MAX_ITEMS = 1_000
 """Runs or events in one bulk call of the SDK; larger lists are cut into several messages, order kept."""
 
+COMMIT_MAX_BYTES = 4 * 1_048_576
+"""Bytes of messages in one batch of a service: what they change goes into one bulk write, and the effects of one run
+into one document below MongoDB's 16 MiB."""
+
 RUN_PREFETCH = 2_000
 """Unacknowledged messages a shard may hold: two full batches, so that the next gathers while one commits."""
 

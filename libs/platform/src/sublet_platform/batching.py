@@ -56,6 +56,7 @@ class BatchLoop:
         *,
         name: str,
         max_items: int = limits.BATCH_MAX_ITEMS,
+        max_bytes: int = limits.COMMIT_MAX_BYTES,
         on_failure: Callable[[], None] = _nothing,
         on_conflict: Callable[[], None] = _nothing,
     ) -> None:
@@ -64,6 +65,7 @@ class BatchLoop:
         self._metrics = metrics
         self._name = name
         self._max_items = max_items
+        self._max_bytes = max_bytes
         self._on_failure = on_failure
         self._on_conflict = on_conflict
         self._waiting: deque[Delivery] = deque()
@@ -108,8 +110,15 @@ class BatchLoop:
             self._wake_up.clear()
 
     def _take(self) -> list[Delivery]:
-        count = min(len(self._waiting), self._max_items)
-        return self._valid([self._waiting.popleft() for _ in range(count)])
+        """As much as one batch may hold, at least one."""
+        taken = [self._waiting.popleft()]
+        size = len(taken[0].body)
+        while self._waiting and len(taken) < self._max_items:
+            size += len(self._waiting[0].body)
+            if size > self._max_bytes:
+                break
+            taken.append(self._waiting.popleft())
+        return self._valid(taken)
 
     def _valid(self, deliveries: list[Delivery]) -> list[Delivery]:
         return [delivery for delivery in deliveries if not self._broker.is_void(delivery)]
