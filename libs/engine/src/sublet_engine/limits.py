@@ -46,6 +46,9 @@ COMMIT_MAX_BYTES = 4 * 1_048_576
 """Bytes of messages in one batch of a service: what they change goes into one bulk write, and the effects of one run
 into one document below MongoDB's 16 MiB."""
 
+REPORT_MAX_BYTES = 2 * 1_048_576
+"""Payload in the operations of one report of a durable task; more of them travel in several reports."""
+
 RUN_PREFETCH = 2_000
 """Unacknowledged messages a shard may hold: two full batches, so that the next gathers while one commits."""
 

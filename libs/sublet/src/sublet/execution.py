@@ -17,6 +17,7 @@ from sublet.context import Context
 from sublet.context_vars import current_context
 from sublet.durable import DurableContext
 from sublet.failures import is_retryable, task_error
+from sublet.reports import in_portions
 from sublet.stay import Checkpoint, Stay
 from sublet.task import Task
 from sublet.tickets import HeldTicket
@@ -158,16 +159,25 @@ class Execution:
         return HeldLease(self.lease, self.stay.log.received) if self.stay is not None else HeldLease(self.lease)
 
     def record(self, operations: tuple[Operation, ...], *, waiting: bool) -> asyncio.Future[None]:
-        return self._report(Recorded(self.lease, operations, waiting, self.clock.active_s, number=self._next_number()))
+        rest = self._record_all_but_the_last(operations)
+        return self._report(Recorded(self.lease, rest, waiting, self.clock.active_s, number=self._next_number()))
+
+    def _record_all_but_the_last(self, operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
+        """Report what one message cannot hold; returns the last portion."""
+        *portions, last = in_portions(operations)
+        for portion in portions:
+            self._report(Recorded(self.lease, portion, number=self._next_number()))
+        return last
 
     def suspend(self, checkpoint: Checkpoint) -> None:
+        rest = self._record_all_but_the_last(checkpoint.operations)
         self.ended = True
 
         def report(ticket: str | None, more: bool) -> Record:
             return Suspended(
                 self.lease,
                 ticket,
-                checkpoint.operations,
+                rest,
                 checkpoint.blocked,
                 checkpoint.delivered,
                 self.clock.active_s,

@@ -10,7 +10,7 @@ from typing import Any
 
 from sublet.transport import Transport, TransportUnavailable
 from sublet_engine import limits
-from sublet_engine.messages import Record, encode_one
+from sublet_engine.messages import Operation, Record, encode_one
 
 REQUESTS = "sublet.requests"
 
@@ -63,6 +63,20 @@ class Reports:
                 await asyncio.sleep(RETRY_PAUSE_S)
             else:
                 return
+
+
+def in_portions(operations: tuple[Operation, ...]) -> list[tuple[Operation, ...]]:
+    """Operations for as many reports as they need, in order; at least one portion, which may be empty."""
+    portions: list[list[Operation]] = [[]]
+    size = 0
+    for operation in operations:
+        weight = len(operation.result) + (len(operation.child.input) if operation.child is not None else 0)
+        if portions[-1] and size + weight > limits.REPORT_MAX_BYTES:
+            portions.append([])
+            size = 0
+        portions[-1].append(operation)
+        size += weight
+    return [tuple(portion) for portion in portions]
 
 
 def _next_batch(lane: _Lane) -> list[tuple[bytes, asyncio.Future[None]]]:
