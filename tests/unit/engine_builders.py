@@ -16,6 +16,7 @@ from sublet_engine.messages import (
     EventMatched,
     Failed,
     Finished,
+    Grant,
     LogEntry,
     Operation,
     Record,
@@ -26,7 +27,7 @@ from sublet_engine.messages import (
     TaskError,
     TimerFired,
 )
-from sublet_engine.runs import Effect, LogRecord, OpenWait, Run, TaskRun
+from sublet_engine.runs import Effect, Lease, LogRecord, OpenWait, Run, TaskRun
 from sublet_engine.turn import Turn
 from sublet_engine.workflows import (
     Condition,
@@ -236,11 +237,26 @@ class Bench:
     def lease(self, name: str = "task") -> str:
         return ids.lease_id(self.task_run(name), self.task(name).invocation)
 
+    def held(self, name: str = "task") -> Lease:
+        lease = self.task(name).lease
+        assert lease is not None, f"{name} is not running"
+        return lease
+
+    def error(self, name: str = "task") -> TaskError:
+        error = self.task(name).error
+        assert error is not None, f"{name} has no error"
+        return error
+
     def status(self, name: str = "task") -> str:
         return self.task(name).status
 
     def statuses(self) -> dict[str, str]:
         return {task.name: task.status for task in self.run.tasks}
+
+    def grant_message(self, name: str = "task") -> Grant:
+        """As a scheduler sends it, but for the durable log."""
+        task = self.task(name)
+        return lifecycle.grant_message(self.run, task, self.workflow, self.now, scheduler="claims", shards=4)
 
     def open_wait(self, node: str) -> OpenWait:
         found = durable.open_wait(self.task(), node)

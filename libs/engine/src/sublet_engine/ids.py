@@ -64,10 +64,6 @@ def task_run_of(lease: str) -> str:
     return lease.rpartition("@")[0]
 
 
-def invocation_of(lease: str) -> int:
-    return int(lease.rpartition("@")[2])
-
-
 def child_run_id(parent_task_run: str, key: str) -> str:
     """The run id of a child: the same parent and key always give the same child.
 

@@ -6,6 +6,8 @@ is finished. What does not fit the state (stale, repeated, too late) changes not
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 from msgspec.structs import replace
 
@@ -13,6 +15,7 @@ from sublet_engine import dag, durable, ids, limits
 from sublet_engine.dag import SKIPPED_OUTPUT
 from sublet_engine.messages import (
     NULL,
+    CancelTimer,
     ChildFinished,
     EventMatched,
     Failed,
@@ -139,10 +142,9 @@ def grant(
 
 def holder(run: Run, lease: str) -> TaskRun | None:
     """The task that runs under this lease now; None when the lease has ended."""
-    task_run = ids.task_run_of(lease)
     for task in run.tasks:
-        if run.task_run_id(task) == task_run:
-            return task if task.lease is not None and task.invocation == ids.invocation_of(lease) else None
+        if task.lease is not None and ids.lease_id(run.task_run_id(task), task.invocation) == lease:
+            return task
     return None
 
 
@@ -210,7 +212,7 @@ def lose(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
         )
         return _end_task(run, task, "FAILED", workflow, turn, error=error)
     task = replace(_next_attempt(task), losses=task.losses + 1)
-    return _with_task(run, _ready(task, workflow.task(task.name), turn.now, resumed=True))
+    return _with_task(run, _ready_again(task, workflow, turn))
 
 
 def hand_back(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
@@ -218,7 +220,13 @@ def hand_back(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
     task = holder(run, lease)
     if task is None:
         return run
-    return _with_task(run, _ready(replace(task, lease=None), workflow.task(task.name), turn.now, resumed=True))
+    return _with_task(run, _ready_again(task, workflow, turn))
+
+
+def _ready_again(task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> TaskRun:
+    """After it lost its worker. A durable task that has got somewhere must not miss a schedule timeout any more."""
+    ready = _ready(task, workflow.task(task.name), turn.now, resumed=True)
+    return replace(ready, schedule_deadline=None) if task.log_length else ready
 
 
 def release(run: Run, lease: str) -> Run:
@@ -245,16 +253,15 @@ def extend(run: Run, lease: str, by_s: float, number: int) -> Run:
 def suspend(run: Run, report: Suspended, workflow: WorkflowSpec, turn: Turn) -> Run:
     """The checkpoint: the lease ends. If a wait is over already the task is ready at once: no wake-up can be lost,
     because this one decision sees both."""
-    task = holder(run, report.lease)
-    if task is None:
+    before = holder(run, report.lease)
+    if before is None:
         return run
-    task = replace(
-        task, lease=None, blocked=report.blocked, delivered=report.delivered, active_s=task.active_s + report.active_s
-    )
+    active_s = before.active_s + report.active_s
+    task = replace(before, lease=None, blocked=report.blocked, delivered=report.delivered, active_s=active_s)
     try:
         task = _record(run, task, report.operations, turn)
     except durable.LogFull as full:
-        return _log_full(run, report.lease, full, workflow, turn)
+        return _log_full(run, before, full, workflow, turn)
     task = replace(task, status="EVICTED", evicted_at=turn.now)
     _notify(run, task, turn)
     return _with_task(run, _wake_if_due(task, workflow, turn))
@@ -265,27 +272,26 @@ def _record(run: Run, task: TaskRun, operations: tuple[Operation, ...], turn: Tu
     return durable.meet_what_is_over(run, task, operations, turn)
 
 
-def _log_full(run: Run, lease: str, full: durable.LogFull, workflow: WorkflowSpec, turn: Turn) -> Run:
+def _log_full(run: Run, task: TaskRun, full: durable.LogFull, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """``task`` as it was before. What was decided since does not count: it fails, and its worker is told to stop."""
     turn.effects.clear()
     turn.log.clear()
-    task = holder(run, lease)
-    assert task is not None
+    if task.lease is not None:
+        turn.to_inbox(task.lease.inbox, Revoked(ids.lease_id(run.task_run_id(task), task.invocation), "superseded"))
     return _fail(run, task, TaskError("LogFull", str(full)), workflow, turn, retryable=False)
 
 
 def record(run: Run, report: Recorded, workflow: WorkflowSpec, turn: Turn) -> Run:
     """New operations of a task that stays on its worker; while every branch waits its clock stands still."""
-    task = holder(run, report.lease)
-    if task is None or task.lease is None or report.number <= task.reports:
+    before = holder(run, report.lease)
+    if before is None or before.lease is None or report.number <= before.reports:
         return run
-    task = replace(task, reports=report.number, lease=_clock(task.lease, report.waiting, turn.now))
+    task = replace(before, reports=report.number, lease=_clock(before.lease, report.waiting, turn.now))
     try:
         task = _record(run, task, report.operations, turn)
     except durable.LogFull as full:
-        turn_run = _log_full(run, report.lease, full, workflow, turn)
-        turn.to_inbox(task.lease.inbox if task.lease else "", Revoked(report.lease, "superseded"))
-        return turn_run
-    return _with_task(run, task)
+        return _log_full(run, before, full, workflow, turn)
+    return _after_wait(run, before, task, workflow, turn)
 
 
 def _clock(lease: Lease, waiting: bool, now: float) -> Lease:
@@ -310,7 +316,8 @@ def timer_fired(run: Run, message: TimerFired, workflow: WorkflowSpec, turn: Tur
         return _with_task(run, _ready(task, workflow.task(task.name), turn.now, resumed=True))
     if message.node == DAG_NODE:
         return _condition_met(run, task, message.key, workflow, turn)
-    return _after_wait(run, task, durable.meet(run, task, message.node, message.key, turn, seq=0), workflow, turn)
+    node, key = message.node, message.key
+    return _end_wait(run, task, lambda: durable.meet(run, task, node, key, turn, seq=0), workflow, turn)
 
 
 def event_matched(run: Run, message: EventMatched, workflow: WorkflowSpec, turn: Turn) -> Run:
@@ -319,21 +326,32 @@ def event_matched(run: Run, message: EventMatched, workflow: WorkflowSpec, turn:
         return run
     if message.node == DAG_NODE:
         return _condition_met(run, task, message.key, workflow, turn)
-    met = durable.meet(run, task, message.node, message.key, turn, seq=message.seq, payload=message.payload)
-    return _after_wait(run, task, met, workflow, turn)
+    node, key, seq, payload = message.node, message.key, message.seq, message.payload
+    return _end_wait(
+        run, task, lambda: durable.meet(run, task, node, key, turn, seq=seq, payload=payload), workflow, turn
+    )
 
 
 def child_finished(run: Run, message: ChildFinished, workflow: WorkflowSpec, turn: Turn) -> Run:
     task = _named(run, message.task_run_id)
     if task is None or task.terminal:
         return run
-    return _after_wait(run, task, durable.child_ended(run, task, message, turn), workflow, turn)
+    return _end_wait(run, task, lambda: durable.child_ended(run, task, message, turn), workflow, turn)
 
 
 def _condition_met(run: Run, task: TaskRun, key: str, workflow: WorkflowSpec, turn: Turn) -> Run:
     if task.status != "PENDING" or key in task.met:
         return run
     return _settle(_with_task(run, replace(task, met=(*task.met, key))), workflow, turn)
+
+
+def _end_wait(run: Run, task: TaskRun, end: Callable[[], TaskRun], workflow: WorkflowSpec, turn: Turn) -> Run:
+    """``end`` closes a wait of the task, if that is what happened."""
+    try:
+        after = end()
+    except durable.LogFull as full:
+        return _log_full(run, task, full, workflow, turn)
+    return _after_wait(run, task, after, workflow, turn)
 
 
 def _after_wait(run: Run, before: TaskRun, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
@@ -524,6 +542,8 @@ def _close_task(
     """A task has ended, for good. Nothing may wake it, and who still runs it is told to stop."""
     if task.status == "PENDING":
         _withdraw_conditions(run, workflow.task(task.name), task, turn)
+    if task.status == "BACKOFF":
+        turn.emit("timers", CancelTimer(ids.wait_id(run.task_run_id(task), RETRY_NODE, str(task.retry_count))))
     if task.lease is not None and status == "CANCELLED":
         turn.to_inbox(task.lease.inbox, Revoked(ids.lease_id(run.task_run_id(task), task.invocation), "cancelled"))
     durable.withdraw_all(run, task, turn)
