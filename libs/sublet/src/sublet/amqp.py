@@ -78,7 +78,7 @@ class _Session:
         self._exchanges = {""}
         self._confirmed: aio_pika.abc.AbstractChannel | None = None
         self._unconfirmed: aio_pika.abc.AbstractChannel | None = None
-        self._aborting: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         connection.close_callbacks.add(self._on_closed)
 
     async def publish(self, exchange: str, routing_key: str, body: bytes, properties: Any) -> None:
@@ -123,10 +123,15 @@ class _Session:
     def abort(self) -> None:
         """End it now."""
         self.closed.set()
-        if self._aborting is None:
-            self._aborting = asyncio.create_task(self.close())
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
 
     async def close(self) -> None:
+        self.abort()
+        assert self._closing is not None  # by abort
+        await self._closing
+
+    async def _close(self) -> None:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self.connection.close()

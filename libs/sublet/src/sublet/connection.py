@@ -21,8 +21,9 @@ import msgspec
 
 from sublet.config import ClientConfig
 from sublet.loops import BackgroundLoop, CallersLoop, Loop
+from sublet.outbox import Outbox
 from sublet.transport import Transport, TransportUnavailable
-from sublet_engine import ids, limits, messages
+from sublet_engine import ids, messages
 from sublet_engine.messages import Record, Reply, RunRequest, RunResult, WatchRun, json_bytes
 
 T = TypeVar("T")
@@ -77,11 +78,12 @@ class Connection:
         self.new_id = new_id
         self._config = config
         self._transport_factory = transport_factory
-        self._home: Loop = BackgroundLoop() if background else CallersLoop()
+        self._home: Loop = BackgroundLoop(at_exit=self.close) if background else CallersLoop()
         self._inbox = f"sublet.inbox.client.{new_id()}"
         self._transport: Transport | None = None
         self._connected = _Once(self._connect, config.connect_timeout_s, _NOT_CONNECTED)
         self._inbox_open = _Once(self._open_inbox, config.connect_timeout_s, _NO_INBOX)
+        self._outbox = Outbox(self._publish)
         self._watches: dict[str, _Watch] = {}
         self._questions: dict[str, asyncio.Future[Reply]] = {}
         self._patrol: asyncio.Task[None] | None = None
@@ -104,7 +106,7 @@ class Connection:
         Raises:
             TransportUnavailable: it did not confirm in time. Some may have been accepted.
         """
-        await self._send(requests, persistent=True)
+        await self._send(requests)
 
     async def run(self, requests: Sequence[RunRequest]) -> list[RunResult]:
         """As `request`, and wait for the results, in the same order."""
@@ -266,35 +268,26 @@ class Connection:
 
     async def _ask_for_results(self, run_ids: Iterable[str]) -> None:
         wanted = [WatchRun(run_id=run_id, reply_to=self._inbox) for run_id in dict.fromkeys(run_ids)]
-        await self._send(wanted, persistent=False)
+        await self._send(wanted)
 
-    async def _send(self, records: Sequence[RunRequest] | Sequence[WatchRun], *, persistent: bool) -> None:
+    async def _send(self, records: Sequence[RunRequest] | Sequence[WatchRun]) -> None:
+        await self._connected()
+        by_key: dict[str, list[bytes]] = defaultdict(list)
+        for record in records:
+            by_key[ids.slot_key(record.run_id)].append(messages.encode_one(record))
+        sending = [self._outbox.send(key, encoded) for key, encoded in by_key.items()]
+        if len(sending) == 1:
+            await sending[0]
+        else:
+            await asyncio.gather(*sending)
+
+    async def _publish(self, routing_key: str, body: bytes) -> None:
         transport = await self._connected()
-        await asyncio.gather(
-            *(transport.publish(REQUESTS, key, body, persistent=persistent) for key, body in batches(records))
-        )
+        await transport.publish(REQUESTS, routing_key, body)
 
 
 async def _all(watches: Sequence[_Watch]) -> list[RunResult]:
     return [await asyncio.shield(watch.result) for watch in watches]
-
-
-def batches(records: Sequence[RunRequest] | Sequence[WatchRun]) -> Iterator[tuple[str, bytes]]:
-    """Routing keys and message bodies: one body carries what goes to the same hash slot, within the limits."""
-    by_key: dict[str, list[bytes]] = defaultdict(list)
-    for record in records:
-        by_key[ids.slot_key(record.run_id)].append(messages.encode_one(record))
-    for key, encoded in by_key.items():
-        batch: list[bytes] = []
-        size_bytes = 0
-        for item in encoded:
-            full = len(batch) == limits.BATCH_MAX_ITEMS or size_bytes + len(item) > limits.BATCH_MAX_BYTES
-            if batch and full:
-                yield key, b"[" + b",".join(batch) + b"]"
-                batch, size_bytes = [], 0
-            batch.append(item)
-            size_bytes += len(item) + 1
-        yield key, b"[" + b",".join(batch) + b"]"
 
 
 class _Once(Generic[T]):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -28,7 +29,9 @@ class BackgroundLoop:
     loop calls it.
     """
 
-    def __init__(self, name: str = "sublet-client") -> None:
+    def __init__(self, at_exit: Callable[[], Coroutine[Any, Any, None]], name: str = "sublet-client") -> None:
+        """``at_exit`` runs on the loop when the program ends without having called `stop`."""
+        self._at_exit = at_exit
         self._name = name
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -58,6 +61,7 @@ class BackgroundLoop:
             self._loop = self._thread = None
         if loop is None or thread is None:
             return
+        atexit.unregister(self._end)
         loop.call_soon_threadsafe(loop.stop)
         if thread is not threading.current_thread():
             thread.join(timeout=5)
@@ -68,8 +72,14 @@ class BackgroundLoop:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=_run_forever, args=(self._loop,), name=self._name, daemon=True)
                 self._thread.start()
-                atexit.register(self.stop)
+                atexit.register(self._end)
             return self._loop
+
+    def _end(self) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(Exception):  # the program ends anyway
+                asyncio.run_coroutine_threadsafe(self._at_exit(), self._loop).result(timeout=2)
+        self.stop()
 
 
 def _run_forever(loop: asyncio.AbstractEventLoop) -> None:

@@ -97,10 +97,7 @@ def outputs_of(result: RunResult) -> Outputs:
         raise RunNotFoundError(f"There is no workflow run {result.run_id}.")
     for error in result.errors:
         if error.type == "UnknownWorkflow":
-            raise UnknownWorkflowError(
-                f"{error.message} A workflow is known once a worker that lists it has started: start one with"
-                " client.worker(…, workflows=[…]), and compare the names and the namespaces of both sides."
-            )
+            raise UnknownWorkflowError(f"Workflow run {result.run_id} cannot begin: {error.message}")
     errors = [TaskRunError(error.message, error.type, error.trace, error.task_run_id) for error in result.errors]
     raise FailedTaskRunExceptionGroup(f"Workflow run {result.run_id} failed.", errors)
 

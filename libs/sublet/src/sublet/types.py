@@ -83,7 +83,7 @@ class DefaultFilter(BaseModel):
 
     expression: str
     scope: str
-    payload: dict[str, Any] = {}
+    payload: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("expression")
     @classmethod
@@ -115,7 +115,7 @@ class TriggerWorkflowOptions(BaseModel):
     """Options of one run in one object; the arguments of the same names do the same."""
 
     child_key: str | None = None
-    additional_metadata: dict[str, Any] = {}
+    additional_metadata: dict[str, Any] = Field(default_factory=dict)
     priority: int | None = None
 
 
@@ -133,8 +133,8 @@ class BulkPushEventWithMetadata(BaseModel):
     """One event for ``event.bulk_push``."""
 
     key: str
-    payload: dict[str, Any] = {}
-    additional_metadata: dict[str, Any] = {}
+    payload: dict[str, Any] = Field(default_factory=dict)
+    additional_metadata: dict[str, Any] = Field(default_factory=dict)
     priority: int | None = None
     scope: str | None = None
 
