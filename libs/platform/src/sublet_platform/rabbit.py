@@ -207,6 +207,12 @@ class Rabbit:
                 await call
         except (AMQPError, OSError, RuntimeError) as error:
             raise BrokerUnavailable(str(error) or type(error).__name__) from error
+        except asyncio.CancelledError as error:
+            # A channel that dies cancels what waits for it; that is no cancellation of ours.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise BrokerUnavailable("the channel was lost") from error
 
     async def stop_subscriber(self, subscriber: RabbitSubscriber) -> None:
         """No new deliveries."""

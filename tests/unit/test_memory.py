@@ -1,0 +1,151 @@
+"""What only the adapters in memory can do: delays, outages at a chosen moment, lost answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from clocks import ManualClock
+from contract.records import a_run
+from contract.worlds import Inbox
+from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryRunStore
+from sublet_platform.ports import BrokerUnavailable, Outgoing, RevisionConflict, RunChange, StoreUnavailable
+from sublet_platform.topology import Queue
+from waiting import a_while, until
+
+QUEUE = "work"
+
+
+def a_cluster(delays: Iterator[float] | None = None) -> MemoryCluster:
+    cluster = MemoryCluster(latency=(lambda: next(delays)) if delays is not None else lambda: 0.0)
+    cluster.declare_queue(Queue(QUEUE))
+    return cluster
+
+
+def to_queue(*bodies: str, persistent: bool = True) -> list[Outgoing]:
+    return [Outgoing("", QUEUE, body.encode(), persistent) for body in bodies]
+
+
+def endless(*delays: float) -> Iterator[float]:
+    while True:
+        yield from delays
+
+
+# --- the broker -------------------------------------------------------------------------------------------
+
+
+async def test_delays_never_change_the_order() -> None:
+    client = MemoryBroker(a_cluster(endless(0.02, 0.0, 0.005)))
+    inbox = Inbox()
+    await client.consume(QUEUE, inbox, prefetch=100)
+    await asyncio.gather(*(client.publish(to_queue(str(number))) for number in range(20)))
+    await until(lambda: len(inbox) == 20, "all deliveries")
+    assert inbox.bodies == [str(number).encode() for number in range(20)]
+
+
+async def test_a_message_that_was_under_way_when_the_connection_broke_is_lost_and_not_confirmed() -> None:
+    cluster = a_cluster()
+    client, other = MemoryBroker(cluster), MemoryBroker(cluster)
+    inbox = Inbox()
+    await other.consume(QUEUE, inbox, prefetch=10)
+    publishing = asyncio.create_task(client.publish(to_queue("lost")))
+    asyncio.get_running_loop().call_soon(client.kill_connection)
+    with pytest.raises(BrokerUnavailable):
+        await publishing
+    await a_while()
+    assert not inbox
+    assert client.connected
+
+
+async def test_a_message_may_have_arrived_although_its_confirm_was_lost() -> None:
+    cluster = a_cluster(endless(0.0, 0.05))
+    client, other = MemoryBroker(cluster), MemoryBroker(cluster)
+    publishing = asyncio.create_task(client.publish(to_queue("arrived")))
+    await until(lambda: cluster.queues[QUEUE].ready, "the arrival")
+    client.kill_connection()
+    with pytest.raises(BrokerUnavailable):
+        await publishing
+    inbox = Inbox()
+    await other.consume(QUEUE, inbox, prefetch=10)
+    await until(lambda: inbox, "the message")
+
+
+async def test_an_acknowledgement_that_was_under_way_is_lost_with_the_connection() -> None:
+    client = MemoryBroker(a_cluster())
+    inbox = Inbox()
+    await client.consume(QUEUE, inbox, prefetch=10)
+    await client.publish(to_queue("1"))
+    await until(lambda: inbox, "the delivery")
+    client.ack(inbox)
+    client.kill_connection()
+    await until(lambda: len(inbox) == 2, "the redelivery")
+    assert inbox[1].redelivered
+
+
+async def test_a_connection_stays_away_for_as_long_as_it_is_told() -> None:
+    client = MemoryBroker(a_cluster())
+    client.kill_connection(down_s=0.05)
+    await asyncio.sleep(0)
+    assert not client.connected
+    await until(lambda: client.connected, "the reconnect")
+
+
+async def test_a_broker_that_restarts_keeps_persistent_messages_and_loses_the_others() -> None:
+    cluster = a_cluster()
+    client = MemoryBroker(cluster)
+    await client.publish([*to_queue("kept"), *to_queue("lost", persistent=False)])
+    cluster.stop()
+    assert not client.connected
+    await a_while()
+    assert not client.connected
+    cluster.start()
+    await until(lambda: client.connected, "the reconnect")
+    inbox = Inbox()
+    await client.consume(QUEUE, inbox, prefetch=10)
+    await until(lambda: inbox, "the message")
+    await a_while()
+    assert inbox.bodies == [b"kept"]
+
+
+# --- the database -----------------------------------------------------------------------------------------
+
+
+def a_store() -> tuple[MemoryDatabase, MemoryRunStore]:
+    database = MemoryDatabase()
+    return database, MemoryRunStore(database, ManualClock())
+
+
+async def unavailable(operation: str) -> None:
+    raise StoreUnavailable(operation)
+
+
+async def available(operation: str) -> None:
+    return
+
+
+async def test_a_write_that_fails_before_it_takes_effect_leaves_no_trace() -> None:
+    database, store = a_store()
+    database.before = unavailable
+    with pytest.raises(StoreUnavailable, match="commit"):
+        await store.commit([RunChange(None, a_run())])
+    database.before = available
+    assert await store.load_runs(["run-1"]) == []
+
+
+async def test_a_write_whose_answer_is_lost_has_taken_effect() -> None:
+    database, store = a_store()
+    database.after = unavailable
+    with pytest.raises(StoreUnavailable):
+        await store.commit([RunChange(None, a_run())])
+    database.after = available
+    with pytest.raises(RevisionConflict):
+        await store.commit([RunChange(None, a_run())])
+    assert await store.load_runs(["run-1"]) == [a_run()]
+
+
+async def test_all_stores_of_a_database_see_the_same() -> None:
+    database, store = a_store()
+    await store.commit([RunChange(None, a_run())])
+    assert await MemoryRunStore(database, ManualClock()).load_runs(["run-1"]) == [a_run()]
