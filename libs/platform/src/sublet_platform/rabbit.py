@@ -8,6 +8,7 @@ with confirms, which are pipelined, and one without, for hints.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -82,15 +83,23 @@ class _Ledger:
         try:
             while self._frames:
                 tag, multiple, ack = self._frames.popleft()
-                if ack:
-                    await self.channel.basic_ack(tag, multiple=multiple, wait=False)
-                else:
-                    await self.channel.basic_nack(tag, multiple=multiple, requeue=True, wait=False)
+                # The queue to a socket that died may be full for ever.
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    if ack:
+                        await self.channel.basic_ack(tag, multiple=multiple, wait=False)
+                    else:
+                        await self.channel.basic_nack(tag, multiple=multiple, requeue=True, wait=False)
         except _UNREACHABLE as error:
             self._frames.clear()
             log.debug("settlements lost, the messages come again: %r", error)
+            await self._give_up(error)
         finally:
             self._sending = False
+
+    async def _give_up(self, error: BaseException) -> None:
+        """Close the channel if it is not: what was not settled would stay with us for ever."""
+        with contextlib.suppress(*_UNREACHABLE):
+            await self.channel.close(AMQPError(f"not settled: {error!r}"), timeout=REQUEST_TIMEOUT_S)
 
 
 class RabbitConsumer:
@@ -150,7 +159,7 @@ class Rabbit:
         return connection is not None and not connection.is_closed and connection.connected.is_set()
 
     async def close(self) -> None:
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._drain_tasks()
         for channel in (self._confirmed, self._hints):
             if channel is not None and self.connected:
                 await channel.close()
@@ -297,9 +306,11 @@ class Rabbit:
         try:
             if self._hints is None or not self.connected:
                 raise BrokerUnavailable("not connected")
-            channel = await _opened(self._hints)
+            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                channel = await _opened(self._hints)
             while self._waiting_hints:
-                await _publish(channel, self._waiting_hints.popleft(), mandatory=False, wait=False)
+                async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                    await _publish(channel, self._waiting_hints.popleft(), mandatory=False, wait=False)
         except (BrokerUnavailable, *_UNREACHABLE) as error:
             log.info("hints lost: %s", error or type(error).__name__, extra={"count": len(self._waiting_hints)})
             self._waiting_hints.clear()
