@@ -20,8 +20,10 @@ from sublet_engine.messages import (
     Done,
     Failed,
     Finished,
+    Goodbye,
     Grant,
     Heartbeat,
+    Hello,
     LogEntry,
     NothingToDo,
     Operation,
@@ -299,6 +301,8 @@ class Bench:
                 return
             case Heartbeat():
                 self.heartbeats.append(record)
+                return
+            case Hello() | Goodbye():
                 return
             case Suspended() | Recorded():
                 self._record(record.lease, record.operations)

@@ -205,13 +205,13 @@ class Runner:
             self._tickets.give_up(ticket)
 
     def make_room(self) -> None:
-        """When every durable slot is taken, a task that only waits has to go."""
-        durable = [e for e in self._executions.values() if e.stay is not None and not e.released and not e.ended]
-        if len(durable) < self._registration.durable_slots:
+        """When every durable slot is taken by a task that waits, one of them has to go."""
+        stays = [e.stay for e in self._executions.values() if e.stay is not None and not e.released and not e.ended]
+        if len(stays) < self._registration.durable_slots or any(stay.waiting_since is None for stay in stays):
             return
-        waiting = [e.stay for e in durable if e.stay is not None and e.stay.may_be_evicted_for_room]
-        if waiting:
-            min(waiting, key=lambda stay: stay.eviction_order).evict("capacity_pressure")
+        candidates = [stay for stay in stays if stay.may_be_evicted_for_room]
+        if candidates:
+            min(candidates, key=lambda stay: stay.eviction_order).evict("capacity_pressure")
 
     def _confirmed(self, execution: Execution, more: bool) -> None:
         """The broker has the end of this lease."""
@@ -268,13 +268,8 @@ class Runner:
         else:
             if ticket is None:
                 self._tickets.orphan_started(kind)
-            self._execute(Execution(self, grant, task, ticket))
-
-    def _execute(self, execution: Execution) -> None:
-        self._executions[execution.lease] = execution
-        execution.start()
-        if execution.stay is not None:
-            self.make_room()
+            execution = self._executions[grant.lease] = Execution(self, grant, task, ticket)
+            execution.start()
 
     def _taken(self, kind: SlotKind) -> int:
         return sum(e.kind == kind and not e.released and not e.ended for e in self._executions.values())

@@ -33,7 +33,14 @@ CANCELS_MAX = 5
 CANCEL_PAUSE_S = 1.0
 """A dropped coroutine is cancelled this often, with this pause for its clean-up, before it is given up as leaked."""
 
+REFUSALS_MAX = 20
+"""Operations of ended code that are refused in the same way, before the next stronger one."""
+
 _log = logging.getLogger(__name__)
+
+
+class InvocationEnded(BaseException):
+    """For code that catches cancellations and goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +150,14 @@ class Stay:
             self._open.pop(wait, None)
 
     async def _refuse(self) -> None:
+        """End code that goes on after the end: by cancellation, by what it cannot know, or by letting it hang."""
         self._refusals += 1
-        if self._refusals > CANCELS_MAX * 2:
-            await self._loop.create_future()  # swallows every cancellation: it ends here
         await asyncio.sleep(0)
-        raise asyncio.CancelledError(f"{self.name} has ended")
+        if self._refusals <= REFUSALS_MAX:
+            raise asyncio.CancelledError(f"{self.name} has ended")
+        if self._refusals <= 2 * REFUSALS_MAX:
+            raise InvocationEnded(f"{self.name} has ended")
+        await self._loop.create_future()
 
     # --- for the worker -------------------------------------------------------------------------------------------
 

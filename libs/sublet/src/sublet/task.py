@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import typing
@@ -204,5 +205,13 @@ class _Annotated:
 
     def __init__(self, returns: str, fn: Callable[..., Any]) -> None:
         self.__annotations__ = {"return": returns}
-        closure = inspect.getclosurevars(fn).nonlocals if inspect.isfunction(fn) else {}
-        self.__globals__ = {**getattr(fn, "__globals__", {}), **closure}
+        self.__globals__ = {**getattr(fn, "__globals__", {}), **_closure(fn)}
+
+
+def _closure(fn: Callable[..., Any]) -> dict[str, Any]:
+    """What the function sees of the function around it; not what is only defined later, such as itself."""
+    visible = {}
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True) if inspect.isfunction(fn) else ():
+        with contextlib.suppress(ValueError):
+            visible[name] = cell.cell_contents
+    return visible
