@@ -48,7 +48,7 @@ WORKER, INBOX, POOL = "worker-1", "sublet.inbox.worker.worker-1", "main-12345678
 R = TypeVar("R", bound=Record)
 
 
-# --- definitions ----------------------------------------------------------------------------------------------
+# --- definitions ------------------------------------------------------------------------------------------------
 
 
 def workflow(*tasks: TaskSpec | str, name: str = "flow", **options: Any) -> WorkflowSpec:
@@ -126,7 +126,7 @@ class Bench:
         invariants.check(self.run, self.workflow)
         self._take(turn)
 
-    # --- what can happen ------------------------------------------------------------------------------------------
+    # --- what can happen ----------------------------------------------------------------------------------------
 
     def pass_time(self, by_s: float) -> None:
         self.now += by_s
@@ -151,8 +151,9 @@ class Bench:
     def suspend(
         self, lease: str, *operations: Operation, blocked: Iterable[tuple[str, ...]] | None = None, **report: Any
     ) -> None:
-        """``blocked``: unless given, one branch for each operation."""
-        branches = tuple(blocked) if blocked is not None else tuple((operation.node,) for operation in operations)
+        """``blocked``: unless given, one branch for each operation but memos."""
+        waits = [operation.node for operation in operations if operation.kind != "memo"]
+        branches = tuple(blocked) if blocked is not None else tuple((node,) for node in waits)
         message = Suspended(lease, None, operations, branches, report.pop("delivered", 0), **report)
         self._step(lambda turn: lifecycle.suspend(self.run, message, self.workflow, turn))
 
@@ -226,7 +227,7 @@ class Bench:
         step()
         return self.run is before and not self.effects and not self.log
 
-    # --- what there is ----------------------------------------------------------------------------------------------
+    # --- what there is ------------------------------------------------------------------------------------------
 
     def task(self, name: str = "task") -> TaskRun:
         return self.run.task(name)

@@ -186,9 +186,17 @@ def meet(
     if not complete(wait):
         return replace(task, open_waits=tuple(wait if w.node == node else w for w in task.open_waits))
     _withdraw_rest(run.task_run_id(task), wait, turn)
-    position = wait.position if seq else max(wait.position, turn.position)
+    position = wait.position if seq else _position_after_sleep(wait, turn)
     result = '{"CREATE":{' + ",".join(f"{_text(k)}:[{v}]" for k, v in wait.met) + "}}"
     return _close(run, task, node, turn, position=position, result=result)
+
+
+def _position_after_sleep(wait: OpenWait, turn: Turn) -> int:
+    """Where a following wait listens from: now. But if this one listened as well, then from where it did: an event
+    that came before the sleep was over may still be on its way here, and must not fall between the two."""
+    met = {key for key, _ in wait.met}
+    listened = any(isinstance(c, EventCondition) and c.key not in met for c in conditions_of(wait))
+    return max(wait.position, wait.since if listened else turn.position)
 
 
 def child_ended(run: Run, task: TaskRun, message: ChildFinished, turn: Turn) -> TaskRun:
@@ -247,7 +255,10 @@ def rearm(run: Run, task: TaskRun, turn: Turn) -> None:
         if wait.child_run_id is not None:
             link = ParentLink(task_run, wait.node)
             turn.to_run(wait.child_run_id, RunRequest(wait.child_run_id, workflow="", parent=link))
+        met = {key for key, _ in wait.met}
         for condition in conditions_of(wait):
+            if condition.key in met:
+                continue
             if isinstance(condition, SleepCondition):
                 turn.set_timer(task_run, wait.node, condition.key, wait.asked_at + condition.duration_s)
             else:
