@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -66,7 +67,7 @@ async def test_after_a_reconnect_every_open_result_is_asked_for() -> None:
     runs = [waiting(sublet) for _ in range(5)]
     await asyncio.sleep(1)
     broker.transports[0].reconnect()
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(0.01)
     assert {watch.run_id for watch in broker.watches} == {request.run_id for request in broker.requests}
     for request in broker.requests:
         broker.transports[0].deliver([completed(request.run_id, {})])
@@ -114,6 +115,20 @@ def test_a_closed_client_connects_again_when_it_is_used() -> None:
         assert sublet.stubs.workflow(name="flow").run() == {"flow": {}}
         sublet.close()
     assert len(broker.transports) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_client_that_was_used_before_a_fork_works_on_both_sides() -> None:
+    sublet, broker = client(echo)
+    flow = sublet.stubs.workflow(name="flow")
+    flow.run()
+    child = os.fork()
+    if not child:
+        os._exit(0 if flow.run() == {"flow": {}} and len(broker.transports) == 2 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert flow.run() == {"flow": {}}
+    assert len(broker.transports) == 1
+    sublet.close()
 
 
 @in_virtual_time

@@ -114,6 +114,8 @@ def test_equal_declarations_have_equal_versions_and_others_not(sublet: Sublet) -
         ({"schedule_timeout": timedelta(seconds=-1)}, "schedule_timeout of task 'noop' must not be negative"),
         ({"name": "x" * (NAME_MAX_CHARS + 1)}, f"has 129 characters; the limit is {NAME_MAX_CHARS}"),
         ({"name": "a\nb"}, "must not hold control characters"),
+        ({"name": "ü" * 111}, "has 222 bytes in UTF-8; the limit is 220"),
+        ({"default_priority": 4}, r"a priority is 1 \(LOW\), 2 \(MEDIUM\) or 3 \(HIGH\), not 4"),
         ({"on_events": [""]}, "an event key in on_events must not be empty"),
     ],
 )

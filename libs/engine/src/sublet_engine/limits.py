@@ -20,6 +20,9 @@ EXPRESSION_MAX_CHARS = 2_048
 NAME_MAX_CHARS = 128
 """Workflow, task, worker, event-key and condition names: they become routing keys (255 bytes at most) and labels."""
 
+NAME_MAX_BYTES = 220
+"""The same names in UTF-8: leaves room in 255 bytes for what queues and notices put around them."""
+
 # --- durable log ----------------------------------------------------------------------------------------------
 
 LOG_MAX_ENTRIES = 20_000

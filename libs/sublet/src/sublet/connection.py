@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 import uuid
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +52,22 @@ _NO_INBOX = "RabbitMQ has no exchange sublet.inboxes: is a scheduler running (it
 _log = logging.getLogger(__name__)
 
 
+_forkable: weakref.WeakSet[Connection] = weakref.WeakSet()
+_of_the_parent: list[object] = []
+
+
+def _after_fork() -> None:
+    # A fork has neither the thread nor the say over the sockets of its parent. What belongs to them is kept, and so
+    # never closed from here.
+    for connection in _forkable:
+        _of_the_parent.append(vars(connection).copy())
+        connection._start_afresh()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @dataclass(slots=True)
 class _Watch:
     """A result that somebody waits for."""
@@ -78,15 +96,22 @@ class Connection:
         self.new_id = new_id
         self._config = config
         self._transport_factory = transport_factory
-        self._home: Loop = BackgroundLoop(at_exit=self.close) if background else CallersLoop()
-        self._inbox = f"sublet.inbox.client.{new_id()}"
+        self._background = background
+        self._start_afresh()
+        _forkable.add(self)
+
+    def _start_afresh(self) -> None:
+        """Nothing is connected, and nobody waits: at first, and in a process that was forked off."""
+        self._home: Loop = BackgroundLoop(at_exit=self.close) if self._background else CallersLoop()
+        self._inbox = f"sublet.inbox.client.{self.new_id()}"
         self._transport: Transport | None = None
-        self._connected = _Once(self._connect, config.connect_timeout_s, _NOT_CONNECTED)
-        self._inbox_open = _Once(self._open_inbox, config.connect_timeout_s, _NO_INBOX)
+        self._connected = _Once(self._connect, self._config.connect_timeout_s, _NOT_CONNECTED)
+        self._inbox_open = _Once(self._open_inbox, self._config.connect_timeout_s, _NO_INBOX)
         self._outbox = Outbox(self._publish)
         self._watches: dict[str, _Watch] = {}
         self._questions: dict[str, asyncio.Future[Reply]] = {}
         self._patrol: asyncio.Task[None] | None = None
+        self._catching_up: asyncio.Task[None] | None = None
 
     # --- from any thread or loop --------------------------------------------------------------------------------
 
@@ -170,7 +195,12 @@ class Connection:
 
     async def close(self) -> None:
         """Whoever still waits gets a `TransportUnavailable`. The next call would connect again."""
-        under_way: list[asyncio.Task[Any] | None] = [self._patrol, self._connected.forget(), self._inbox_open.forget()]
+        under_way: list[asyncio.Task[Any] | None] = [
+            self._patrol,
+            self._catching_up,
+            self._connected.forget(),
+            self._inbox_open.forget(),
+        ]
         for task in under_way:
             if task is not None:
                 task.cancel()
@@ -225,6 +255,8 @@ class Connection:
     def _on_reconnect(self) -> None:
         for watch in self._watches.values():
             watch.ask_at = 0.0
+        if self._watches:
+            self._catching_up = asyncio.create_task(self._ask_for_what_is_due())
 
     # --- waiting ------------------------------------------------------------------------------------------------
 
@@ -249,22 +281,24 @@ class Connection:
                     del self._watches[run_id]
 
     async def _patrol_while_watching(self) -> None:
-        loop = asyncio.get_running_loop()
         while self._watches:
             await asyncio.sleep(PATROL_INTERVAL_S)
-            now = loop.time()
-            due = [
-                (run_id, watch)
-                for run_id, watch in self._watches.items()
-                if watch.requested and watch.ask_at <= now and not watch.result.done()
-            ]
-            for _, watch in due:
-                watch.ask_at = now + watch.pause_s
-                watch.pause_s = min(watch.pause_s * 2, WATCH_AGAIN_MAX_S)
-            try:
-                await self._ask_for_results([run_id for run_id, _ in due])
-            except TransportUnavailable as error:
-                _log.warning("could not ask for %d results, will try again: %s", len(due), error)
+            await self._ask_for_what_is_due()
+
+    async def _ask_for_what_is_due(self) -> None:
+        now = asyncio.get_running_loop().time()
+        due = [
+            (run_id, watch)
+            for run_id, watch in self._watches.items()
+            if watch.requested and watch.ask_at <= now and not watch.result.done()
+        ]
+        for _, watch in due:
+            watch.ask_at = now + watch.pause_s
+            watch.pause_s = min(watch.pause_s * 2, WATCH_AGAIN_MAX_S)
+        try:
+            await self._ask_for_results([run_id for run_id, _ in due])
+        except TransportUnavailable as error:
+            _log.warning("could not ask for %d results, will try again: %s", len(due), error)
 
     async def _ask_for_results(self, run_ids: Iterable[str]) -> None:
         wanted = [WatchRun(run_id=run_id, reply_to=self._inbox) for run_id in dict.fromkeys(run_ids)]

@@ -123,10 +123,14 @@ class EventClient:
 
 
 def _bulk_item(
-    key: str, payload: JSON, metadata: JSON | None, priority: int | None, scope: str | None
+    key: str, payload: JSON, metadata: JSON | None, priority: int | Priority | None, scope: str | None
 ) -> BulkPushEventWithMetadata:
     return BulkPushEventWithMetadata(
-        key=key, payload=dict(payload), additional_metadata=dict(metadata or {}), priority=priority, scope=scope
+        key=key,
+        payload=dict(payload),
+        additional_metadata=dict(metadata or {}),
+        priority=None if priority is None else Priority(priority),
+        scope=scope,
     )
 
 

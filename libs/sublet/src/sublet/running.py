@@ -60,12 +60,16 @@ class BaseWorkflow(Generic[In]):
         self.description = declared.description
         self.tasks: list[Task[Any, Any]] = []
         self._declared = declared
+        self._priority = Priority(declared.default_priority)
         self._connection = connection
         self._config = config
         self._input_codec: Codec[In] = Codec(declared.input_validator)
         for key in declared.on_events:
             check_name(config.apply_namespace(key), "an event key in on_events")
         encode_object(declared.default_additional_metadata, "default_additional_metadata", limits.METADATA_MAX_BYTES)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
 
     @property
     def input_validator(self) -> TypeAdapter[In]:
@@ -91,7 +95,7 @@ class BaseWorkflow(Generic[In]):
                 workflows.EventFilter(expression=f.expression, scope=f.scope, payload=f.payload)
                 for f in self._declared.default_filters
             ),
-            default_priority=int(self._declared.default_priority),
+            default_priority=int(self._priority),
             label=self._declared.version,
         )
         return msgspec.structs.replace(spec, version=workflows.digest(spec))
@@ -127,7 +131,7 @@ class BaseWorkflow(Generic[In]):
             options=TriggerWorkflowOptions(
                 child_key=options.child_key if child_key is None else child_key,
                 additional_metadata=metadata,
-                priority=None if priority is None else int(priority),
+                priority=None if priority is None else Priority(priority),
             ),
         )
 
@@ -146,6 +150,8 @@ class BaseWorkflow(Generic[In]):
 
     def _run_items(self, items: Sequence[WorkflowRunTriggerConfig], wait: bool) -> list[Any]:
         """Blocks. Values or exceptions in the order of the items; refs without ``wait``."""
+        if not items:
+            return []
         requests = self._requests(items)
         if not wait:
             self._connection.sync(self._connection.request(requests))
@@ -154,6 +160,8 @@ class BaseWorkflow(Generic[In]):
 
     async def _aio_run_items(self, items: Sequence[WorkflowRunTriggerConfig], wait: bool) -> list[Any]:
         """As `_run_items`; in a durable task through its log."""
+        if not items:
+            return []
         context = current_context.get()
         if context is not None and context.is_durable:
             spawned = await cast("Any", context)._aio_spawn(self._spawns(items), wait)

@@ -162,8 +162,8 @@ def check_name(name: str, what: str) -> str:
     """The name itself.
 
     Raises:
-        ValueError: it is empty, longer than `limits.NAME_MAX_CHARS` characters or 255 bytes (it becomes an AMQP
-            routing key), or holds control characters.
+        ValueError: it is empty, longer than `limits.NAME_MAX_CHARS` or `limits.NAME_MAX_BYTES`, or holds control
+            characters.
     """
     if not isinstance(name, str):
         raise TypeError(f"{what} must be a text, not {type(name).__name__}")
@@ -171,10 +171,9 @@ def check_name(name: str, what: str) -> str:
         raise ValueError(f"{what} must not be empty")
     if len(name) > limits.NAME_MAX_CHARS:
         raise ValueError(f"{what} has {len(name)} characters; the limit is {limits.NAME_MAX_CHARS}: {name[:40]!r}…")
-    if len(name.encode()) > limits.NAME_MAX_CHARS:
-        raise ValueError(
-            f"{what} has {len(name.encode())} bytes in UTF-8; the limit is {limits.NAME_MAX_CHARS}: {name!r}"
-        )
+    size_bytes = len(name.encode())
+    if size_bytes > limits.NAME_MAX_BYTES:
+        raise ValueError(f"{what} has {size_bytes} bytes in UTF-8; the limit is {limits.NAME_MAX_BYTES}: {name!r}")
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
         raise ValueError(f"{what} must not hold control characters: {name!r}")
     return name

@@ -42,6 +42,10 @@ class Priority(IntEnum):
     MEDIUM = 2
     HIGH = 3
 
+    @classmethod
+    def _missing_(cls, value: object) -> Priority:
+        raise ValueError(f"a priority is 1 (LOW), 2 (MEDIUM) or 3 (HIGH), not {value!r}")
+
 
 class RunStatus(StrEnum):
     """How far a run, or a task of it, has come. The last three are final."""
@@ -116,7 +120,7 @@ class TriggerWorkflowOptions(BaseModel):
 
     child_key: str | None = None
     additional_metadata: dict[str, Any] = Field(default_factory=dict)
-    priority: int | None = None
+    priority: Priority | None = None
 
 
 class WorkflowRunTriggerConfig(BaseModel):
@@ -135,7 +139,7 @@ class BulkPushEventWithMetadata(BaseModel):
     key: str
     payload: dict[str, Any] = Field(default_factory=dict)
     additional_metadata: dict[str, Any] = Field(default_factory=dict)
-    priority: int | None = None
+    priority: Priority | None = None
     scope: str | None = None
 
 
