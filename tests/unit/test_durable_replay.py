@@ -188,6 +188,57 @@ async def test_a_branch_that_waits_for_another_by_a_plain_event_does_not_stop_th
         assert await bench.finished() == {"order": ["first", "told", "second"]}
 
 
+async def test_a_branch_that_polls_without_a_pause_does_not_stop_the_replay() -> None:
+    @client.durable_task()
+    async def polling(input: EmptyModel, ctx: DurableContext) -> dict[str, Any]:
+        slept: list[bool] = []
+
+        async def sleep() -> None:
+            await ctx.aio_sleep_for("1s")
+            slept.append(True)
+
+        sleeping = asyncio.create_task(sleep())
+        while not slept:  # noqa: ASYNC110 - as users write it
+            await asyncio.sleep(0)
+        await sleeping
+        return {"slept": True}
+
+    async with Bench(polling) as bench:
+        task_run = bench.run(polling)
+        await bench.until(lambda: bench.of(Recorded))
+        bench.sleep_over(task_run, "t0.1")
+        assert await bench.finished() == {"slept": True}
+
+
+async def test_a_slower_branch_is_waited_for_when_it_was_first_before() -> None:
+    order: list[str] = []
+    pauses = [0.0, 0.3]
+
+    @client.durable_task()
+    async def uneven(input: EmptyModel, ctx: DurableContext) -> None:
+        order.clear()
+
+        async def slow() -> None:
+            await asyncio.sleep(pauses[min(ctx.invocation_count - 1, 1)])
+            await ctx.aio_sleep_for("1s")
+            order.append("slow")
+
+        async def quick() -> None:
+            await ctx.aio_sleep_for("2s")
+            order.append("quick")
+
+        await asyncio.gather(slow(), quick())
+
+    async with Bench(uneven) as bench:
+        task_run = bench.run(uneven)
+        await bench.suspended()
+        bench.sleep_over(task_run, "t0.1")
+        bench.sleep_over(task_run, "t1.1")
+        bench.run(uneven)
+        await bench.finished()
+        assert order == ["slow", "quick"]
+
+
 async def test_code_that_asks_for_something_else_fails_with_what_was_recorded_and_what_is_asked() -> None:
     asks = ["30s", "40s"]
 

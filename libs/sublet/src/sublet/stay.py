@@ -20,7 +20,7 @@ POLL_INTERVAL_S = 0.05
 """While some branch waits and another works on something that cannot tell us when it is over: how often to look."""
 
 SPINS_MAX = 50
-"""Looks in a row that found a branch about to run, before looking only every `POLL_INTERVAL_S`."""
+"""Looks in a row that found a branch about to run, before it counts as one that works: it may be polling."""
 
 GAP_PATIENCE_S = 2.0
 """How long a result is held back for a branch that is slower than on the first pass. Code that never gets there (it
@@ -237,7 +237,7 @@ class Stay:
             return
         self._spins = 0
         first = self._first_deliverable()
-        if first is not None and standing is not Standing.RUNNABLE and not self._held_back(first[0], standing):
+        if first is not None and not self._held_back(first[0], standing):
             self._deliver(first[1])
         elif not self._open:
             return
