@@ -49,14 +49,14 @@ class WorkerService:
             )
         )
         with self._signals():
-            serving = asyncio.ensure_future(server.serve())
+            serving = asyncio.ensure_future(_serve_http(server))
             working = asyncio.ensure_future(self._work())
             await asyncio.wait([serving, working], return_when=asyncio.FIRST_COMPLETED)
             self._stopping.set()  # when HTTP ended first: its port is taken, for instance
             worked = await working
             server.should_exit = True
-            await serving
-        return worked and not server.failed
+            served = await serving
+        return worked and served
 
     async def _work(self) -> bool:
         starting = asyncio.ensure_future(self._worker.aio_start())
@@ -120,12 +120,17 @@ _MEANING = {
 }
 
 
+async def _serve_http(server: uvicorn.Server) -> bool:
+    """False: it could not begin. (uvicorn would end the process, and what the worker has to do before.)"""
+    try:
+        await server.serve()
+    except SystemExit:
+        return False
+    return server.started
+
+
 class _Server(uvicorn.Server):
     """Leaves signals to us."""
-
-    @property
-    def failed(self) -> bool:
-        return not self.started
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
