@@ -42,6 +42,8 @@ class Proxy:
         self._target_port = target_port
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
+        self._thawed = asyncio.Event()
+        self._thawed.set()
         self.port = 0
 
     async def start(self) -> None:
@@ -52,7 +54,12 @@ class Proxy:
     def url(self) -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
+    def freeze(self) -> None:
+        """Pass nothing on any more, and say nothing."""
+        self._thawed.clear()
+
     def cut(self) -> None:
+        self._thawed.set()
         for writer in self._writers:
             writer.transport.abort()
 
@@ -65,16 +72,16 @@ class Proxy:
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
         self._writers |= {writer, up_writer}
-        await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
+        await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer))
         self._writers -= {writer, up_writer}
 
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                await self._thawed.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
 
 
 class Admin:
@@ -219,6 +226,31 @@ async def test_publishes_under_way_when_the_connection_breaks_are_published_agai
         assert arrived >= {b"%d" % n for n in range(200)}
 
     await eventually(all_there)
+
+
+async def test_what_is_stuck_in_a_dead_socket_is_published_again_elsewhere(
+    admin: Admin, proxy: Proxy, transport: AmqpTransport
+) -> None:
+    queue = await admin.bound("requests", "sublet.requests", "slot.00")
+    tickets = Tickets()
+    await transport.consume_pool(POOL, 50, tickets.out.append)
+    for n in range(50):
+        await admin.put("", POOL, b"%d" % n)
+    await tickets.until(50)
+    proxy.freeze()
+    large = b"x" * 262_144
+    publishing = [asyncio.create_task(transport.publish("sublet.requests", "slot.00", large)) for _ in range(100)]
+    await asyncio.sleep(0.5)  # the socket's buffers are full now
+    for ticket in tickets.out:
+        transport.ack(ticket)
+    await asyncio.sleep(0.2)
+    proxy.cut()
+    await asyncio.gather(*publishing)
+    for ticket in (await tickets.until(100))[50:]:
+        transport.ack(ticket)
+    await transport.close()
+    assert (await admin.channel.get_queue(POOL)).declaration_result.message_count == 0
+    await queue.purge()
 
 
 async def test_a_cancelled_publish_is_cancelled(admin: Admin, transport: AmqpTransport) -> None:

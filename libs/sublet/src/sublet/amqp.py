@@ -24,6 +24,7 @@ from aio_pika.exceptions import (
     PublishError,
 )
 
+from sublet.lifeline import Lifeline
 from sublet.transport import TicketDelivery, TransportUnavailable
 
 HEARTBEAT_S = 10
@@ -62,6 +63,7 @@ _REFUSED = (AuthenticationError, ProbableAuthenticationError)
 _log = logging.getLogger(__name__)
 
 Consume = Callable[["_Session"], Awaitable[None]]
+Errand = Callable[[], Coroutine[Any, Any, Any]]
 
 
 class _Session:
@@ -70,6 +72,8 @@ class _Session:
     def __init__(self, connection: aio_pika.abc.AbstractConnection) -> None:
         self.connection = connection
         self.closed = asyncio.Event()
+        self.lifeline = Lifeline()
+        """Held by all that goes on in this session."""
         self.unacked: dict[Hashable, set[int]] = {}
         """Tags of tickets that are out, by channel."""
         self._consuming: set[str] = set()
@@ -123,6 +127,7 @@ class _Session:
     def abort(self) -> None:
         """End it now."""
         self.closed.set()
+        self.lifeline.cut()
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
 
@@ -159,7 +164,7 @@ class _Session:
 class AmqpTransport:
     """`sublet.transport.Transport`, which says what the methods do. Belongs to the event loop that connects it."""
 
-    def __init__(self, url: str, *, publish_timeout_s: float = 30.0, name: str = "sublet") -> None:
+    def __init__(self, url: str, *, publish_timeout_s: float = 60.0, name: str = "sublet") -> None:
         """``name`` is what RabbitMQ's management shows for the connection."""
         self._url = url
         self._publish_timeout_s = publish_timeout_s
@@ -170,7 +175,7 @@ class AmqpTransport:
         self._closed = False
         self._consumers: dict[str, Consume] = {}
         self._reconnect_callbacks: list[Callable[[], None]] = []
-        self._errands: deque[Callable[[], Coroutine[Any, Any, Any]]] = deque()
+        self._errands: deque[tuple[_Session, Errand]] = deque()
         self._errand_added = asyncio.Event()
         self._errands_done = asyncio.Event()
         self._errands_done.set()
@@ -243,11 +248,9 @@ class AmqpTransport:
                 while True:
                     session = await self._usable_session()
                     try:
-                        await session.publish(exchange, routing_key, body, properties)
+                        with session.lifeline.held():
+                            await session.publish(exchange, routing_key, body, properties)
                         return
-                    except asyncio.CancelledError as error:
-                        _raise_if_cancelled(error)
-                        problem = "the connection was lost"
                     except _BROKEN as error:
                         problem = _problem(error, exchange, routing_key)
                     _log.info("publishing again, because %s", problem)
@@ -260,8 +263,9 @@ class AmqpTransport:
             ) from None
 
     def publish_soon(self, exchange: str, routing_key: str, body: bytes) -> None:
-        if self._session is not None:
-            self._run_soon(partial(self._session.hint, exchange, routing_key, body))
+        session = self._session
+        if session is not None:
+            self._run_soon(session, partial(session.hint, exchange, routing_key, body))
 
     # --- consuming ------------------------------------------------------------------------------------------------
 
@@ -278,37 +282,32 @@ class AmqpTransport:
         return consumer
 
     def ack(self, ticket: TicketDelivery) -> None:
-        if self._settle(ticket):
-            channel: Any = ticket.channel
-            self._run_soon(partial(channel.basic_ack, ticket.tag, wait=False))
+        self._settle(ticket, "basic_ack")
 
     def give_back(self, ticket: TicketDelivery) -> None:
-        if self._settle(ticket):
-            channel: Any = ticket.channel
-            self._run_soon(partial(channel.basic_nack, ticket.tag, requeue=True, wait=False))
+        self._settle(ticket, "basic_nack", requeue=True)
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._reconnect_callbacks.append(callback)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _settle(self, ticket: TicketDelivery) -> bool:
-        """Whether this ticket is out, and not settled before: a tag that its channel does not know would close it."""
-        tags = self._session.unacked.get(ticket.channel) if self._session is not None else None
-        if tags is None or ticket.tag not in tags:
-            return False
-        tags.remove(ticket.tag)
-        return True
+    def _settle(self, ticket: TicketDelivery, method: str, **options: Any) -> None:
+        """Unless it is void, or settled already: a tag that its channel does not know would close the channel."""
+        session = self._session
+        tags = session.unacked.get(ticket.channel) if session is not None else None
+        if session is not None and tags is not None and ticket.tag in tags:
+            tags.remove(ticket.tag)
+            self._run_soon(session, partial(getattr(ticket.channel, method), ticket.tag, wait=False, **options))
 
     async def _consume(self, name: str, start: Consume) -> None:
         self._consumers[name] = start
         while name in self._consumers:
             session = await self._usable_session()
             try:
-                await session.consume(name, start)
+                with session.lifeline.held():
+                    await session.consume(name, start)
                 return
-            except asyncio.CancelledError as error:
-                _raise_if_cancelled(error)
             except _BROKEN as error:
                 if not session.closed.is_set():
                     del self._consumers[name]
@@ -331,10 +330,9 @@ class AmqpTransport:
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                connecting = aio_pika.connect(self._url, timeout=CONNECT_TIMEOUT_S, name=self._name, **options)
-                return _Session(await connecting)
-            except asyncio.CancelledError as error:
-                _raise_if_cancelled(error)
+                with Lifeline().held():
+                    connecting = aio_pika.connect(self._url, timeout=CONNECT_TIMEOUT_S, name=self._name, **options)
+                    return _Session(await connecting)
             except give_up:
                 raise
             except _BROKEN as error:
@@ -351,11 +349,9 @@ class AmqpTransport:
             session = await self._open_session()
             self._use(session)
             try:
-                for name, start in list(self._consumers.items()):
-                    await session.consume(name, start)
-            except asyncio.CancelledError as error:
-                _raise_if_cancelled(error)
-                session.abort()
+                with session.lifeline.held():
+                    for name, start in list(self._consumers.items()):
+                        await session.consume(name, start)
             except _BROKEN as error:
                 _log.warning("could not restore a consumer: %s", error)
                 await asyncio.sleep(REPEAT_MAX_S)
@@ -363,10 +359,16 @@ class AmqpTransport:
             else:
                 _log.info("connected to RabbitMQ again")
                 for callback in self._reconnect_callbacks:
-                    callback()
+                    self._call(callback)
 
-    def _run_soon(self, errand: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        self._errands.append(errand)
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            _log.exception("what was to be done after the reconnect failed")
+
+    def _run_soon(self, session: _Session, errand: Errand) -> None:
+        self._errands.append((session, errand))
         self._errand_added.set()
         self._errands_done.clear()
 
@@ -376,11 +378,10 @@ class AmqpTransport:
             await self._errand_added.wait()
             self._errand_added.clear()
             while self._errands:
-                errand = self._errands.popleft()
+                session, errand = self._errands.popleft()
                 try:
-                    await errand()
-                except asyncio.CancelledError as error:
-                    _raise_if_cancelled(error)
+                    with session.lifeline.held():
+                        await errand()
                 except _BROKEN as error:
                     _log.debug("an acknowledgement or hint was lost with its connection: %s", error)
             self._errands_done.set()
@@ -404,7 +405,7 @@ class _PoolConsumer:
         self._queue = queue
         self._prefetch = prefetch
         self._on_ticket = on_ticket
-        self._consuming: tuple[Any, str] | None = None
+        self._consuming: tuple[_Session, Any, str] | None = None
 
     async def start(self, session: _Session) -> None:
         channel = await session.plain_channel()
@@ -434,19 +435,18 @@ class _PoolConsumer:
             )
 
         consumed = await underlay.basic_consume(self._queue, deliver)
-        self._consuming = underlay, consumed.consumer_tag
+        self._consuming = session, underlay, consumed.consumer_tag
 
     async def cancel(self) -> None:
         """No new tickets; those that are out can still be acknowledged."""
         self._restored.pop(self._queue, None)
         if self._consuming is None:
             return
-        channel, tag = self._consuming
+        session, channel, tag = self._consuming
         self._consuming = None
         try:
-            await channel.basic_cancel(tag)
-        except asyncio.CancelledError as error:
-            _raise_if_cancelled(error)
+            with session.lifeline.held():
+                await channel.basic_cancel(tag)
         except _BROKEN:
             _log.debug("the consumer was gone already", exc_info=True)
 
@@ -486,13 +486,6 @@ def _problem(error: BaseException, exchange: str, routing_key: str) -> str:
     if isinstance(error, DeliveryError):
         return f"RabbitMQ refused a message to exchange {exchange} with key {routing_key!r}"
     return f"the connection failed ({type(error).__name__}: {error})"
-
-
-def _raise_if_cancelled(error: asyncio.CancelledError) -> None:
-    """aio-pika also raises CancelledError in those who wait for a connection that breaks: go on after that one."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise error
 
 
 async def _opened(channel: Any) -> aio_pika.abc.AbstractChannel:

@@ -25,8 +25,9 @@ class ClientConfig(BaseSettings):
     logger: logging.Logger = Field(default_factory=lambda: logging.getLogger("sublet"))
     connect_timeout_s: float = Field(30.0, gt=0)
     """How long a call waits for the first connection before it raises."""
-    publish_timeout_s: float = Field(30.0, gt=0)
-    """How long a message is sent again and again, over reconnects, until the broker has confirmed it."""
+    publish_timeout_s: float = Field(60.0, gt=0)
+    """How long a message is sent again and again, over reconnects, until the broker has confirmed it. Longer than it
+    takes to notice that a connection has died without a word (half a minute)."""
     query_timeout_s: float = Field(15.0, gt=0)
     """How long questions (``runs.get`` and the like) wait for an answer."""
 
