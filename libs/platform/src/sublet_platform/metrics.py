@@ -68,32 +68,6 @@ class ServiceMetrics:
         self._findings.labels(sweeper).inc(count)
 
 
-class SchedulerMetrics:
-    """Slots, tasks and runs, as the scheduler sees them."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        r = registry
-        self.slots = Gauge("sublet_slots", "Slots of live workers", ["pool", "kind", "state"], registry=r)
-        """state: ``taken`` or ``free``."""
-        self.tasks = Gauge("sublet_tasks", "Tasks that want or have a slot", ["pool", "kind", "state"], registry=r)
-        """state: ``ready`` or ``running``."""
-        self.waiting = Gauge("sublet_waiting", "Tasks that wait without a slot", ["reason"], registry=r)
-        """reason: one of `sublet_engine.census.WAITING_REASONS`."""
-        self.evictions = Counter("sublet_evictions", "Tasks that gave up their slot to wait", registry=r)
-        self.resumes = Counter("sublet_resumes", "Tasks that got a slot again after a wait", registry=r)
-        self.resume_seconds = Histogram(
-            "sublet_resume_seconds", "From a satisfied wait to the grant", buckets=LATENCY_BUCKETS_S, registry=r
-        )
-        self.task_wait_seconds = Histogram(
-            "sublet_task_wait_seconds", "From ready to the grant", buckets=WAIT_BUCKETS_S, registry=r
-        )
-        self.task_failures = Counter("sublet_task_failures", "Attempts that failed", ["reason"], registry=r)
-        self.runs_finished = Counter("sublet_runs_finished", "Runs that ended", ["status"], registry=r)
-        self.tickets_issued = Counter("sublet_tickets_issued", "Tickets published", registry=r)
-        self.grants = Counter("sublet_grants", "Leases granted", ["reused"], registry=r)
-        """reused: ``yes`` under a ticket that was kept, ``no`` under a new one."""
-
-
 class TimerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.pending = Gauge("sublet_timers_pending", "Timers that are set and not due", registry=registry)

@@ -29,7 +29,7 @@ _SCHEDULER_RETENTION_S = 60.0
 _INDEXES = {
     "runs": (
         Index([("slot", 1), ("created_at", 1)], only={"live": True}),
-        Index([("waiting", 1), ("slot", 1)]),
+        Index([("waiting", 1), ("slot", 1)], only={"waiting": {"$exists": True}}),
         Index([("created_at", -1)]),
         Index([("workflow", 1), ("created_at", -1)]),
         Index([("tags", 1)], sparse=True),
