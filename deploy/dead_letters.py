@@ -1,0 +1,93 @@
+"""Looks at what nobody could handle (the queue ``sublet.dead``), and puts it back or drops it.
+
+    .venv/bin/python deploy/dead_letters.py show       what is there and why; takes nothing out
+    .venv/bin/python deploy/dead_letters.py put-back   all of it back to where it came from, once the reason is mended
+    .venv/bin/python deploy/dead_letters.py drop       all of it away
+
+SUBLET_AMQP_URL says where RabbitMQ is, and names a user who may read ``sublet.dead``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+DEAD = "sublet.dead"
+SHOWN_BYTES = 200
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a message was when it failed, and why it did."""
+
+    exchange: str
+    routing_key: str
+    reason: str
+
+
+def origin_of(message: AbstractIncomingMessage) -> Origin:
+    """From the headers of the service that gave it up, or those of RabbitMQ if it was returned too often."""
+    headers = message.headers
+    if "x-sublet-reason" in headers:
+        return Origin(*(str(headers[f"x-sublet-{name}"]) for name in ("exchange", "routing-key", "reason")))
+    reason = str(headers.get("x-first-death-reason", "unknown"))
+    return Origin("", str(headers.get("x-first-death-queue", "")), f"RabbitMQ: {reason}")
+
+
+async def letters(channel: AbstractChannel) -> AsyncIterator[AbstractIncomingMessage]:
+    """What is in the queue now. Whatever is not acknowledged stays there."""
+    queue = await channel.get_queue(DEAD)
+    for _ in range(queue.declaration_result.message_count or 0):
+        message = await queue.get(fail=False)
+        if message is None:
+            return
+        yield message
+
+
+def show(message: AbstractIncomingMessage, origin: Origin) -> None:
+    print(f"{origin.exchange or '(queue)'} {origin.routing_key}, {len(message.body):,} bytes: {origin.reason}")
+    print(f"    {message.body[:SHOWN_BYTES].decode(errors='replace')}")
+
+
+async def put_back(channel: AbstractChannel, message: AbstractIncomingMessage, origin: Origin) -> None:
+    """Publish it where it came from, as it was; raises if no queue takes it."""
+    headers = {name: value for name, value in message.headers.items() if not name.startswith("x-")}
+    again = aio_pika.Message(
+        message.body,
+        headers=headers,
+        message_id=message.message_id,
+        content_type=message.content_type,
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+    )
+    exchange = (
+        await channel.get_exchange(origin.exchange, ensure=False) if origin.exchange else channel.default_exchange
+    )
+    await exchange.publish(again, routing_key=origin.routing_key, mandatory=True)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("show", "put-back", "drop"))
+    what = parser.parse_args().what
+    count = 0
+    async with await aio_pika.connect(os.environ["SUBLET_AMQP_URL"]) as connection:
+        channel = await connection.channel(on_return_raises=True)
+        async for message in letters(channel):
+            origin = origin_of(message)
+            show(message, origin)
+            if what == "put-back":
+                await put_back(channel, message, origin)
+            if what != "show":
+                await message.ack()
+            count += 1
+    print(f"{count} dead letters" + {"show": "", "put-back": ", put back", "drop": ", dropped"}[what])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
