@@ -76,9 +76,10 @@ class BackgroundLoop:
             return self._loop
 
     def _end(self) -> None:
-        if self._loop is not None:
-            with contextlib.suppress(Exception):  # the program ends anyway
-                asyncio.run_coroutine_threadsafe(self._at_exit(), self._loop).result(timeout=2)
+        if self._loop is None or self._thread is None or not self._thread.is_alive():
+            return  # stopped before, or the thread of the process that this one was forked off
+        with contextlib.suppress(Exception):  # the program ends anyway
+            asyncio.run_coroutine_threadsafe(self._at_exit(), self._loop).result(timeout=2)
         self.stop()
 
 
