@@ -5,9 +5,12 @@ Every function raises AssertionError with a sentence that names the task.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from sublet_engine import dag, durable, limits
 from sublet_engine.messages import TERMINAL_RUN
 from sublet_engine.runs import OpenWait, Run, TaskRun
+from sublet_engine.shard import Shard
 from sublet_engine.workflows import TaskSpec, WorkflowSpec
 
 
@@ -149,3 +152,53 @@ def _check_task_step(old: TaskRun, new: TaskRun, who: str) -> None:
         assert old.reports <= new.reports, f"{who} forgot reports that it had applied"
     if old.retry_count == new.retry_count:
         assert set(old.met) <= set(new.met), f"a condition of {who} came true and is not any more"
+
+
+# --- a shard --------------------------------------------------------------------------------------------------
+
+
+def check_shard(shard: Shard) -> None:
+    """What a shard keeps up as state changes, against a recount."""
+    for run in shard.runs.values():
+        check(run, shard.workflow_of(run))
+    tasks = [(run, task) for run in shard.runs.values() for task in run.tasks]
+    _check_queues(shard, [(run, task) for run, task in tasks if task.status == "READY"])
+    _check_leases(shard, [(run, task) for run, task in tasks if task.lease is not None])
+    idle = {run.id for run in shard.runs.values() if not run.live}
+    assert set(shard._idle) == idle, f"the idle runs are {sorted(idle)}, not {sorted(shard._idle)}"
+
+
+def _check_queues(shard: Shard, ready: list[tuple[Run, TaskRun]]) -> None:
+    found = {run.task_run_id(task) for run, task in ready}
+    assert set(shard._place) == found, f"ready are {sorted(found)}, but a place have {sorted(shard._place)}"
+    queued = [task_run for queue in shard.queues for task_run in queue.task_runs()]
+    placed = sorted(task_run for task_run, queue in shard._place.items() if queue is not None)
+    assert sorted(queued) == placed, f"queued are {sorted(queued)}, but placed {placed}"
+    for queue in shard.queues:
+        best = queue.best()
+        assert (best is not None) == (len(queue) > 0), f"the best of {queue.task_runs()} is {best}"
+
+
+def _check_leases(shard: Shard, leased: list[tuple[Run, TaskRun]]) -> None:
+    running: Counter[tuple[str, str]] = Counter()
+    for run, task in leased:
+        who, lease = run.task_run_id(task), task.lease
+        assert lease is not None
+        worker = shard.workers.get(lease.worker)
+        assert worker is not None, f"{who} runs on {lease.worker}, which the shard does not know"
+        assert who in worker.leases, f"{who} runs on {lease.worker}, which does not hold it"
+        assert not lease.ticket or lease.ticket in shard._ticket_of, f"the ticket of {who} is forgotten"
+        workflow = shard.workflow_of(run)
+        assert workflow is not None
+        running[lease.pool, workflow.task(task.name).slot_kind] += not lease.released
+    counted = Counter({(queue.pool, queue.kind): queue.running for queue in shard.queues})
+    assert +counted == +running, f"slots are taken by {dict(+running)}, but counted {dict(counted)}"
+    assert min(counted.values(), default=0) >= 0, f"a count went below zero: {dict(counted)}"
+    held = {(lease, worker.id) for worker in shard.workers for lease in worker.leases}
+    expected = {(run.task_run_id(task), task.lease.worker) for run, task in leased if task.lease is not None}
+    assert held == expected, f"workers hold {sorted(held)}, the runs say {sorted(expected)}"
+    tickets = {run.task_run_id(task): task.lease.ticket for run, task in leased if task.lease is not None}
+    for ticket, task_run in shard._ticket_of.items():
+        assert tickets.get(task_run) == ticket, f"ticket {ticket} is taken for that of {task_run}"
+    strays = set(shard._uses) - set(shard._ticket_of)
+    assert not strays, f"tickets that nobody holds are still counted: {sorted(strays)}"

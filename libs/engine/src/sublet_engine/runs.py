@@ -146,10 +146,15 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     error: TaskError | None = None
     """Why the run could not begin (unknown workflow)."""
     cancelled_reason: str | None = None
+    replayed_by: str | None = None
+    """The correlation id of the request that replayed it last: one that comes twice replays once."""
     started_at: float | None = None
     finished_at: float | None = None
     outbox: tuple[OutboxItem, ...] = ()
     """Effects of the last update. They are published again when another owner than the writer loads the run."""
+    unasked: bool = False
+    """The last update came from no message about this run that would come again after a crash (time passed, a worker
+    got lost): the next owner of the shard has to look for its outbox."""
     revision: int = 0
     epoch: str = ""
     """Who wrote it: one ownership of the shard by one process."""
@@ -160,8 +165,8 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def live(self) -> bool:
-        """Something of it is ready or under a lease: whoever owns the shard must have it in memory."""
-        return any(task.status in ("READY", "RUNNING") for task in self.tasks)
+        """Something of it is ready, under a lease or unasked: whoever owns the shard must have it in memory."""
+        return self.unasked or any(task.status in ("READY", "RUNNING") for task in self.tasks)
 
     def task(self, name: str) -> TaskRun:
         for task in self.tasks:

@@ -54,6 +54,9 @@ from sublet_engine.turn import Turn
 from sublet_engine.workers import Worker, Workers
 from sublet_engine.workflows import SLOT_KINDS, SlotKind, WorkflowSpec, topological
 
+_DEADLINES_SLACK = 10_000
+"""Deadlines that were met or moved may stay in the heap up to this number, and up to that of those that stand."""
+
 
 class Publication(msgspec.Struct, frozen=True):
     """An encoded message and where it goes (as in `runs.Effect`)."""
@@ -130,13 +133,18 @@ class Shard:
         self._workflows: dict[tuple[str, str], WorkflowSpec] = {}
         self._current: dict[str, tuple[float, WorkflowSpec]] = {}
         self._queues: dict[tuple[str, SlotKind], ReadyQueue] = {}
-        self._dirty: set[tuple[str, SlotKind]] = set()
+        self._dirty: dict[tuple[str, SlotKind], None] = {}
         self._place: dict[str, ReadyQueue | None] = {}
         self._ticket_of: dict[str, str] = {}
-        self._uses: dict[str, int] = defaultdict(int)
+        self._uses: dict[str, int] = {}
         self._deadlines: list[tuple[float, str, str]] = []
+        self._deadlines_max = _DEADLINES_SLACK
         self._idle: dict[str, None] = {}
-        self._satisfied_at: dict[str, float] = {}
+        self._satisfied_at: dict[str, tuple[int, float]] = {}
+        self._ticked_at = now
+        self._patient_until = now + limits.WORKER_SILENT_S
+        self._asked = True
+        self._published_unasked: dict[str, None] = {}
         self._begin()
 
     # --- batches ----------------------------------------------------------------------------------------------
@@ -144,6 +152,7 @@ class Shard:
     def _begin(self) -> None:
         self._before: dict[str, Run | None] = {}
         self._outbox: dict[str, list[OutboxItem]] = defaultdict(list)
+        self._unasked: dict[str, None] = {}
         self._log: list[LogRecord] = []
         self._publications: list[Publication] = []
         self._durable_grants: list[DurableGrant] = []
@@ -153,6 +162,7 @@ class Shard:
 
     def take(self) -> Batch:
         """What has changed since the last call."""
+        self._settle_unasked()
         changes = [(before, self._sealed(run_id, before)) for run_id, before in self._before.items()]
         batch = Batch(
             changes=changes,
@@ -172,15 +182,36 @@ class Shard:
         """The run as it is stored: next revision, this epoch, and the effects that must not be lost."""
         revision = before.revision + 1 if before is not None else 1
         run = replace(
-            self.runs[run_id], revision=revision, epoch=self._epoch, outbox=tuple(self._outbox.get(run_id, ()))
+            self.runs[run_id],
+            revision=revision,
+            epoch=self._epoch,
+            outbox=tuple(self._outbox.get(run_id, ())),
+            unasked=run_id in self._unasked,
         )
         self.runs[run_id] = run
+        self._keep(run)
         return run
 
+    def _settle_unasked(self) -> None:
+        """The last batch is published, so its runs need not be found by the next owner on that account any more."""
+        for run_id in self._published_unasked:
+            self._before.setdefault(run_id, self.runs[run_id])
+        self._published_unasked = self._unasked
+
     def _trim(self) -> None:
+        if len(self._deadlines) > self._deadlines_max:
+            self._deadlines = [entry for entry in set(self._deadlines) if self._stands(*entry)]
+            heapq.heapify(self._deadlines)
+            self._deadlines_max = 2 * len(self._deadlines) + _DEADLINES_SLACK
         while len(self._idle) > limits.RUN_CACHE_MAX:
             oldest = next(iter(self._idle))
             del self._idle[oldest], self.runs[oldest]
+
+    def _stands(self, due: float, run_id: str, name: str) -> bool:
+        """This deadline has not been met or moved."""
+        run = self.runs.get(run_id)
+        deadline = _deadline(run.task(name)) if run is not None else None
+        return deadline is not None and deadline[0] == due
 
     # --- loading ----------------------------------------------------------------------------------------------
 
@@ -190,13 +221,18 @@ class Shard:
             if run.id in self.runs:
                 continue
             if run.epoch != self._epoch:
-                self._publications.extend(
-                    Publication(item.to, item.message.encode(), durable=True) for item in run.outbox
-                )
+                self._publish_again(run)
             self.runs[run.id] = run
             for task in run.tasks:
                 self._index_task(run, task)
             self._keep(run)
+
+    def _publish_again(self, run: Run) -> None:
+        """It stays in the outbox until this has succeeded, whatever else happens to the run meanwhile."""
+        self._publications.extend(Publication(item.to, item.message.encode(), durable=True) for item in run.outbox)
+        self._outbox[run.id].extend(run.outbox)
+        if run.unasked:
+            self._unasked[run.id] = None
 
     def load_workflow(self, spec: WorkflowSpec, registered_at: float) -> None:
         self._workflows[spec.name, spec.version] = spec
@@ -231,6 +267,7 @@ class Shard:
     def handle(self, message: ToShard, now: float) -> None:
         """Decide what a message changes. Its run must have been loaded (`run_needed`), if there is one."""
         self._now = max(self._now, now)
+        self._asked = self.run_needed(message) is not None
         match message:
             case RunRequest():
                 self._requested(message)
@@ -249,7 +286,7 @@ class Shard:
             case Goodbye():
                 self._left(message.worker)
             case Tick():
-                self._ticked()
+                self._ticked(message.at)
             case WatchRun():
                 self._watched(message)
             case CancelRun():
@@ -258,17 +295,19 @@ class Shard:
                 self._replayed(message)
 
     def _requested(self, message: RunRequest) -> None:
+        if "." in message.run_id:
+            raise ValueError(f"run id {message.run_id!r} contains a dot: task run ids would be ambiguous")
         turn = self._turn()
         run = self.runs.get(message.run_id)
         if run is None:
             current = self._current.get(message.workflow)
             self._put(None, lifecycle.create(message, current[1] if current else None, turn), turn)
         else:
-            self._put(run, lifecycle.add_interest(run, message, self._spec(run), turn), turn)
+            self._put(run, lifecycle.add_interest(run, message, self.workflow_of(run), turn), turn)
 
     def _came_true(self, message: TimerFired | EventMatched | ChildFinished) -> None:
         run = self.runs.get(ids.run_of(message.task_run_id))
-        spec = self._spec(run)
+        spec = self.workflow_of(run)
         if run is None or spec is None:
             return
         turn = self._turn()
@@ -287,12 +326,12 @@ class Shard:
         if run is None:
             self._send(message.reply_to, lifecycle.no_such_run(message.run_id))
             return
-        self._put(run, lifecycle.watch(run, message.reply_to, self._spec(run), turn), turn)
+        self._put(run, lifecycle.watch(run, message.reply_to, self.workflow_of(run), turn), turn)
 
     def _cancelled(self, message: CancelRun) -> None:
         run = self.runs.get(message.run_id)
         turn, error = self._turn(), None
-        spec = self._spec(run)
+        spec = self.workflow_of(run)
         if run is None:
             error = f"there is no run {message.run_id}"
         elif spec is not None and message.task_run_id is not None:
@@ -304,15 +343,16 @@ class Shard:
 
     def _replayed(self, message: ReplayRun) -> None:
         run = self.runs.get(message.run_id)
-        spec = self._spec(run)
+        spec = self.workflow_of(run)
         turn, error = self._turn(), None
         if run is None:
             error = f"there is no run {message.run_id}"
         elif spec is None:
             error = f"workflow {run.workflow!r} in version {run.version or '?'} is not known any more"
-        else:
+        elif message.correlation_id is None or message.correlation_id != run.replayed_by:
             try:
-                self._put(run, lifecycle.replay(run, spec, turn), turn)
+                after = lifecycle.replay(run, spec, turn)
+                self._put(run, replace(after, replayed_by=message.correlation_id), turn)
             except ValueError as refused:
                 error = str(refused)
         self._reply(message.reply_to, message.correlation_id, error)
@@ -322,7 +362,7 @@ class Shard:
     def _ended(self, report: Finished | Failed | Suspended) -> None:
         """A report that ends a lease, and perhaps asks for the next task under the same ticket."""
         run = self.runs.get(ids.run_of(report.lease))
-        spec = self._spec(run)
+        spec = self.workflow_of(run)
         task = lifecycle.holder(run, report.lease) if run is not None else None
         if run is None or spec is None or task is None or task.lease is None:
             self.census.stale_reports += 1
@@ -336,19 +376,19 @@ class Shard:
             case Suspended():
                 after = lifecycle.suspend(run, report, spec, turn)
         lease = task.lease
-        self.workers.seen(lease.worker, self._now)
+        worker = self.workers.add(lease.worker, lease.pool, lease.inbox, self._now)
+        uses = self._uses.get(lease.ticket, 1)
         self._put(run, after, turn)
         if report.ticket is None or not report.next:
-            self._uses.pop(report.ticket or "", None)
-        elif self._uses[report.ticket] >= limits.TICKET_REUSE_MAX:
-            self._nothing(report.ticket, lease.inbox)
+            return
+        if uses >= limits.TICKET_REUSE_MAX:
+            self._send(worker.inbox, NothingToDo(report.ticket))
         else:
-            kind = spec.task(task.name).slot_kind
-            self._serve(report.ticket, lease.worker, lease.inbox, lease.pool, kind, reused=True)
+            self._serve(report.ticket, worker, spec.task(task.name).slot_kind, uses)
 
     def _reported(self, report: Recorded | Released | Extended | HandedBack) -> None:
         run = self.runs.get(ids.run_of(report.lease))
-        spec = self._spec(run)
+        spec = self.workflow_of(run)
         if run is None or spec is None:
             self.census.stale_reports += 1
             return
@@ -368,24 +408,24 @@ class Shard:
 
     def _claimed(self, claim: Claim) -> None:
         """A worker has room. The claim decides, whatever the ticket was issued for."""
-        worker = self.workers.get(claim.worker)
-        if worker is None:
-            worker = self.workers.add(claim.worker, claim.pool, claim.inbox, self._now)
+        if self.workers.get(claim.worker) is None:
             self._send(claim.inbox, Ping(hello=not self.workers.known(claim.pool)))
-        worker.seen(self._now)
+        worker = self.workers.add(claim.worker, claim.pool, claim.inbox, self._now)
         queue = self._queue(claim.pool, claim.kind)
         queue.tickets.pop(claim.ticket, None)
-        self._dirty.add((claim.pool, claim.kind))
+        self._dirty[claim.pool, claim.kind] = None
         held = self._ticket_of.get(claim.ticket)
         if held is not None and self._is_held_by(held, claim.worker):
-            self._grant_again(held)
-            return
-        if held is not None:
+            if not (claim.redelivered and self._lease_of(held) in worker.listed):
+                self._grant_again(held)
+                return
+            # The ticket came again, for another task: what was granted under it runs on without one.
+        elif held is not None:
             self._doubt_holder(held)
-        if worker.draining:
-            self._nothing(claim.ticket, claim.inbox)
-        else:
-            self._serve(claim.ticket, claim.worker, claim.inbox, claim.pool, claim.kind)
+        self._serve(claim.ticket, worker, claim.kind)
+
+    def _lease_of(self, task_run: str) -> str:
+        return ids.lease_id(task_run, self.runs[ids.run_of(task_run)].task(ids.task_of(task_run)).invocation)
 
     def _is_held_by(self, task_run: str, worker: str) -> bool:
         lease = self.runs[ids.run_of(task_run)].task(ids.task_of(task_run)).lease
@@ -405,25 +445,24 @@ class Shard:
             holder.suspected_at = self._now
             self._send(lease.inbox, Ping())
 
-    def _serve(self, ticket: str, worker: str, inbox: str, pool: str, kind: SlotKind, *, reused: bool = False) -> None:
-        """Grant the best ready task under this ticket, or let the ticket go."""
-        queue = self._queue(pool, kind)
-        task_run = queue.best()
-        if task_run is None:
-            self._nothing(ticket, inbox)
+    def _serve(self, ticket: str, worker: Worker, kind: SlotKind, uses: int = 0) -> None:
+        """Grant the best ready task under this ticket, or let the ticket go. ``uses``: grants under it before."""
+        task_run = self._queue(worker.pool, kind).best()
+        if task_run is None or worker.draining:
+            self._send(worker.inbox, NothingToDo(ticket))
             return
-        self._uses[ticket] += 1
         run = self.runs[ids.run_of(task_run)]
-        spec = self._spec(run)
+        spec = self.workflow_of(run)
         assert spec is not None
         task = run.task(ids.task_of(task_run))
-        after = lifecycle.grant(run, task.name, worker, inbox, pool, ticket, spec, self._now)
-        self.census.granted(task, self._now, reused=reused)
+        after = lifecycle.grant(run, task.name, worker.id, worker.inbox, worker.pool, ticket, spec, self._now)
+        self.census.granted(task, self._now, reused=uses > 0)
         self._put(run, after, self._turn())
+        self._uses[ticket] = uses + 1
         self._send_grant(after, after.task(task.name))
 
     def _send_grant(self, run: Run, task: TaskRun) -> None:
-        spec = self._spec(run)
+        spec = self.workflow_of(run)
         lease = task.lease
         assert spec is not None
         assert lease is not None
@@ -432,10 +471,6 @@ class Shard:
             self._durable_grants.append(DurableGrant(lease.inbox, grant, task, run.task_run_id(task)))
         else:
             self._send(lease.inbox, grant)
-
-    def _nothing(self, ticket: str, inbox: str) -> None:
-        self._uses.pop(ticket, None)
-        self._send(inbox, NothingToDo(ticket))
 
     def _issue_tickets(self) -> list[Publication]:
         issued = []
@@ -452,7 +487,7 @@ class Shard:
         """The broker may have lost what was in its queues: count all tickets as gone. Doubles are harmless."""
         for key, queue in self._queues.items():
             queue.tickets.clear()
-            self._dirty.add(key)
+            self._dirty[key] = None
 
     def _queue(self, pool: str, kind: SlotKind) -> ReadyQueue:
         queue = self._queues.get((pool, kind))
@@ -512,25 +547,32 @@ class Shard:
         """What the worker holds against what it should: ended leases are revoked, grants that never came are lost, and
         results that a resident task missed are sent again."""
         for lease in held:
-            run = self.runs.get(ids.run_of(lease))
-            if run is not None and lifecycle.holder(run, lease) is None:
+            run_id = ids.run_of(lease)
+            run = self.runs.get(run_id)  # one that is not here has no lease, if it is ours
+            if self._owns(run_id) and (run is None or lifecycle.holder(run, lease) is None):
                 self._send(worker.inbox, Revoked(lease, "superseded"))
-        for task_run in list(worker.leases):
+        unlisted, worker.unlisted = worker.unlisted, {}
+        for task_run in sorted(worker.leases):
             run = self.runs[ids.run_of(task_run)]
             task = run.task(ids.task_of(task_run))
-            assert task.lease is not None
             lease = ids.lease_id(task_run, task.invocation)
             if lease not in held:
-                if self._now - task.lease.granted_at > limits.GRANT_UNSEEN_S:
+                worker.unlisted[lease] = unlisted.get(lease, self._now)
+                if self._now - worker.unlisted[lease] > limits.GRANT_UNSEEN_S:
                     self.census.finding("grant_unseen")
                     self._lose(run, lease)
             elif 0 <= held[lease] < task.satisfied and self._settled_for(task_run):
                 self.census.finding("result_unseen")
                 self._resends.append(Resend(worker.inbox, lease, task, held[lease]))
+        worker.listed = frozenset(held)
+
+    def _owns(self, run_id: str) -> bool:
+        return ids.slot_key(run_id, self._shards) == self._slot
 
     def _settled_for(self, task_run: str) -> bool:
         """The last result went out so long ago that it must have arrived."""
-        return self._now - self._satisfied_at.get(task_run, 0.0) > limits.HEARTBEAT_INTERVAL_S
+        _, at = self._satisfied_at[task_run]
+        return self._now - at > limits.HEARTBEAT_INTERVAL_S
 
     def _left(self, worker_id: str) -> None:
         worker = self.workers.get(worker_id)
@@ -545,41 +587,52 @@ class Shard:
     def _lose_all(self, worker: Worker) -> None:
         self.workers.remove(worker.id)
         self._save_worker(worker, gone=True)
-        for task_run in list(worker.leases):
+        for task_run in sorted(worker.leases):
             run = self.runs[ids.run_of(task_run)]
             self._lose(run, ids.lease_id(task_run, run.task(ids.task_of(task_run)).invocation))
         self._route_again()
 
     def _lose(self, run: Run, lease: str) -> None:
-        spec = self._spec(run)
+        spec = self.workflow_of(run)
         assert spec is not None
         turn = self._turn()
         self.census.leases_lost += 1
         self._put(run, lifecycle.lose(run, lease, spec, turn), turn)
 
     def _mark_dirty(self, pool: str) -> None:
-        self._dirty.update(key for key in self._queues if key[0] == pool)
+        self._dirty.update((key, None) for key in self._queues if key[0] == pool)
 
     # --- time -------------------------------------------------------------------------------------------------
 
-    def _ticked(self) -> None:
-        self._strike_deadlines()
-        for worker in self.workers.lost(self._now):
+    def _ticked(self, at: float) -> None:
+        """Time passes as the queue knows it. What arrived before this tick has been handled, so a worker or a report
+        is never late because we were.
+
+        After an outage, and at first, nobody is blamed for a while: what was said meanwhile is on its way.
+        """
+        at = min(at, self._now)
+        if at - self._ticked_at > limits.WORKER_SILENT_S:
+            self._patient_until = self._now + limits.WORKER_SILENT_S
+            self.workers.excuse(self._now)
+        self._ticked_at = max(self._ticked_at, at)
+        if at >= self._patient_until:
+            self._strike_deadlines(at)
+        for worker in self.workers.lost(at):
             self._lose_all(worker)
         if self._now - self._swept_at >= limits.SWEEP_INTERVAL_S:
             self._swept_at = self._now
             self._sweep()
 
-    def _strike_deadlines(self) -> None:
-        while self._deadlines and self._deadlines[0][0] <= self._now:
+    def _strike_deadlines(self, at: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= at:
             _, run_id, name = heapq.heappop(self._deadlines)
             run = self.runs.get(run_id)
-            spec = self._spec(run)
+            spec = self.workflow_of(run)
             if run is None or spec is None:
                 continue
             task = run.task(name)
             due = _deadline(task)
-            if due is None or due[0] > self._now:
+            if due is None or due[0] > at:
                 continue  # it ended, or the deadline has moved; a later entry stands for it
             turn = self._turn()
             strike = lifecycle.time_out if due[1] == "execution" else lifecycle.schedule_time_out
@@ -592,7 +645,7 @@ class Shard:
                 lost = queue.forget_lost_tickets(self._now)
                 if lost and queue.running < self.workers.capacity(*key, self._now):
                     self.census.finding("ticket_lost", lost)
-                self._dirty.add(key)
+                self._dirty[key] = None
         self._route_again()
 
     # --- state and its indexes --------------------------------------------------------------------------------
@@ -600,7 +653,8 @@ class Shard:
     def _turn(self) -> Turn:
         return Turn(self._now, self._epoch)
 
-    def _spec(self, run: Run | None) -> WorkflowSpec | None:
+    def workflow_of(self, run: Run | None) -> WorkflowSpec | None:
+        """The definition that a run began with; None if it was never known, or there is no run."""
         return self._workflows.get((run.workflow, run.version)) if run is not None else None
 
     def _put(self, before: Run | None, after: Run, turn: Turn) -> None:
@@ -620,6 +674,8 @@ class Shard:
         if effect.durable:
             self._outbox[run_id].append(OutboxItem(effect.to, body.decode()))
             self._before.setdefault(run_id, self.runs.get(run_id))
+            if not self._asked:
+                self._unasked[run_id] = None
 
     def _send(self, inbox: str, message: Record) -> None:
         self._publications.append(Publication(f"inbox:{inbox}", encode_one(message)))
@@ -656,6 +712,7 @@ class Shard:
             self.workers.drop_lease(task.lease.worker, task_run)
             if task.lease.ticket and self._ticket_of.get(task.lease.ticket) == task_run:
                 del self._ticket_of[task.lease.ticket]
+                self._uses.pop(task.lease.ticket, None)
             self._count_running(run, task, -1)
 
     def _index_task(self, run: Run, task: TaskRun) -> None:
@@ -674,13 +731,13 @@ class Shard:
         deadline = _deadline(task)
         if deadline is not None:
             heapq.heappush(self._deadlines, (deadline[0], run.id, task.name))
-        if task.satisfied and task.lease is not None:
-            self._satisfied_at[task_run] = self._now
-        else:
+        if task.satisfied == 0 or task.lease is None:
             self._satisfied_at.pop(task_run, None)
+        elif self._satisfied_at.get(task_run, (0, 0.0))[0] != task.satisfied:
+            self._satisfied_at[task_run] = (task.satisfied, self._now)
 
     def _count_running(self, run: Run, task: TaskRun, by: int) -> None:
-        spec = self._spec(run)
+        spec = self.workflow_of(run)
         assert task.lease is not None
         if spec is not None and not task.lease.released:
             self._queue(task.lease.pool, spec.task(task.name).slot_kind).running += by
@@ -688,7 +745,7 @@ class Shard:
     def _place_task(self, run: Run, task: TaskRun) -> None:
         """Put a ready task into the queue of a pool that can run it, or on the side until there is one."""
         task_run = run.task_run_id(task)
-        spec = self._spec(run)
+        spec = self.workflow_of(run)
         pool = self.workers.pool_for(f"{run.workflow}:{task.name}", self._now)
         if pool is None or spec is None:
             self._place[task_run] = None
@@ -696,7 +753,7 @@ class Shard:
         queue = self._queue(pool, spec.task(task.name).slot_kind)
         queue.add(task_run, task, run.priority)
         self._place[task_run] = queue
-        self._dirty.add((pool, queue.kind))
+        self._dirty[pool, queue.kind] = None
 
     def _route_again(self) -> None:
         """Pools have come or gone: move ready tasks to where they can run."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from sublet_engine import limits
@@ -23,6 +23,11 @@ class Worker:
     name: str = ""
     started_at: float = 0.0
     saved_at: float = 0.0
+    listed: frozenset[str] = frozenset()
+    """The leases in its last heartbeat."""
+    unlisted: dict[str, float] = field(default_factory=dict)
+    """Leases of this shard that its heartbeats leave out, and since when. (The first of them may have been under way
+    when the lease was granted.)"""
     suspected_at: float | None = None
     """When a ticket of it came back; any sign of life clears it."""
 
@@ -45,6 +50,9 @@ class Workers:
         self._pools_of: dict[str, dict[str, float]] = defaultdict(dict)
         self._actions: dict[str, tuple[str, ...]] = {}
 
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._by_id.values())
+
     def get(self, worker_id: str) -> Worker | None:
         return self._by_id.get(worker_id)
 
@@ -63,9 +71,9 @@ class Workers:
         if worker is not None:
             self._by_pool[worker.pool].pop(worker_id, None)
 
-    def seen(self, worker_id: str, now: float) -> None:
-        worker = self._by_id.get(worker_id)
-        if worker is not None:
+    def excuse(self, now: float) -> None:
+        """Nobody could be heard until now: the silence of all of them begins anew."""
+        for worker in self:
             worker.seen(now)
 
     def drop_lease(self, worker_id: str, task_run: str) -> None:
@@ -74,7 +82,7 @@ class Workers:
             worker.leases.discard(task_run)
 
     def lost(self, now: float) -> list[Worker]:
-        return [worker for worker in self._by_id.values() if worker.lost(now)]
+        return [worker for worker in self if worker.lost(now)]
 
     # --- pools ------------------------------------------------------------------------------------------------
 

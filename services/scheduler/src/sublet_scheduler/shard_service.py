@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 import msgspec
 
 from sublet_engine import durable, ids, limits
-from sublet_engine.messages import Satisfied, Tick, ToShard, decode_for_shard, encode_one
+from sublet_engine.messages import Satisfied, ToShard, decode_for_shard, encode_one
 from sublet_engine.runs import LogRecord
 from sublet_engine.shard import Batch, DurableGrant, Publication, Resend, Shard, WorkerChange
 from sublet_engine.workflows import SlotKind
@@ -130,7 +130,6 @@ class ShardService:
         async for chunk in self._store.load_live(self._slots):
             shard.load(chunk)
             runs += len(chunk)
-        shard.handle(Tick(now), now)
         logger.info("shard %d taken over with %d live runs", self.index, runs)
         return shard
 
