@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import sys
 import urllib.request
@@ -14,6 +15,9 @@ HERE = Path(__file__).resolve().parent
 LOGS = HERE.parents[1] / ".sublet" / "logs"
 READY_TIMEOUT_S = 60.0
 LEAVE_TIMEOUT_S = 15.0
+DIES_WITH_THE_DEMO = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
+"""Should the demo itself be killed, the kernel ends its workers."""
+
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -78,6 +82,7 @@ class Crew:
         log = LOGS / f"demo-{job.name.lower()}.log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
+                *DIES_WITH_THE_DEMO,
                 Path(sys.executable).with_name("sublet-worker"),
                 "demo_workflows:worker",
                 env=os.environ | job.settings(port),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -69,10 +69,10 @@ def most_at_once(spans: Iterable[tuple[float, float]]) -> int:
     return most
 
 
-def within_slots(stage: Stage, limits: dict[tuple[str, str], int]) -> list[Fact]:
-    """What the metrics say of taken slots by (pool, kind); nothing if no address of them is known."""
-    if not stage.gauges.known:
+def within_slots(stage: Stage, limits: Mapping[tuple[str, str], int]) -> list[Fact]:
+    """What the metrics say of taken slots by (pool, kind); nothing if they cannot be relied on."""
+    if stage.gauges.looks == 0 or not stage.gauges.exact:
         return []
-    peaks = {slot: stage.gauges.peaks[" ".join(("taken", *slot))] for slot in limits}
-    figure = ", ".join(f"{peak} of {limits[slot]} {slot[1]}" for slot, peak in peaks.items())
-    return [Fact("most slots taken, by the metrics", figure, all(peaks[slot] <= limits[slot] for slot in limits))]
+    most = {slot: stage.gauges.most_taken[slot] for slot in limits}
+    figure = ", ".join(f"{most[pool, kind]} of {limit} {kind}" for (pool, kind), limit in limits.items())
+    return [Fact("most slots taken, by the metrics", figure, all(most[slot] <= limits[slot] for slot in limits))]

@@ -77,17 +77,20 @@ class Wire:
 class Gauges:
     """What the schedulers' metrics say, looked at every `INTERVAL_S`. Empty when no address is known.
 
-    ``slots``: (total, taken) by (pool without namespace and digest, kind); ``waiting``: tasks by reason; ``peaks``: the
-    most of each since the last `forget`, under ``"taken <pool> <kind>"`` and ``"waiting <reason>"``.
+    ``slots``: (total, taken) by (pool without namespace and digest, kind); ``waiting``: tasks by reason. Since the last
+    `forget`: ``looks`` that every scheduler answered, and ``most_taken`` by (pool, kind).
     """
 
     INTERVAL_S = 0.2
 
     def __init__(self, urls: Sequence[str], namespace: str) -> None:
         self.known = bool(urls)
+        self.exact = len(urls) == 1
+        """Sums over several schedulers are not of one moment."""
         self.slots: dict[tuple[str, str], tuple[int, int]] = {}
         self.waiting: dict[str, int] = {}
-        self.peaks: Counter[str] = Counter()
+        self.looks = 0
+        self.most_taken: Counter[tuple[str, str]] = Counter()
         self._urls = urls
         self._namespace = namespace
 
@@ -95,12 +98,14 @@ class Gauges:
         """Look again and again; runs until it is cancelled."""
         while self.known:
             texts = await asyncio.gather(*(asyncio.to_thread(_scrape, url) for url in self._urls))
-            self._read("\n".join(texts))
+            if all(texts):
+                self._read("\n".join(texts))
             await asyncio.sleep(self.INTERVAL_S)
 
     def forget(self) -> None:
-        """Begin to look for peaks anew."""
-        self.peaks.clear()
+        """Begin to count anew."""
+        self.looks = 0
+        self.most_taken.clear()
 
     def _read(self, text: str) -> None:
         totals: Counter[tuple[str, str]] = Counter()
@@ -121,10 +126,8 @@ class Gauges:
                         taken[slot] += value
         self.slots = {slot: (total, taken[slot]) for slot, total in totals.items() if total}
         self.waiting = {reason: count for reason, count in waiting.items() if count > 0}
-        for (pool, kind), count in taken.items():
-            self.peaks[f"taken {pool} {kind}"] = max(self.peaks[f"taken {pool} {kind}"], count)
-        for reason, count in waiting.items():
-            self.peaks[f"waiting {reason}"] = max(self.peaks[f"waiting {reason}"], count)
+        self.looks += 1
+        self.most_taken |= taken
 
 
 def _scrape(url: str) -> str:
