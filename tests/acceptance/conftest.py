@@ -1,0 +1,65 @@
+"""A stack for the session, and a lab on it for each test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+from deploy.localstack.places import LocalError
+
+from acceptance.lab import Lab
+from acceptance.stack import Stack
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
+    return report
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Shared by most tests. Whoever stops a part of it uses `mended_stack`."""
+    shared = Stack(tmp_path_factory.mktemp("stack"))
+    try:
+        shared.start()
+        yield shared
+    except LocalError as error:
+        if os.environ.get("SUBLET_REQUIRE_SERVERS") == "1":
+            pytest.fail(f"SUBLET_REQUIRE_SERVERS=1, but {error}")
+        pytest.skip(str(error))
+    finally:
+        shared.stop()
+
+
+@pytest.fixture
+def mended_stack(stack: Stack) -> Iterator[Stack]:
+    """The shared stack, made whole again after the test."""
+    yield stack
+    stack.repair()
+
+
+@pytest.fixture
+def fresh_stack(stack: Stack, tmp_path: Path) -> Iterator[Stack]:
+    """A second one, nothing of which has been started yet."""
+    fresh = Stack(tmp_path / "stack")
+    try:
+        yield fresh
+    finally:
+        fresh.stop()
+
+
+@pytest.fixture
+def lab(stack: Stack, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    lab = Lab(stack, tmp_path)
+    try:
+        yield lab
+    finally:
+        if request.node.stash.get(_FAILED, False):
+            stack.show_logs()
+        lab.close()
