@@ -110,11 +110,10 @@ class World:
         return batch
 
     def publish(self, batch: Batch) -> Sent:
-        grants = [
-            (f"inbox:{item.inbox}", replace(item.grant, log=self.log_of(item.task_run_id)))
-            for item in batch.durable_grants
-        ]
-        self.sent = Sent([*read(batch.tickets), *grants, *read(batch.publications)])
+        self.sent = read(batch.tickets)
+        for item in batch.durable_grants:
+            self.sent.append((f"inbox:{item.inbox}", replace(item.grant, log=self.log_of(item.task_run_id))))
+        self.sent += read(batch.publications)
         return self.sent
 
     def take_over(self) -> None:
@@ -161,11 +160,9 @@ class World:
     def request(self, run_id: str, workflow: str = "flow", **options: Any) -> Sent:
         return self.handle(RunRequest(run_id, workflow, **options))
 
-    def hello(
-        self, worker: str = "w1", pool: str = POOL, slots: int = 1, durable_slots: int = 1, at: float = 0.0
-    ) -> Sent:
-        flows = tuple(self.flows.values())
-        return self.handle(Hello(worker, pool, "main", inbox_of(worker), slots, durable_slots, flows, at))
+    def hello(self, worker: str = "w1", pool: str = POOL, slots: int = 1, **options: Any) -> Sent:
+        options = {"durable_slots": 1, "workflows": tuple(self.flows.values()), **options}
+        return self.handle(Hello(worker, pool, "main", inbox_of(worker), slots, **options))
 
     def heartbeat(self, worker: str = "w1", *leases: str | HeldLease, **options: Any) -> Sent:
         return self.handle(heartbeat(worker, *leases, **options))
@@ -176,9 +173,10 @@ class World:
     def claim(self, ticket: str, worker: str = "w1", kind: SlotKind = "task", **options: Any) -> Grant | None:
         """The grant, or None for nothing to do."""
         sent = self.handle(claim(ticket, worker, kind, **options))
-        answers = [m for m in [*sent.of(Grant), *sent.of(NothingToDo)] if m.ticket == ticket]
-        assert len(answers) == 1, f"{ticket} was answered by {answers}"
-        return answers[0] if isinstance(answers[0], Grant) else None
+        grants = [grant for grant in sent.of(Grant) if grant.ticket == ticket]
+        refusals = [nothing for nothing in sent.of(NothingToDo) if nothing.ticket == ticket]
+        assert len(grants) + len(refusals) == 1, f"{ticket} was answered by {grants} and {refusals}"
+        return grants[0] if grants else None
 
     def cancel(self, run_id: str) -> Sent:
         return self.handle(CancelRun(run_id))

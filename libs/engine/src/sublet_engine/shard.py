@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -210,8 +209,7 @@ class Shard:
     def _stands(self, due: float, run_id: str, name: str) -> bool:
         """This deadline has not been met or moved."""
         run = self.runs.get(run_id)
-        deadline = _deadline(run.task(name)) if run is not None else None
-        return deadline is not None and deadline[0] == due
+        return run is not None and _deadline(run.task(name)) == due
 
     # --- loading ----------------------------------------------------------------------------------------------
 
@@ -245,7 +243,7 @@ class Shard:
 
     def load_worker(self, worker_id: str, pool: str, inbox: str, slots: dict[SlotKind, int]) -> None:
         """A worker that an earlier owner knew: taken to live until it has been silent for long enough from now on."""
-        worker = self.workers.add(worker_id, pool, inbox, self._now)
+        worker = self.workers.presume(worker_id, pool, inbox, self._now)
         worker.slots = slots
         self._mark_dirty(pool)
 
@@ -440,7 +438,7 @@ class Shard:
         """A ticket came back although a lease stands on it: its worker's connection broke, or it is dead."""
         lease = self.runs[ids.run_of(task_run)].task(ids.task_of(task_run)).lease
         assert lease is not None
-        holder = self.workers.get(lease.worker) or self.workers.add(lease.worker, lease.pool, lease.inbox, self._now)
+        holder = self.workers.presume(lease.worker, lease.pool, lease.inbox, self._now)
         if holder.suspected_at is None:
             holder.suspected_at = self._now
             self._send(lease.inbox, Ping())
@@ -624,19 +622,28 @@ class Shard:
             self._sweep()
 
     def _strike_deadlines(self, at: float) -> None:
+        unclear = []
         while self._deadlines and self._deadlines[0][0] <= at:
-            _, run_id, name = heapq.heappop(self._deadlines)
-            run = self.runs.get(run_id)
-            spec = self.workflow_of(run)
-            if run is None or spec is None:
-                continue
-            task = run.task(name)
-            due = _deadline(task)
-            if due is None or due[0] > at:
+            entry = heapq.heappop(self._deadlines)
+            due, run_id, name = entry
+            if not self._stands(*entry):
                 continue  # it ended, or the deadline has moved; a later entry stands for it
+            run = self.runs[run_id]
+            task = run.task(name)
+            if task.lease is not None and not self._seen_since(due, task.lease.worker):
+                unclear.append(entry)  # slow or dead? its worker speaks soon, or is lost
+                continue
+            spec = self.workflow_of(run)
+            assert spec is not None
             turn = self._turn()
-            strike = lifecycle.time_out if due[1] == "execution" else lifecycle.schedule_time_out
+            strike = lifecycle.time_out if task.lease is not None else lifecycle.schedule_time_out
             self._put(run, strike(run, task, spec, turn), turn)
+        for entry in unclear:
+            heapq.heappush(self._deadlines, entry)
+
+    def _seen_since(self, at: float, worker_id: str) -> bool:
+        worker = self.workers.get(worker_id)
+        return worker is not None and worker.last_seen >= at
 
     def _sweep(self) -> None:
         """Find what no message told: tickets that got lost, ready tasks of pools that are gone."""
@@ -721,16 +728,14 @@ class Shard:
             self._place_task(run, task)
         elif task.lease is not None:
             lease = task.lease
-            worker = self.workers.get(lease.worker) or self.workers.add(
-                lease.worker, lease.pool, lease.inbox, self._now
-            )
+            worker = self.workers.presume(lease.worker, lease.pool, lease.inbox, self._now)
             worker.leases.add(task_run)
             if lease.ticket:
                 self._ticket_of[lease.ticket] = task_run
             self._count_running(run, task, 1)
         deadline = _deadline(task)
         if deadline is not None:
-            heapq.heappush(self._deadlines, (deadline[0], run.id, task.name))
+            heapq.heappush(self._deadlines, (deadline, run.id, task.name))
         if task.satisfied == 0 or task.lease is None:
             self._satisfied_at.pop(task_run, None)
         elif self._satisfied_at.get(task_run, (0, 0.0))[0] != task.satisfied:
@@ -769,10 +774,8 @@ class Shard:
                 self._place_task(run, run.task(name))
 
 
-def _deadline(task: TaskRun) -> tuple[float, Literal["execution", "schedule"]] | None:
-    """When a task times out as things stand, and which of its timeouts that is."""
-    if task.lease is not None and task.lease.deadline is not None:
-        return task.lease.deadline + limits.EXECUTION_GRACE_S, "execution"
-    if task.status == "READY" and task.schedule_deadline is not None:
-        return task.schedule_deadline, "schedule"
-    return None
+def _deadline(task: TaskRun) -> float | None:
+    """When a task times out as things stand: the execution timeout under a lease, the schedule timeout without."""
+    if task.lease is not None:
+        return task.lease.deadline + limits.EXECUTION_GRACE_S if task.lease.deadline is not None else None
+    return task.schedule_deadline if task.status == "READY" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ class Worker:
     pool: str
     inbox: str
     last_seen: float
+    """When it last gave a sign of life. -inf: it is only presumed to live."""
     slots: dict[SlotKind, int] = field(default_factory=dict)
     leases: set[str] = field(default_factory=set)
     """Task runs of this shard that it holds a lease on."""
@@ -23,6 +25,8 @@ class Worker:
     name: str = ""
     started_at: float = 0.0
     saved_at: float = 0.0
+    excused_until: float = -math.inf
+    """It could not be heard before."""
     listed: frozenset[str] = frozenset()
     """The leases in its last heartbeat."""
     unlisted: dict[str, float] = field(default_factory=dict)
@@ -35,12 +39,22 @@ class Worker:
         self.last_seen = now
         self.suspected_at = None
 
+    def excuse(self, now: float) -> None:
+        """Its silence counts from now on."""
+        self.excused_until = now
+        self.suspected_at = None
+
     def live(self, now: float) -> bool:
-        return now - self.last_seen <= limits.WORKER_SILENT_S and not self.draining
+        return now - self.silent_since <= limits.WORKER_SILENT_S and not self.draining
 
     def lost(self, now: float) -> bool:
         suspected = self.suspected_at is not None and now - self.suspected_at > limits.RECLAIM_GRACE_S
-        return suspected or now - self.last_seen > limits.WORKER_LOST_S
+        return suspected or now - self.silent_since > limits.WORKER_LOST_S
+
+    @property
+    def silent_since(self) -> float:
+        """Its last sign of life, or a later time before which it could not be heard."""
+        return max(self.last_seen, self.excused_until)
 
 
 class Workers:
@@ -58,12 +72,17 @@ class Workers:
 
     def add(self, worker_id: str, pool: str, inbox: str, now: float) -> Worker:
         """The worker of this id, new if it was not known; seen now."""
-        worker = self._by_id.get(worker_id)
-        if worker is None:
-            worker = self._by_id[worker_id] = Worker(worker_id, pool, inbox, now)
-            self._by_pool[pool][worker_id] = worker
+        worker = self.presume(worker_id, pool, inbox, now)
         worker.inbox = inbox
         worker.seen(now)
+        return worker
+
+    def presume(self, worker_id: str, pool: str, inbox: str, now: float) -> Worker:
+        """The worker of this id; if it was not known, it is excused until now."""
+        worker = self._by_id.get(worker_id)
+        if worker is None:
+            worker = self._by_id[worker_id] = Worker(worker_id, pool, inbox, last_seen=-math.inf, excused_until=now)
+            self._by_pool[pool][worker_id] = worker
         return worker
 
     def remove(self, worker_id: str) -> None:
@@ -72,9 +91,9 @@ class Workers:
             self._by_pool[worker.pool].pop(worker_id, None)
 
     def excuse(self, now: float) -> None:
-        """Nobody could be heard until now: the silence of all of them begins anew."""
+        """Nobody could be heard until now."""
         for worker in self:
-            worker.seen(now)
+            worker.excuse(now)
 
     def drop_lease(self, worker_id: str, task_run: str) -> None:
         worker = self._by_id.get(worker_id)

@@ -195,6 +195,6 @@ def _record_of(change: WorkerChange) -> WorkerRecord:
         durable_slots=worker.slots.get("durable", 0),
         actions=change.actions,
         started_at=worker.started_at,
-        last_seen_at=worker.last_seen,
+        last_seen_at=worker.silent_since,
         gone=change.gone,
     )
