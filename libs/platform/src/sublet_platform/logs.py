@@ -38,7 +38,9 @@ def set_up_logging(service: str, *, level: str = "INFO", form: Literal["console"
     if form == "json":
         final += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     else:
-        final.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+        # Plain tracebacks: prettier ones show local variables, and so what users' payloads hold.
+        plain = structlog.dev.plain_traceback
+        final.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
     root = logging.getLogger()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 from sublet_engine import limits
 from sublet_platform.batching import BatchLoop, dead_letter
@@ -20,6 +21,9 @@ from sublet_scheduler.sharing import Sharing
 logger = logging.getLogger(__name__)
 
 QUERY_PREFETCH = 50
+
+_exports = cache(Exports)
+"""Once for a registry: a start that fails is tried again."""
 
 
 class Holding:
@@ -83,7 +87,7 @@ class Scheduler:
         metrics: ServiceMetrics,
     ) -> None:
         self._broker, self._metrics = broker, metrics
-        exports = Exports(metrics)
+        exports = _exports(metrics)
         self._holdings = [
             Holding(
                 ShardService(
