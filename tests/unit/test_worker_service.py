@@ -78,9 +78,12 @@ def test_what_a_module_fails_to_import_is_not_taken_for_the_module(app: str) -> 
         load_worker("bad_app:worker")
 
 
+go_on = asyncio.Event()
+
+
 @client.task(name="patient")
 async def patient(input: EmptyModel, ctx: Any) -> None:
-    await asyncio.sleep(0.3)
+    await go_on.wait()
 
 
 def _get(port: int, path: str) -> tuple[int, str]:
@@ -123,6 +126,7 @@ async def test_it_shows_its_health_and_what_it_holds_and_stops_in_good_order() -
     status, body = await get(port, "/health")
     assert status == 503
     assert "stopping" in body
+    go_on.set()
     assert await serving
     assert bench.of(Finished)
     assert any(isinstance(r, Goodbye) for _, _, records in bench.transport.sent for r in records)

@@ -199,10 +199,12 @@ class Stay:
         self._close()
         self._tree.abandoned = True
         for _ in range(CANCELS_MAX):
-            if not self._tree.live:
-                return
             for task in list(self._tree.live):
                 task.cancel()
+            await asyncio.sleep(0)  # enough for code that has nothing to clean up
+            await asyncio.sleep(0)
+            if not self._tree.live:
+                return
             await asyncio.wait(list(self._tree.live), timeout=CANCEL_PAUSE_S)
         if self._tree.live:
             _log.warning("code of %s caught %d cancellations and is left behind", self.name, CANCELS_MAX)
