@@ -151,9 +151,8 @@ class Lab:
             found: list[aio_pika.abc.AbstractIncomingMessage] = []
 
             async def search() -> bool:
-                message = await queue.get(fail=False)
-                if message is not None and marker in message.body:
-                    found.append(message)
+                while not found and (message := await queue.get(fail=False)):
+                    found.extend([message] if marker in message.body else [])
                 return bool(found)
 
             await eventually(search, f"a dead letter holds {marker[:60]!r}")

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.real
 
 
 async def test_running_what_no_worker_knows_is_refused_with_a_hint(lab: Lab) -> None:
-    with pytest.raises(UnknownWorkflowError, match="a worker that lists it has started"):
+    with pytest.raises(UnknownWorkflowError, match="start a worker that has it"):
         await lab.client.stubs.task(name="nobody-knows-me").aio_run()
 
 
@@ -139,14 +139,14 @@ async def test_an_event_that_is_none_goes_to_the_dead_and_those_around_it_are_he
     assert lab.ledger.count("triggered") == 2
 
 
-async def test_a_request_too_large_to_store_goes_to_the_dead_and_its_shard_works_on(lab: Lab) -> None:
+async def test_a_request_too_large_goes_to_the_dead_and_its_shard_works_on(lab: Lab) -> None:
     await lab.worker("double", slots=1)
     run_id, marker = str(uuid.uuid4()), uuid.uuid4().hex
-    huge = json.dumps({"n": 1, "much": marker + "x" * (15 * 1_048_576)}).encode()
+    huge = json.dumps({"n": 1, "much": marker + "x" * limits.PAYLOAD_MAX_BYTES}).encode()
     name = f"{lab.namespace}double"
     await lab.publish("sublet.requests", slot_key(run_id), _request(run_id, name, huge))
     dead = await lab.dead_letter(marker.encode())
-    assert dead.headers["x-sublet-reason"]
+    assert "at most 1,048,576 are allowed" in str(dead.headers["x-sublet-reason"])
     sibling = next(each for each in iter(lambda: str(uuid.uuid4()), "") if slot_key(each) == slot_key(run_id))
     await lab.publish("sublet.requests", slot_key(run_id), _request(sibling, name, b'{"n": 3}'))
     assert await lab.client.runs.aio_get_result(sibling) == {"double": {"n": 6}}
@@ -190,7 +190,7 @@ async def test_services_and_workers_that_start_before_their_servers_wait_for_the
         processes = [fresh_stack.launch(service) for service in SERVICES]
         processes.append(lab.launch_worker("double", slots=1))
         for process in processes:
-            await eventually(lambda process=process: process.health(), f"{process} answers")
+            await eventually(process.health, f"{process} answers")
             assert not process.ready
         await asyncio.to_thread(fresh_stack.rabbit.start)
         await asyncio.sleep(3)

@@ -34,8 +34,8 @@ async def test_a_server_that_stays_away_is_waited_for(lab: Lab, mended_stack: St
     run = await lab.workflows.work.aio_run(lab.workflows.Named(name="a"), wait_for_result=False)
     await lab.until_written("work began")
     await asyncio.to_thread(mended_stack.mongo.kill)
-    for service in SERVICES:
-        await eventually(lambda service=service: not mended_stack.the(service).ready, f"the {service} says so")
+    services = [mended_stack.the(service) for service in SERVICES]
+    await eventually(lambda: not any(service.ready for service in services), "the services say that they are cut off")
     runs = await sail(lab, 20)
     lab.ledger.open_gate("a")
     await lab.until_written("work ended")
@@ -43,8 +43,8 @@ async def test_a_server_that_stays_away_is_waited_for(lab: Lab, mended_stack: St
     await run.aio_result()
     await everybody_lands(lab, runs)
     assert lab.ledger.count("work began") == 1
-    for service in SERVICES:
-        mended_stack.the(service).wait_until_ready()
+    for service in services:
+        service.wait_until_ready()
 
 
 async def test_a_working_task_goes_on_while_the_broker_restarts(lab: Lab, mended_stack: Stack) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 import msgspec
 
 from sublet_engine import durable, ids, limits
-from sublet_engine.messages import Satisfied, ToShard, decode_for_shard, encode_one
+from sublet_engine.messages import RunRequest, Satisfied, ToShard, decode_for_shard, encode_one
 from sublet_engine.runs import LogRecord
 from sublet_engine.shard import Batch, DurableGrant, Publication, Resend, Shard, WorkerChange
 from sublet_engine.workflows import SlotKind
@@ -87,9 +87,12 @@ class ShardService:
         messages: list[ToShard] = []
         for delivery in deliveries:
             try:
-                messages.extend(decode_for_shard(delivery.body))
-            except msgspec.MsgspecError as error:
+                decoded = decode_for_shard(delivery.body)
+                _check_size(delivery.body, decoded)
+            except (msgspec.MsgspecError, _TooLarge) as error:
                 await self._refuse(delivery, f"not a message for a scheduler: {error}")
+            else:
+                messages.extend(decoded)
         return messages
 
     # --- ownership --------------------------------------------------------------------------------------------
@@ -182,6 +185,22 @@ class ShardService:
                     satisfied = Satisfied(resend.lease, record.node, durable.done_of(record))
                     publications.append(Publication(f"inbox:{resend.inbox}", encode_one(satisfied)))
         return publications
+
+
+class _TooLarge(ValueError):
+    """A payload over the limit, from somebody who does not use the SDK."""
+
+
+def _check_size(body: bytes, messages: list[ToShard]) -> None:
+    """An input over the limit is refused here, before it is stored and sent on again and again."""
+    if len(body) <= limits.PAYLOAD_MAX_BYTES:
+        return
+    for message in messages:
+        if isinstance(message, RunRequest) and len(message.input) > limits.PAYLOAD_MAX_BYTES:
+            raise _TooLarge(
+                f"the input of run {message.run_id} has {len(message.input):,} bytes; "
+                f"at most {limits.PAYLOAD_MAX_BYTES:,} are allowed"
+            )
 
 
 def _record_of(change: WorkerChange) -> WorkerRecord:
