@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -193,11 +194,18 @@ async def shielded(grove: Grove) -> None:
     await asyncio.shield(asyncio.create_task(grove.durably()))
 
 
+async def one_by_one(grove: Grove) -> None:
+    for first in asyncio.as_completed([grove.durably(), grove.durably()]):
+        await first
+
+
 async def gathered_in_part(grove: Grove) -> None:
     await asyncio.gather(asyncio.sleep(0), grove.durably())
 
 
-@pytest.mark.parametrize("code", [gathered, grouped, awaited, waited, waited_for_the_first, shielded, gathered_in_part])
+@pytest.mark.parametrize(
+    "code", [gathered, grouped, awaited, waited, waited_for_the_first, shielded, gathered_in_part, one_by_one]
+)
 async def test_a_tree_is_blocked_when_every_branch_waits_for_an_operation(
     grove: Grove, code: Callable[[Grove], Coroutine[Any, Any, None]]
 ) -> None:
@@ -225,15 +233,13 @@ async def sleeping(grove: Grove) -> None:
     await asyncio.gather(grove.durably(), asyncio.sleep(60))
 
 
-async def for_a_lock(grove: Grove) -> None:
-    lock = asyncio.Lock()
-    await lock.acquire()
-    await asyncio.gather(grove.durably(), lock.acquire())
-
-
 async def for_a_thread(grove: Grove) -> None:
-    released = asyncio.Event()
-    await asyncio.gather(grove.durably(), released.wait())
+    await asyncio.gather(grove.durably(), asyncio.to_thread(time.sleep, 0.5))
+
+
+async def one_by_one_with_timeout(grove: Grove) -> None:
+    for first in asyncio.as_completed([grove.durably()], timeout=60):
+        await first
 
 
 async def for_a_stranger(grove: Grove) -> None:
@@ -244,13 +250,43 @@ async def for_a_stranger(grove: Grove) -> None:
 
 @pytest.mark.parametrize(
     "code",
-    [with_a_timeout, with_wait_for, waiting_with_timeout, sleeping, for_a_lock, for_a_thread, for_a_stranger],
+    [
+        with_a_timeout,
+        with_wait_for,
+        waiting_with_timeout,
+        one_by_one_with_timeout,
+        sleeping,
+        for_a_thread,
+        for_a_stranger,
+    ],
 )
 async def test_anything_that_may_go_on_by_itself_counts_as_work(
     grove: Grove, code: Callable[[Grove], Coroutine[Any, Any, None]]
 ) -> None:
     grove.grow(lambda: code(grove))
     assert await grove.standing() is Standing.WORKING
+
+
+async def for_a_lock(grove: Grove) -> None:
+    lock = asyncio.Lock()
+    await lock.acquire()
+    await asyncio.gather(grove.durably(), lock.acquire())
+
+
+async def for_an_event(grove: Grove) -> None:
+    await asyncio.gather(grove.durably(), asyncio.Event().wait())
+
+
+async def for_a_queue(grove: Grove) -> None:
+    await asyncio.gather(grove.durably(), asyncio.Queue[int]().get())
+
+
+@pytest.mark.parametrize("code", [for_a_lock, for_an_event, for_a_queue])
+async def test_a_branch_that_waits_for_something_of_this_process_is_parked(
+    grove: Grove, code: Callable[[Grove], Coroutine[Any, Any, None]]
+) -> None:
+    grove.grow(lambda: code(grove))
+    assert await grove.standing() is Standing.PARKED
 
 
 async def test_a_timeout_that_is_over_does_not_count(grove: Grove) -> None:

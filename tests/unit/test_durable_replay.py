@@ -6,10 +6,13 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from sublet.conditions import SleepCondition, UserEventCondition, or_
 from sublet.durable import DurableContext
 from sublet.exceptions import NonDeterminismError, TaskRunError
 from sublet.types import EmptyModel
+from sublet_engine import limits
 from sublet_engine.messages import Finished, Record, Recorded, Suspended, TaskError
 from sublet_engine.workflows import EventCondition
 from workerbench import Bench, client
@@ -388,6 +391,27 @@ async def test_children_are_one_wait_and_their_outputs_come_in_request_order() -
             bench.end(task_run, node, {"n": int(node) * 10})
         bench.run(parent)
         assert await bench.finished() == {"outputs": [10, 20, 30]}
+
+
+async def test_a_checkpoint_that_is_too_large_for_one_message_travels_in_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "REPORT_MAX_BYTES", 250_000)
+
+    @client.task(name="child")
+    async def child(input: EmptyModel, ctx: Any) -> dict[str, Any]:
+        return {}
+
+    @client.durable_task()
+    async def parent(input: EmptyModel, ctx: DurableContext) -> None:
+        await child.aio_run_many([child.create_bulk_run_item(EmptyModel(text="x" * 100_000)) for _ in range(6)])
+
+    async with Bench(parent) as bench:
+        bench.run(parent)
+        suspended = await bench.suspended()
+        parts = [*bench.of(Recorded), suspended]
+        assert [[o.node for o in part.operations] for part in parts] == [["1", "2"], ["3", "4"], ["5", "6"]]
+        assert suspended.blocked == (("1", "2", "3", "4", "5", "6"),)
 
 
 async def test_a_failed_child_raises_at_its_await_again_and_again() -> None:

@@ -94,6 +94,29 @@ async def test_a_stop_evicts_whatever_waits_or_begins_to_wait_later() -> None:
 
 
 @in_virtual_time
+async def test_a_stop_does_not_wait_for_a_branch_that_waits_for_another_and_lets_it_begin_again_at_once() -> None:
+    @client.durable_task(name="limited")
+    async def limited(input: EmptyModel, ctx: DurableContext) -> None:
+        two_at_a_time = asyncio.Semaphore(2)
+
+        async def leg() -> None:
+            async with two_at_a_time:
+                await ctx.aio_sleep_for("1h")
+
+        await asyncio.gather(*(leg() for _ in range(5)))
+
+    bench = Bench(limited)
+    await bench.worker.aio_start()
+    bench.run(limited)
+    await bench.until(lambda: bench.of(Recorded))
+    await asyncio.sleep(60)
+    assert not bench.of(Suspended)
+    await bench.worker.stop()
+    (suspended,) = bench.of(Suspended)
+    assert (suspended.blocked, suspended.cause) == ((), "worker_shutdown")
+
+
+@in_virtual_time
 async def test_a_grant_that_comes_while_leaving_is_handed_back_with_its_ticket() -> None:
     bench = Bench(slow)
     await bench.worker.aio_start()

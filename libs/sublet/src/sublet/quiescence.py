@@ -1,7 +1,7 @@
 """Does a tree of asyncio tasks still work, or does every branch of it wait for a durable operation?
 
 The answer comes from what each asyncio task is suspended on. Only what is known to end with a durable operation
-counts as waiting; anything else (I/O, a lock, a timer, a thread) counts as work, so work is never thrown away.
+counts as waiting; anything else (I/O, a timer, a thread) counts as work, so work is never thrown away.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 from asyncio import tasks as asyncio_tasks
 from collections.abc import Collection, Iterable
 from enum import IntEnum
+from types import FrameType
 from typing import Any
 
 from sublet.branches import BranchTask
@@ -20,9 +21,11 @@ class Standing(IntEnum):
 
     BLOCKED = 0
     """Only the end of a durable operation can move it."""
-    WORKING = 1
-    """Suspended on something that is not ours."""
-    RUNNABLE = 2
+    PARKED = 1
+    """Suspended on a lock, an event or the like of this process. Whoever has that in hand can move it."""
+    WORKING = 2
+    """Suspended on something that we do not know: I/O, a timer, a thread."""
+    RUNNABLE = 3
     """About to run."""
 
 
@@ -40,7 +43,7 @@ def standing_of(live: Collection[BranchTask]) -> Standing:
     for task in live:
         if not task.done():
             worst = max(worst, _standing_of_task(task, live))
-    if worst is Standing.BLOCKED and _has_timer(live):
+    if worst < Standing.WORKING and _has_timer(live):
         return Standing.WORKING
     return worst
 
@@ -50,10 +53,7 @@ def _standing_of_task(task: BranchTask, live: Collection[BranchTask]) -> Standin
     if waiter is None or waiter.done():
         return Standing.RUNNABLE
     standing = _standing_of_future(waiter, live)
-    if standing is not Standing.WORKING:
-        return standing
-    awaited = _awaited_in_code(task)
-    return Standing.WORKING if awaited is None else _standing_of_all(awaited, live)
+    return _standing_by_code(task, live) if standing is Standing.WORKING else standing
 
 
 def _standing_of_future(future: asyncio.Future[Any], live: Collection[BranchTask]) -> Standing:
@@ -81,8 +81,7 @@ def _shielded(future: asyncio.Future[Any]) -> asyncio.Future[Any] | None:
     """What an outer future of asyncio.shield protects."""
     for callback, _ in getattr(future, "_callbacks", None) or ():
         if getattr(callback, "__qualname__", "") == "shield.<locals>._outer_done_callback":
-            cells = dict(zip(callback.__code__.co_freevars, callback.__closure__, strict=True))
-            inner: asyncio.Future[Any] = cells["inner"].cell_contents
+            inner: asyncio.Future[Any] = _closure(callback)["inner"]
             return inner
     return None
 
@@ -91,23 +90,61 @@ _TASK_GROUP_EXITS = {
     getattr(asyncio.TaskGroup, name).__code__ for name in ("__aexit__", "_aexit") if hasattr(asyncio.TaskGroup, name)
 }
 _WAIT = asyncio_tasks._wait.__code__  # type: ignore[attr-defined]
+_PARKING = {
+    method.__code__
+    for method in (
+        asyncio.Lock.acquire,
+        asyncio.Semaphore.acquire,
+        asyncio.Event.wait,
+        asyncio.Condition.wait,
+        asyncio.Queue.get,
+        asyncio.Queue.put,
+    )
+}
 
 
-def _awaited_in_code(task: BranchTask) -> Iterable[asyncio.Future[Any]] | None:
-    """What ``TaskGroup`` and ``asyncio.wait`` (without timeout) wait for, which is only in their local variables."""
+def _standing_by_code(task: BranchTask, live: Collection[BranchTask]) -> Standing:
+    """Of a task that is suspended on a plain future: the code that awaits it tells what that stands for."""
+    frames = _innermost_frames(task)
+    if not frames:
+        return Standing.WORKING
+    code, variables = frames[0].f_code, frames[0].f_locals
+    if code in _TASK_GROUP_EXITS:
+        return _standing_of_all(variables["self"]._tasks, live)
+    if code is _WAIT and variables["timeout"] is None:
+        return _standing_of_all(variables["fs"], live)
+    if code not in _PARKING:
+        return Standing.WORKING
+    if len(frames) > 1 and frames[1].f_code.co_qualname == "as_completed.<locals>._wait_for_one":
+        fed = any(_feeds(other, frames[1].f_locals["done"]) for other in live)
+        return Standing.BLOCKED if fed else Standing.WORKING
+    return Standing.PARKED
+
+
+def _innermost_frames(task: BranchTask) -> list[FrameType]:
+    """The frame that awaits the future, and the one that awaits that; none for code that is not plain coroutines."""
+    frames: list[FrameType] = []
     coro: Any = task.get_coro()
-    while getattr(coro, "cr_await", None) is not None and hasattr(coro.cr_await, "cr_await"):
+    while hasattr(coro, "cr_await"):
+        frames = [coro.cr_frame, *frames[:1]]
         coro = coro.cr_await
-    frame = getattr(coro, "cr_frame", None)
-    if frame is None:
-        return None
-    if frame.f_code in _TASK_GROUP_EXITS:
-        group: Iterable[asyncio.Future[Any]] = frame.f_locals["self"]._tasks
-        return group
-    if frame.f_code is _WAIT and frame.f_locals["timeout"] is None:
-        waited: Iterable[asyncio.Future[Any]] = frame.f_locals["fs"]
-        return waited
-    return None
+    return frames if type(coro).__name__ == "FutureIter" else []
+
+
+def _feeds(task: BranchTask, queue: asyncio.Queue[Any]) -> bool:
+    """Its end goes into the queue of an ``asyncio.as_completed`` without timeout."""
+    for callback, _ in task._callbacks or ():
+        if getattr(callback, "__qualname__", "") == "as_completed.<locals>._on_completion":
+            variables = _closure(callback)
+            if variables["done"] is queue:
+                return variables["timeout_handle"] is None
+    return False
+
+
+def _closure(function: Any) -> dict[str, Any]:
+    """What it sees of the function around it."""
+    cells = zip(function.__code__.co_freevars, function.__closure__, strict=True)
+    return {name: cell.cell_contents for name, cell in cells}
 
 
 def _has_timer(live: Collection[BranchTask]) -> bool:

@@ -58,11 +58,12 @@ class Reports:
         while True:
             try:
                 await self._transport.publish(REQUESTS, routing_key, body)
+                return
             except TransportUnavailable as error:
                 _log.warning("reports to %s are not confirmed, sending them again: %s", routing_key, error)
-                await asyncio.sleep(RETRY_PAUSE_S)
-            else:
-                return
+            except Exception:
+                _log.exception("reports to %s cannot be sent, trying again", routing_key)
+            await asyncio.sleep(RETRY_PAUSE_S)
 
 
 def in_portions(operations: tuple[Operation, ...]) -> list[tuple[Operation, ...]]:

@@ -172,10 +172,10 @@ class Stay:
         """Decide again: the worker is draining, for instance."""
         self._look_soon()
 
-    def evict(self, cause: str) -> None:
-        """Leave. Only while ``waiting_since`` is set."""
+    def evict(self, cause: str, *, parked: bool = False) -> None:
+        """Leave; while every branch waits. ``parked``: not all of them for operations, so begin again at once."""
         self._close()
-        blocked = tuple(wait.nodes for wait in self._open)
+        blocked = () if parked else tuple(wait.nodes for wait in self._open)
         self._host.suspend(Checkpoint(self.log.take_new(), blocked, self.log.received, cause))
 
     @property
@@ -245,6 +245,8 @@ class Stay:
             return
         elif standing is Standing.BLOCKED:
             self._all_wait()
+        elif standing is Standing.PARKED and self._host.draining:
+            self.evict("worker_shutdown", parked=True)
         else:
             self._some_work()
 
