@@ -44,6 +44,11 @@ class DurableContext(Context):
     When all of these wait, the function leaves its worker, and begins again when there is news: what it did before is
     then answered from the log. So between its operations it must do the same again: decide by inputs, by results of
     operations and by `aio_now`, not by clocks, randomness or globals.
+
+    - A branch that does something else than to wait for operations (I/O, ``asyncio.sleep``, a timeout, a lock) keeps
+      the task on its worker until it has done so.
+    - ``asyncio.as_completed`` starts bare coroutines in any order: give it tasks that you created in order.
+    - Open connections in the worker's lifespan: what a library starts in the background counts as a branch, too.
     """
 
     is_durable = True
