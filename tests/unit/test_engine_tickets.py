@@ -86,14 +86,6 @@ def test_a_lost_ticket_is_replaced_after_a_while() -> None:
     assert there.shard.census.findings["ticket_lost"] == 1
 
 
-def test_the_tickets_of_a_broker_that_lost_its_memory_are_issued_again() -> None:
-    there = world(slots=3)
-    there.handle(_request("a"), _request("b"))
-    there.shard.forget_tickets()
-    there.heartbeat(slots=3)
-    assert len(there.tickets()) == 2
-
-
 # --- claims -----------------------------------------------------------------------------------------------------
 
 

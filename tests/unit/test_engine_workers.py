@@ -399,18 +399,6 @@ def test_a_deadline_that_moved_strikes_at_its_new_time_only() -> None:
     assert there.task("a").status == "FAILED"
 
 
-def test_deadlines_that_were_met_do_not_pile_up() -> None:
-    there = world()
-    there.request("waits for ever")
-    there.claim("t0")
-    for number in range(300):
-        there.shard._deadlines_max = min(there.shard._deadlines_max, 100)
-        grant = there.granted(f"run-{number}", ticket=f"t{number + 1}")
-        there.finish(grant)
-    assert len(there.shard._deadlines) <= 110
-    assert any(entry[1] == "waits for ever" for entry in there.shard._deadlines)
-
-
 # --- requests ---------------------------------------------------------------------------------------------------
 
 

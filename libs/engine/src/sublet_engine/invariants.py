@@ -170,11 +170,12 @@ def check_shard(shard: Shard) -> None:
 
 def _check_queues(shard: Shard, ready: list[tuple[Run, TaskRun]]) -> None:
     found = {run.task_run_id(task) for run, task in ready}
-    assert set(shard._place) == found, f"ready are {sorted(found)}, but a place have {sorted(shard._place)}"
-    queued = [task_run for queue in shard.queues for task_run in queue.task_runs()]
-    placed = sorted(task_run for task_run, queue in shard._place.items() if queue is not None)
+    places = shard.dispatch.placed()
+    assert set(places) == found, f"ready are {sorted(found)}, but a place have {sorted(places)}"
+    queued = [task_run for queue in shard.dispatch for task_run in queue.task_runs()]
+    placed = sorted(task_run for task_run, pool in places.items() if pool is not None)
     assert sorted(queued) == placed, f"queued are {sorted(queued)}, but placed {placed}"
-    for queue in shard.queues:
+    for queue in shard.dispatch:
         best = queue.best()
         assert (best is not None) == (len(queue) > 0), f"the best of {queue.task_runs()} is {best}"
 
@@ -187,18 +188,17 @@ def _check_leases(shard: Shard, leased: list[tuple[Run, TaskRun]]) -> None:
         worker = shard.workers.get(lease.worker)
         assert worker is not None, f"{who} runs on {lease.worker}, which the shard does not know"
         assert who in worker.leases, f"{who} runs on {lease.worker}, which does not hold it"
-        assert not lease.ticket or lease.ticket in shard._ticket_of, f"the ticket of {who} is forgotten"
         workflow = shard.workflow_of(run)
         assert workflow is not None
         running[lease.pool, workflow.task(task.name).slot_kind] += not lease.released
-    counted = Counter({(queue.pool, queue.kind): queue.running for queue in shard.queues})
+    counted = Counter({(queue.pool, queue.kind): queue.running for queue in shard.dispatch})
     assert +counted == +running, f"slots are taken by {dict(+running)}, but counted {dict(counted)}"
     assert min(counted.values(), default=0) >= 0, f"a count went below zero: {dict(counted)}"
     held = {(lease, worker.id) for worker in shard.workers for lease in worker.leases}
     expected = {(run.task_run_id(task), task.lease.worker) for run, task in leased if task.lease is not None}
     assert held == expected, f"workers hold {sorted(held)}, the runs say {sorted(expected)}"
     tickets = {run.task_run_id(task): task.lease.ticket for run, task in leased if task.lease is not None}
-    for ticket, task_run in shard._ticket_of.items():
+    for ticket, task_run in shard.dispatch.held().items():
         assert tickets.get(task_run) == ticket, f"ticket {ticket} is taken for that of {task_run}"
-    strays = set(shard._uses) - set(shard._ticket_of)
+    strays = shard.dispatch.counted() - set(shard.dispatch.held())
     assert not strays, f"tickets that nobody holds are still counted: {sorted(strays)}"

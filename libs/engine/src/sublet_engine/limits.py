@@ -93,6 +93,10 @@ MAX_LOSSES = 10
 TICKET_REUSE_MAX = 64
 """Grants under one ticket before it must go back to its queue, so that every shard and pool gets its share."""
 
+TICKET_PARKED_S = 1.0
+"""A ticket for which there is nothing to do may be kept this long for what comes next; below the time after which a
+worker asks again."""
+
 TICKET_LOST_S = 30.0
 """A ticket unclaimed for this long while tasks are ready and workers idle counts as lost; a second one is harmless."""
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 from sublet_engine import limits
 from sublet_engine.runs import TaskRun
 from sublet_engine.workflows import SlotKind
+
+
+class Parked(NamedTuple):
+    """A ticket that a shard keeps although nothing is ready: who holds it, grants under it so far, since when."""
+
+    worker: str
+    uses: int
+    since: float
 
 
 class ReadyQueue:
@@ -22,6 +31,8 @@ class ReadyQueue:
         self.kind = kind
         self.tickets: dict[str, float] = {}
         """Tickets that are out and not claimed: id to the time of issue."""
+        self.parked: dict[str, Parked] = {}
+        """Tickets that workers hold for us although nothing was ready."""
         self.running = 0
         """Leases of this shard that hold a slot of this pool and kind."""
         self._heap: list[tuple[bool, int, float, int, str]] = []

@@ -7,15 +7,15 @@ Nothing here does I/O or reads a clock. Messages and time come in; what a batch 
 
 from __future__ import annotations
 
-import heapq
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-import msgspec
 from msgspec.structs import replace
 
 from sublet_engine import ids, lifecycle, limits
+from sublet_engine.batch import Batch, Draft, DurableGrant, Publication, Resend, WorkerChange
 from sublet_engine.census import Census
+from sublet_engine.deadlines import Deadlines
+from sublet_engine.dispatch import Dispatch
 from sublet_engine.messages import (
     CancelRun,
     ChildFinished,
@@ -25,7 +25,6 @@ from sublet_engine.messages import (
     Failed,
     Finished,
     Goodbye,
-    Grant,
     HandedBack,
     Heartbeat,
     Hello,
@@ -47,65 +46,11 @@ from sublet_engine.messages import (
     WatchRun,
     encode_one,
 )
-from sublet_engine.queues import ReadyQueue
-from sublet_engine.runs import Effect, LogRecord, OutboxItem, Run, TaskRun
+from sublet_engine.queues import Parked
+from sublet_engine.runs import Run, TaskRun
 from sublet_engine.turn import Turn
 from sublet_engine.workers import Worker, Workers
 from sublet_engine.workflows import SLOT_KINDS, SlotKind, WorkflowSpec, topological
-
-_DEADLINES_SLACK = 10_000
-"""Deadlines that were met or moved may stay in the heap up to this number, and up to that of those that stand."""
-
-
-class Publication(msgspec.Struct, frozen=True):
-    """An encoded message and where it goes (as in `runs.Effect`)."""
-
-    to: str
-    body: bytes
-    durable: bool = False
-    """Nobody will ask for it again: its publish must be confirmed before the batch is done."""
-
-
-class DurableGrant(msgspec.Struct, frozen=True):
-    """A grant that still needs the durable log of its task."""
-
-    inbox: str
-    grant: Grant
-    task: TaskRun
-    task_run_id: str
-
-
-class Resend(msgspec.Struct, frozen=True):
-    """A resident task that seems to have missed results: send those after ``delivered`` again."""
-
-    inbox: str
-    lease: str
-    task: TaskRun
-    delivered: int
-
-
-class WorkerChange(msgspec.Struct, frozen=True):
-    """What is to be stored of a worker."""
-
-    worker: Worker
-    actions: tuple[str, ...]
-    gone: bool = False
-
-
-class Batch(msgspec.Struct):
-    """What a batch of messages changed. To be written in this order: log, runs, then everything else."""
-
-    changes: list[tuple[Run | None, Run]]
-    log: list[LogRecord]
-    publications: list[Publication]
-    tickets: list[Publication]
-    """Hints: may be published at once, without waiting for the commit."""
-    durable_grants: list[DurableGrant]
-    resends: list[Resend]
-    workflows: list[tuple[WorkflowSpec, float]]
-    """Definitions to save, with the time of registration."""
-    workers: list[WorkerChange]
-    """Workers to save, for people and later owners. Only the first shard names any."""
 
 
 class Shard:
@@ -126,90 +71,37 @@ class Shard:
         self.runs: dict[str, Run] = {}
         self.census = Census()
         self.workers = Workers()
+        self.dispatch = Dispatch(self.workers, shards)
         self._epoch, self._claim_key, self._slot, self._first = epoch, claim_key, slot, first
         self._shards = shards
         self._new_id, self._now, self._swept_at = new_id, now, now
         self._workflows: dict[tuple[str, str], WorkflowSpec] = {}
         self._current: dict[str, tuple[float, WorkflowSpec]] = {}
-        self._queues: dict[tuple[str, SlotKind], ReadyQueue] = {}
-        self._dirty: dict[tuple[str, SlotKind], None] = {}
-        self._place: dict[str, ReadyQueue | None] = {}
-        self._ticket_of: dict[str, str] = {}
-        self._uses: dict[str, int] = {}
-        self._deadlines: list[tuple[float, str, str]] = []
-        self._deadlines_max = _DEADLINES_SLACK
+        self._draft = Draft(epoch, self.runs)
+        self._deadlines = Deadlines(self._task)
         self._idle: dict[str, None] = {}
         self._satisfied_at: dict[str, tuple[int, float]] = {}
         self._ticked_at = now
         self._patient_until = now + limits.WORKER_SILENT_S
-        self._asked = True
-        self._published_unasked: dict[str, None] = {}
-        self._begin()
-
-    # --- batches ----------------------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        self._before: dict[str, Run | None] = {}
-        self._outbox: dict[str, list[OutboxItem]] = defaultdict(list)
-        self._unasked: dict[str, None] = {}
-        self._log: list[LogRecord] = []
-        self._publications: list[Publication] = []
-        self._durable_grants: list[DurableGrant] = []
-        self._resends: list[Resend] = []
-        self._to_save: dict[tuple[str, str], tuple[WorkflowSpec, float]] = {}
-        self._worker_changes: list[WorkerChange] = []
 
     def take(self) -> Batch:
         """What has changed since the last call."""
-        self._settle_unasked()
-        changes = [(before, self._sealed(run_id, before)) for run_id, before in self._before.items()]
-        batch = Batch(
-            changes=changes,
-            log=self._log,
-            publications=self._publications,
-            tickets=self._issue_tickets(),
-            durable_grants=self._durable_grants,
-            resends=self._resends,
-            workflows=list(self._to_save.values()),
-            workers=self._worker_changes,
-        )
-        self._begin()
+        self._serve_parked()
+        batch = self._draft.take(self._issue_tickets())
+        for _, run in batch.changes:
+            self._keep(run)
         self._trim()
         return batch
 
-    def _sealed(self, run_id: str, before: Run | None) -> Run:
-        """The run as it is stored: next revision, this epoch, and the effects that must not be lost."""
-        revision = before.revision + 1 if before is not None else 1
-        run = replace(
-            self.runs[run_id],
-            revision=revision,
-            epoch=self._epoch,
-            outbox=tuple(self._outbox.get(run_id, ())),
-            unasked=run_id in self._unasked,
-        )
-        self.runs[run_id] = run
-        self._keep(run)
-        return run
-
-    def _settle_unasked(self) -> None:
-        """The last batch is published, so its runs need not be found by the next owner on that account any more."""
-        for run_id in self._published_unasked:
-            self._before.setdefault(run_id, self.runs[run_id])
-        self._published_unasked = self._unasked
-
     def _trim(self) -> None:
-        if len(self._deadlines) > self._deadlines_max:
-            self._deadlines = [entry for entry in set(self._deadlines) if self._stands(*entry)]
-            heapq.heapify(self._deadlines)
-            self._deadlines_max = 2 * len(self._deadlines) + _DEADLINES_SLACK
+        self._deadlines.trim()
         while len(self._idle) > limits.RUN_CACHE_MAX:
             oldest = next(iter(self._idle))
             del self._idle[oldest], self.runs[oldest]
 
-    def _stands(self, due: float, run_id: str, name: str) -> bool:
-        """This deadline has not been met or moved."""
+    def _task(self, run_id: str, name: str) -> TaskRun | None:
         run = self.runs.get(run_id)
-        return run is not None and _deadline(run.task(name)) == due
+        return run.task(name) if run is not None else None
 
     # --- loading ----------------------------------------------------------------------------------------------
 
@@ -219,18 +111,11 @@ class Shard:
             if run.id in self.runs:
                 continue
             if run.epoch != self._epoch:
-                self._publish_again(run)
+                self._draft.publish_again(run)
             self.runs[run.id] = run
             for task in run.tasks:
                 self._index_task(run, task)
             self._keep(run)
-
-    def _publish_again(self, run: Run) -> None:
-        """It stays in the outbox until this has succeeded, whatever else happens to the run meanwhile."""
-        self._publications.extend(Publication(item.to, item.message.encode(), durable=True) for item in run.outbox)
-        self._outbox[run.id].extend(run.outbox)
-        if run.unasked:
-            self._unasked[run.id] = None
 
     def load_workflow(self, spec: WorkflowSpec, registered_at: float) -> None:
         self._workflows[spec.name, spec.version] = spec
@@ -245,7 +130,7 @@ class Shard:
         """A worker that an earlier owner knew: taken to live until it has been silent for long enough from now on."""
         worker = self.workers.presume(worker_id, pool, inbox, self._now)
         worker.slots = slots
-        self._mark_dirty(pool)
+        self.dispatch.pool_changed(pool)
 
     @staticmethod
     def run_needed(message: ToShard) -> str | None:
@@ -265,7 +150,7 @@ class Shard:
     def handle(self, message: ToShard, now: float) -> None:
         """Decide what a message changes. Its run must have been loaded (`run_needed`), if there is one."""
         self._now = max(self._now, now)
-        self._asked = self.run_needed(message) is not None
+        self._draft.asked = self.run_needed(message) is not None
         match message:
             case RunRequest():
                 self._requested(message)
@@ -375,7 +260,7 @@ class Shard:
                 after = lifecycle.suspend(run, report, spec, turn)
         lease = task.lease
         worker = self.workers.add(lease.worker, lease.pool, lease.inbox, self._now)
-        uses = self._uses.get(lease.ticket, 1)
+        uses = self.dispatch.uses(lease.ticket)
         self._put(run, after, turn)
         if report.ticket is None or not report.next:
             return
@@ -409,10 +294,8 @@ class Shard:
         if self.workers.get(claim.worker) is None:
             self._send(claim.inbox, Ping(hello=not self.workers.known(claim.pool)))
         worker = self.workers.add(claim.worker, claim.pool, claim.inbox, self._now)
-        queue = self._queue(claim.pool, claim.kind)
-        queue.tickets.pop(claim.ticket, None)
-        self._dirty[claim.pool, claim.kind] = None
-        held = self._ticket_of.get(claim.ticket)
+        self.dispatch.claimed(claim.ticket, claim.pool, claim.kind)
+        held = self.dispatch.holder(claim.ticket)
         if held is not None and self._is_held_by(held, claim.worker):
             if not (claim.redelivered and self._lease_of(held) in worker.listed):
                 self._grant_again(held)
@@ -445,10 +328,13 @@ class Shard:
 
     def _serve(self, ticket: str, worker: Worker, kind: SlotKind, uses: int = 0) -> None:
         """Grant the best ready task under this ticket, or let the ticket go. ``uses``: grants under it before."""
-        task_run = self._queue(worker.pool, kind).best()
-        if task_run is None or worker.draining:
+        task_run = self.dispatch.queue(worker.pool, kind).best()
+        if task_run is not None and not worker.draining:
+            self._grant(task_run, ticket, worker, uses)
+        elif not uses or not self.dispatch.park(ticket, worker, kind, uses, self._now):
             self._send(worker.inbox, NothingToDo(ticket))
-            return
+
+    def _grant(self, task_run: str, ticket: str, worker: Worker, uses: int) -> None:
         run = self.runs[ids.run_of(task_run)]
         spec = self.workflow_of(run)
         assert spec is not None
@@ -456,8 +342,21 @@ class Shard:
         after = lifecycle.grant(run, task.name, worker.id, worker.inbox, worker.pool, ticket, spec, self._now)
         self.census.granted(task, self._now, reused=uses > 0)
         self._put(run, after, self._turn())
-        self._uses[ticket] = uses + 1
+        self.dispatch.used(ticket, uses + 1)
         self._send_grant(after, after.task(task.name))
+
+    def _serve_parked(self) -> None:
+        """What has become ready in this batch goes to workers whose tickets were kept for it."""
+        for queue, ticket, parked in self.dispatch.to_serve():
+            worker = self.workers.get(parked.worker)
+            if worker is not None and worker.live(self._now):
+                self._serve(ticket, worker, queue.kind, parked.uses)
+
+    def _unpark(self, whose: Callable[[Parked], bool]) -> None:
+        for ticket, parked in self.dispatch.unpark(whose):
+            worker = self.workers.get(parked.worker)
+            if worker is not None:
+                self._send(worker.inbox, NothingToDo(ticket))
 
     def _send_grant(self, run: Run, task: TaskRun) -> None:
         spec = self.workflow_of(run)
@@ -466,45 +365,26 @@ class Shard:
         assert lease is not None
         grant = lifecycle.grant_message(run, task, spec, self._now, scheduler=self._claim_key, shards=self._shards)
         if task.log_length:
-            self._durable_grants.append(DurableGrant(lease.inbox, grant, task, run.task_run_id(task)))
+            self._draft.durable_grants.append(DurableGrant(lease.inbox, grant, task, run.task_run_id(task)))
         else:
             self._send(lease.inbox, grant)
 
     def _issue_tickets(self) -> list[Publication]:
-        issued = []
-        for pool, kind in self._dirty:
-            queue = self._queues[pool, kind]
-            for ticket in queue.issue(self.workers.capacity(pool, kind, self._now), self._now, self._new_id):
-                body = encode_one(Ticket(ticket, self._claim_key, self._slot))
-                issued.append(Publication(f"pool:{pool}:{kind}", body))
-        self._dirty.clear()
+        issued = [
+            Publication(f"pool:{queue.pool}:{queue.kind}", encode_one(Ticket(ticket, self._claim_key, self._slot)))
+            for queue, ticket in self.dispatch.issue(self._now, self._new_id)
+        ]
         self.census.tickets_issued += len(issued)
         return issued
 
-    def forget_tickets(self) -> None:
-        """The broker may have lost what was in its queues: count all tickets as gone. Doubles are harmless."""
-        for key, queue in self._queues.items():
-            queue.tickets.clear()
-            self._dirty[key] = None
-
-    def _queue(self, pool: str, kind: SlotKind) -> ReadyQueue:
-        queue = self._queues.get((pool, kind))
-        if queue is None:
-            queue = self._queues[pool, kind] = ReadyQueue(pool, kind)
-        return queue
-
-    @property
-    def queues(self) -> Iterable[ReadyQueue]:
-        return self._queues.values()
-
     def occupancy(self) -> Iterable[tuple[str, SlotKind, int, int]]:
         """For each pool and kind: its slots, and how many of them leases of this shard hold."""
+        running = {(queue.pool, queue.kind): queue.running for queue in self.dispatch}
         for pool in self.workers.pools:
             for kind in SLOT_KINDS:
                 capacity = self.workers.capacity(pool, kind, self._now)
-                queue = self._queues.get((pool, kind))
-                if capacity or queue is not None:
-                    yield pool, kind, capacity, queue.running if queue is not None else 0
+                if capacity or (pool, kind) in running:
+                    yield pool, kind, capacity, running.get((pool, kind), 0)
 
     # --- workers ----------------------------------------------------------------------------------------------
 
@@ -515,17 +395,17 @@ class Shard:
             if known is not None and hello.at < known[0] and (spec.name, spec.version) in self._workflows:
                 continue
             self.load_workflow(spec, hello.at)
-            self._to_save[spec.name, spec.version] = (spec, hello.at)
+            self._draft.workflows[spec.name, spec.version] = (spec, hello.at)
             if self._first:
                 triggers = RegisterTriggers(spec.name, spec.on_events, spec.default_filters, hello.at)
-                self._publications.append(Publication("ingest", encode_one(triggers), durable=True))
+                self._draft.send("ingest", triggers, durable=True)
         worker = self.workers.add(hello.worker, hello.pool, hello.inbox, self._now)
         worker.slots = {"task": hello.slots, "durable": hello.durable_slots}
         worker.name, worker.started_at = hello.name, hello.at
         self.workers.offer(hello.pool, hello.actions, hello.at)
         self._save_worker(worker)
         self._route_again()
-        self._mark_dirty(hello.pool)
+        self.dispatch.pool_changed(hello.pool)
 
     def _heard(self, beat: Heartbeat) -> None:
         worker = self.workers.get(beat.worker)
@@ -536,7 +416,9 @@ class Shard:
         worker.seen(self._now)
         worker.inbox, worker.draining = beat.inbox, beat.draining
         worker.slots = {"task": beat.slots, "durable": beat.durable_slots}
-        self._mark_dirty(beat.pool)
+        self.dispatch.pool_changed(beat.pool)
+        if worker.draining:
+            self._unpark(lambda parked: parked.worker == worker.id)
         if self._now - worker.saved_at > limits.WORKER_SAVE_INTERVAL_S:
             self._save_worker(worker)
         self._compare_leases(worker, {held.lease: held.delivered for held in beat.leases})
@@ -561,7 +443,7 @@ class Shard:
                     self._lose(run, lease)
             elif 0 <= held[lease] < task.satisfied and self._settled_for(task_run):
                 self.census.finding("result_unseen")
-                self._resends.append(Resend(worker.inbox, lease, task, held[lease]))
+                self._draft.resends.append(Resend(worker.inbox, lease, task, held[lease]))
         worker.listed = frozenset(held)
 
     def _owns(self, run_id: str) -> bool:
@@ -580,7 +462,7 @@ class Shard:
     def _save_worker(self, worker: Worker, *, gone: bool = False) -> None:
         if self._first:
             worker.saved_at = self._now
-            self._worker_changes.append(WorkerChange(worker, self.workers.actions(worker.pool), gone))
+            self._draft.workers.append(WorkerChange(worker, self.workers.actions(worker.pool), gone))
 
     def _lose_all(self, worker: Worker) -> None:
         self.workers.remove(worker.id)
@@ -596,9 +478,6 @@ class Shard:
         turn = self._turn()
         self.census.leases_lost += 1
         self._put(run, lifecycle.lose(run, lease, spec, turn), turn)
-
-    def _mark_dirty(self, pool: str) -> None:
-        self._dirty.update((key, None) for key in self._queues if key[0] == pool)
 
     # --- time -------------------------------------------------------------------------------------------------
 
@@ -617,42 +496,32 @@ class Shard:
             self._strike_deadlines(at)
         for worker in self.workers.lost(at):
             self._lose_all(worker)
+        self._unpark(lambda parked: parked.since <= self._now - limits.TICKET_PARKED_S)
         if self._now - self._swept_at >= limits.SWEEP_INTERVAL_S:
             self._swept_at = self._now
             self._sweep()
 
     def _strike_deadlines(self, at: float) -> None:
-        unclear = []
-        while self._deadlines and self._deadlines[0][0] <= at:
-            entry = heapq.heappop(self._deadlines)
-            due, run_id, name = entry
-            if not self._stands(*entry):
-                continue  # it ended, or the deadline has moved; a later entry stands for it
+        for run_id, task in self._deadlines.strike(at, self._slow_or_dead):
             run = self.runs[run_id]
-            task = run.task(name)
-            if task.lease is not None and not self._seen_since(due, task.lease.worker):
-                unclear.append(entry)  # slow or dead? its worker speaks soon, or is lost
-                continue
             spec = self.workflow_of(run)
             assert spec is not None
             turn = self._turn()
             strike = lifecycle.time_out if task.lease is not None else lifecycle.schedule_time_out
             self._put(run, strike(run, task, spec, turn), turn)
-        for entry in unclear:
-            heapq.heappush(self._deadlines, entry)
 
-    def _seen_since(self, at: float, worker_id: str) -> bool:
-        worker = self.workers.get(worker_id)
-        return worker is not None and worker.last_seen >= at
+    def _slow_or_dead(self, task: TaskRun, deadline: float) -> bool:
+        """Not clear yet: its worker has not been heard since. It speaks soon, or is lost."""
+        if task.lease is None:
+            return False
+        worker = self.workers.get(task.lease.worker)
+        return worker is None or worker.last_seen < deadline
 
     def _sweep(self) -> None:
         """Find what no message told: tickets that got lost, ready tasks of pools that are gone."""
-        for key, queue in self._queues.items():
-            if len(queue):
-                lost = queue.forget_lost_tickets(self._now)
-                if lost and queue.running < self.workers.capacity(*key, self._now):
-                    self.census.finding("ticket_lost", lost)
-                self._dirty[key] = None
+        lost = self.dispatch.forget_lost_tickets(self._now)
+        if lost:
+            self.census.finding("ticket_lost", lost)
         self._route_again()
 
     # --- state and its indexes --------------------------------------------------------------------------------
@@ -666,26 +535,15 @@ class Shard:
 
     def _put(self, before: Run | None, after: Run, turn: Turn) -> None:
         """Take over what a decision gave."""
-        for effect in turn.effects:
-            self._publish(after.id, effect)
-        self._log.extend(turn.log)
+        self._draft.add(after.id, turn)
         if after is before:
             return
-        self._before.setdefault(after.id, before)
+        self._draft.changed(after.id, before)
         self.runs[after.id] = after
         self._reindex(before, after)
 
-    def _publish(self, run_id: str, effect: Effect) -> None:
-        body = encode_one(effect.message)
-        self._publications.append(Publication(effect.to, body, effect.durable))
-        if effect.durable:
-            self._outbox[run_id].append(OutboxItem(effect.to, body.decode()))
-            self._before.setdefault(run_id, self.runs.get(run_id))
-            if not self._asked:
-                self._unasked[run_id] = None
-
     def _send(self, inbox: str, message: Record) -> None:
-        self._publications.append(Publication(f"inbox:{inbox}", encode_one(message)))
+        self._draft.send(f"inbox:{inbox}", message)
 
     def _reply(self, inbox: str | None, correlation_id: str | None, error: str | None) -> None:
         if inbox is not None and correlation_id is not None:
@@ -712,70 +570,43 @@ class Shard:
             return
         task_run = run.task_run_id(task)
         if task.status == "READY":
-            queue = self._place.pop(task_run, None)
-            if queue is not None:
-                queue.discard(task_run)
+            self.dispatch.remove(task_run)
         elif task.lease is not None:
             self.workers.drop_lease(task.lease.worker, task_run)
-            if task.lease.ticket and self._ticket_of.get(task.lease.ticket) == task_run:
-                del self._ticket_of[task.lease.ticket]
-                self._uses.pop(task.lease.ticket, None)
-            self._count_running(run, task, -1)
+            spec = self.workflow_of(run)
+            if spec is not None:
+                self.dispatch.end(task_run, task.lease, spec.task(task.name).slot_kind)
 
     def _index_task(self, run: Run, task: TaskRun) -> None:
         task_run = run.task_run_id(task)
+        spec = self.workflow_of(run)
         if task.status == "READY":
-            self._place_task(run, task)
+            self._place(run, task)
         elif task.lease is not None:
             lease = task.lease
-            worker = self.workers.presume(lease.worker, lease.pool, lease.inbox, self._now)
-            worker.leases.add(task_run)
-            if lease.ticket:
-                self._ticket_of[lease.ticket] = task_run
-            self._count_running(run, task, 1)
-        deadline = _deadline(task)
-        if deadline is not None:
-            heapq.heappush(self._deadlines, (deadline, run.id, task.name))
+            self.workers.presume(lease.worker, lease.pool, lease.inbox, self._now).leases.add(task_run)
+            if spec is not None:
+                self.dispatch.begin(task_run, lease, spec.task(task.name).slot_kind)
+        self._deadlines.add(run.id, task)
         if task.satisfied == 0 or task.lease is None:
             self._satisfied_at.pop(task_run, None)
         elif self._satisfied_at.get(task_run, (0, 0.0))[0] != task.satisfied:
             self._satisfied_at[task_run] = (task.satisfied, self._now)
 
-    def _count_running(self, run: Run, task: TaskRun, by: int) -> None:
+    def _place(self, run: Run, task: TaskRun) -> None:
         spec = self.workflow_of(run)
-        assert task.lease is not None
-        if spec is not None and not task.lease.released:
-            self._queue(task.lease.pool, spec.task(task.name).slot_kind).running += by
-
-    def _place_task(self, run: Run, task: TaskRun) -> None:
-        """Put a ready task into the queue of a pool that can run it, or on the side until there is one."""
-        task_run = run.task_run_id(task)
-        spec = self.workflow_of(run)
-        pool = self.workers.pool_for(f"{run.workflow}:{task.name}", self._now)
-        if pool is None or spec is None:
-            self._place[task_run] = None
-            return
-        queue = self._queue(pool, spec.task(task.name).slot_kind)
-        queue.add(task_run, task, run.priority)
-        self._place[task_run] = queue
-        self._dirty[pool, queue.kind] = None
+        if spec is None:
+            self.dispatch.set_aside(run.task_run_id(task))
+        else:
+            action, kind = f"{run.workflow}:{task.name}", spec.task(task.name).slot_kind
+            self.dispatch.place(run.task_run_id(task), task, run.priority, action, kind, self._now)
 
     def _route_again(self) -> None:
         """Pools have come or gone: move ready tasks to where they can run."""
-        for task_run, queue in list(self._place.items()):
-            if queue is not None and self.workers.alive(queue.pool, self._now):
-                continue
+        for task_run in self.dispatch.displaced(self._now):
             run = self.runs[ids.run_of(task_run)]
             name = ids.task_of(task_run)
             pool = self.workers.pool_for(f"{run.workflow}:{name}", self._now)
-            if pool is not None and (queue is None or pool != queue.pool):
-                if queue is not None:
-                    queue.discard(task_run)
-                self._place_task(run, run.task(name))
-
-
-def _deadline(task: TaskRun) -> float | None:
-    """When a task times out as things stand: the execution timeout under a lease, the schedule timeout without."""
-    if task.lease is not None:
-        return task.lease.deadline + limits.EXECUTION_GRACE_S if task.lease.deadline is not None else None
-    return task.schedule_deadline if task.status == "READY" else None
+            if pool is not None and pool != self.dispatch.stands_at(task_run):
+                self.dispatch.remove(task_run)
+                self._place(run, run.task(name))

@@ -99,7 +99,7 @@ class Exports:
     def _tasks(self) -> dict[tuple[str, str, str], float]:
         values: dict[tuple[str, str, str], float] = {}
         for shard in self._shards.values():
-            for queue in shard.queues:
+            for queue in shard.dispatch:
                 for state, count in (("ready", len(queue)), ("running", queue.running)):
                     key = (queue.pool, queue.kind, state)
                     values[key] = values.get(key, 0) + count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sublet_engine import limits
-from sublet_engine.shard import Publication
+from sublet_engine.batch import Publication
 from sublet_platform.ports import Outgoing
 
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Hashable
 import msgspec
 
 from sublet_engine import durable, ids, limits
+from sublet_engine.batch import Batch, DurableGrant, Publication, Resend, WorkerChange
 from sublet_engine.messages import RunRequest, Satisfied, ToShard, decode_for_shard, encode_one
 from sublet_engine.runs import LogRecord
-from sublet_engine.shard import Batch, DurableGrant, Publication, Resend, Shard, WorkerChange
+from sublet_engine.shard import Shard
 from sublet_engine.workflows import SlotKind
 from sublet_platform.batching import Refuse
 from sublet_platform.ports import Broker, Clock, Delivery, RunChange, RunStore, WorkerRecord
