@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sublet_engine import durable, ids, invariants, limits
+from sublet_engine.batch import Batch, Publication
 from sublet_engine.messages import (
     NULL,
     CancelRun,
@@ -37,7 +38,7 @@ from sublet_engine.messages import (
     ToWorker,
 )
 from sublet_engine.runs import LogRecord, Run, TaskRun
-from sublet_engine.shard import Batch, Publication, Shard
+from sublet_engine.shard import Shard
 from sublet_engine.workflows import SlotKind, WorkflowSpec
 from unit.engine_builders import NOW, POOL, error, raw
 
@@ -90,11 +91,15 @@ class World:
         return self.publish(self.commit())
 
     def decide(self, *messages: ToShard) -> None:
-        needed = {run_id for message in messages if (run_id := Shard.run_needed(message)) is not None}
-        self.shard.load(self._stored(sorted(needed - set(self.shard.runs))))
+        for run_id in sorted({run_id for message in messages if (run_id := Shard.run_needed(message)) is not None}):
+            self.load(run_id)
         for message in messages:
             self.shard.handle(message, self.now)
             invariants.check_shard(self.shard)
+
+    def load(self, run_id: str) -> None:
+        if run_id not in self.shard.runs:
+            self.shard.load(self._stored([run_id]))
 
     def commit(self) -> Batch:
         batch = self.shard.take()
@@ -105,7 +110,7 @@ class World:
         for before, after in batch.changes:
             stored = self.run(after.id)
             assert (before.revision if before else 0) == (stored.revision if stored else 0), "another writer was here"
-            invariants.check_commit(stored, after, self.flows.get(after.workflow))
+            invariants.check_commit(stored, after, self.shard.workflow_of(after))
             self.runs[after.id] = msgspec.json.encode(after)
         return batch
 
