@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from sublet_engine import durable, ids, invariants, lifecycle
+from sublet_engine import durable, ids, invariants, leases, lifecycle
 from sublet_engine.messages import (
     NULL,
     ChildFinished,
@@ -134,7 +134,7 @@ class Bench:
     def grant(self, name: str = "task", worker: str = WORKER, ticket: str = "ticket-1") -> str:
         """Returns the lease."""
         self._step(
-            lambda turn: lifecycle.grant(
+            lambda turn: leases.grant(
                 self.run, name, worker, f"sublet.inbox.worker.{worker}", POOL, ticket, self.workflow, turn.now
             )
         )
@@ -168,10 +168,10 @@ class Bench:
         self._step(lambda turn: lifecycle.hand_back(self.run, lease, self.workflow, turn))
 
     def release(self, lease: str) -> None:
-        self._step(lambda turn: lifecycle.release(self.run, lease))
+        self._step(lambda turn: leases.release(self.run, lease))
 
     def extend(self, lease: str, by_s: float, number: int) -> None:
-        self._step(lambda turn: lifecycle.extend(self.run, lease, by_s, number))
+        self._step(lambda turn: leases.extend(self.run, lease, by_s, number))
 
     def time_out(self, name: str = "task") -> None:
         self._step(lambda turn: lifecycle.time_out(self.run, self.task(name), self.workflow, turn))
@@ -257,7 +257,7 @@ class Bench:
     def grant_message(self, name: str = "task") -> Grant:
         """As a scheduler sends it, but for the durable log."""
         task = self.task(name)
-        return lifecycle.grant_message(self.run, task, self.workflow, self.now, scheduler="claims", shards=4)
+        return leases.grant_message(self.run, task, self.workflow, self.now, scheduler="claims", shards=4)
 
     def open_wait(self, node: str) -> OpenWait:
         found = durable.open_wait(self.task(), node)

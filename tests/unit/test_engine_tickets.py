@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sublet_engine import limits
-from sublet_engine.messages import Grant, HandedBack, NothingToDo, Ping, Released, Revoked, RunRequest
+from sublet_engine.messages import Grant, HandedBack, NothingToDo, Ping, Released, Revoked, RunRequest, Ticket
 from sublet_engine.workflows import SlotKind, TaskSpec
 from unit.engine_builders import both, event, sleep, wait_op, workflow
 from unit.engine_world import World, claim, failed, finished, inbox_of, suspended
@@ -357,3 +357,50 @@ def test_a_revoked_lease_frees_its_slot_at_once() -> None:
 
 def _request(run_id: str) -> RunRequest:
     return RunRequest(run_id, "flow")
+
+
+# --- tickets that are kept although nothing is ready ---------------------------------------------------------------
+
+
+def test_an_idle_ticket_is_kept_and_what_comes_next_is_granted_with_its_creation() -> None:
+    there = world(slots=4)
+    grant = there.granted("a")
+    there.finish(grant, next=True)
+    assert not there.sent.of(NothingToDo)
+    sent = there.request("b")
+    assert [each.lease for each in sent.of(Grant)] == ["b.task@1"]
+    assert not sent.of(Ticket)
+    assert there.task("b").invocation == 1
+
+
+def test_an_idle_ticket_is_let_go_after_a_moment() -> None:
+    there = world(slots=4)
+    grant = there.granted("a")
+    there.finish(grant, next=True)
+    assert there.tick(limits.TICKET_PARKED_S + limits.TICK_INTERVAL_S).of(NothingToDo) == [NothingToDo(grant.ticket)]
+    assert not there.request("b").of(Grant)
+
+
+def test_at_most_half_of_a_pool_is_kept_idle() -> None:
+    there = world(slots=4)
+    grants = [there.granted(name, ticket=f"t{name}") for name in "abcd"]
+    for grant in grants:
+        there.finish(grant, next=True)
+    kept = sum(len(queue.parked) for queue in there.shard.dispatch)
+    assert kept == 2
+
+
+def test_a_worker_that_leaves_gets_its_idle_tickets_back() -> None:
+    there = world(slots=4)
+    grant = there.granted("a")
+    there.finish(grant, next=True)
+    assert there.heartbeat(draining=True, slots=4).of(NothingToDo) == [NothingToDo(grant.ticket)]
+
+
+def test_an_idle_ticket_of_a_worker_that_died_grants_nothing() -> None:
+    there = world(slots=4)
+    grant = there.granted("a")
+    there.finish(grant, next=True)
+    there.goodbye()
+    assert not there.request("b").of(Grant)
+    assert there.task("b").status == "READY"

@@ -8,35 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
 from msgspec.structs import replace
 
-from sublet_engine import dag, durable, ids, limits
+from sublet_engine import dag, durable, ids, leases, limits, results
 from sublet_engine.dag import SKIPPED_OUTPUT
 from sublet_engine.messages import (
-    NULL,
     CancelTimer,
     ChildFinished,
     EventMatched,
+    Extended,
     Failed,
     Finished,
-    Grant,
+    HandedBack,
     Operation,
-    ParentLink,
     Recorded,
+    Released,
     Revoked,
     RunRequest,
-    RunResult,
     RunStatus,
     Suspended,
     TaskError,
-    TaskNotice,
     TimerFired,
     json_text,
-    raw_json,
 )
-from sublet_engine.runs import Lease, Run, TaskRun, TaskStatus
-from sublet_engine.turn import Turn, position_at
+from sublet_engine.runs import Run, TaskRun, TaskStatus
+from sublet_engine.turn import Turn
 from sublet_engine.workflows import EventCondition, SleepCondition, TaskSpec, WorkflowSpec
 
 DAG_NODE = "dag"
@@ -81,7 +77,7 @@ def _finish_unknown(run: Run, turn: Turn) -> Run:
         "or check the name and the namespace",
     )
     run = replace(run, status="FAILED", error=error, started_at=turn.now, finished_at=turn.now)
-    _announce_end(run, None, turn)
+    results.announce_end(run, None, turn)
     return run
 
 
@@ -99,7 +95,7 @@ def add_interest(run: Run, request: RunRequest, workflow: WorkflowSpec | None, t
     if request.parent is None or not request.notify_parent:
         return run
     if run.terminal:
-        _tell_parent(run, request.parent, workflow, turn)
+        results.tell_parent(run, request.parent, workflow, turn)
     elif request.parent not in run.parents:
         run = replace(run, parents=(*run.parents, request.parent))
     return run
@@ -107,49 +103,47 @@ def add_interest(run: Run, request: RunRequest, workflow: WorkflowSpec | None, t
 
 def watch(run: Run, inbox: str, workflow: WorkflowSpec | None, turn: Turn) -> Run:
     if run.terminal:
-        turn.to_inbox(inbox, result_of(run, workflow))
+        turn.to_inbox(inbox, results.result_of(run, workflow))
         return run
     return run if inbox in run.watchers else replace(run, watchers=(*run.watchers, inbox))
+
+
+# --- what happens to it ---------------------------------------------------------------------------------------
+
+Report = Finished | Failed | Suspended | Recorded | Released | Extended | HandedBack
+Fact = TimerFired | EventMatched | ChildFinished
+
+
+def decide(run: Run, message: Report | Fact, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """What a message from a worker, the timer, event-ingest or a child changes."""
+    match message:
+        case Finished():
+            return finish(run, message, workflow, turn)
+        case Failed():
+            return fail(run, message, workflow, turn)
+        case Suspended():
+            return suspend(run, message, workflow, turn)
+        case Recorded():
+            return record(run, message, workflow, turn)
+        case Released():
+            return leases.release(run, message.lease)
+        case Extended():
+            return leases.extend(run, message.lease, message.by_s, message.number)
+        case HandedBack():
+            return hand_back(run, message.lease, workflow, turn)
+        case TimerFired():
+            return timer_fired(run, message, workflow, turn)
+        case EventMatched():
+            return event_matched(run, message, workflow, turn)
+        case ChildFinished():
+            return child_finished(run, message, workflow, turn)
 
 
 # --- under a lease --------------------------------------------------------------------------------------------
 
 
-def grant(
-    run: Run, name: str, worker: str, inbox: str, pool: str, ticket: str, workflow: WorkflowSpec, now: float
-) -> Run:
-    """Give a READY task to a worker."""
-    task = run.task(name)
-    assert task.status == "READY", f"{run.task_run_id(task)} is {task.status}"
-    left = max(workflow.task(name).execution_timeout_s + task.timeout_bonus_s - task.active_s, 0.0)
-    lease = Lease(worker, inbox, pool, ticket, granted_at=now, deadline=now + left, active_left_s=left)
-    task = replace(
-        task,
-        status="RUNNING",
-        lease=lease,
-        invocation=task.invocation + 1,
-        reports=0,
-        schedule_deadline=None,
-        blocked=(),
-        started_at=task.started_at if task.started_at is not None else now,
-        evicted_at=None,
-    )
-    run = _with_task(run, task)
-    if run.status == "QUEUED":
-        run = replace(run, status="RUNNING", started_at=now)
-    return run
-
-
-def holder(run: Run, lease: str) -> TaskRun | None:
-    """The task that runs under this lease now; None when the lease has ended."""
-    for task in run.tasks:
-        if task.lease is not None and ids.lease_id(run.task_run_id(task), task.invocation) == lease:
-            return task
-    return None
-
-
 def finish(run: Run, report: Finished, workflow: WorkflowSpec, turn: Turn) -> Run:
-    task = holder(run, report.lease)
+    task = leases.holder(run, report.lease)
     if task is None:
         return run
     output = json_text(report.output)
@@ -158,7 +152,7 @@ def finish(run: Run, report: Finished, workflow: WorkflowSpec, turn: Turn) -> Ru
 
 def fail(run: Run, report: Failed, workflow: WorkflowSpec, turn: Turn) -> Run:
     """The code raised. Retried as long as ``retries`` allow; the log of a durable task is kept."""
-    task = holder(run, report.lease)
+    task = leases.holder(run, report.lease)
     if task is None:
         return run
     return _fail(run, task, report.error, workflow, turn, retryable=report.retryable)
@@ -171,10 +165,10 @@ def _fail(run: Run, task: TaskRun, error: TaskError, workflow: WorkflowSpec, tur
         return _end_task(run, task, "FAILED", workflow, turn, error=error)
     task = replace(_next_attempt(task), retries_used=task.retries_used + 1, error=error)
     if spec.backoff_factor is None:
-        return _with_task(run, _ready(task, spec, turn.now, resumed=True))
+        return run.with_task(_ready(task, spec, turn.now, resumed=True))
     delay_s = backoff_delay_s(spec, task.retries_used)
     turn.set_timer(run.task_run_id(task), RETRY_NODE, str(task.retry_count), turn.now + delay_s)
-    return _with_task(run, replace(task, status="BACKOFF"))
+    return run.with_task(replace(task, status="BACKOFF"))
 
 
 def backoff_delay_s(spec: TaskSpec, retry: int) -> float:
@@ -200,7 +194,7 @@ def _next_attempt(task: TaskRun) -> TaskRun:
 
 def lose(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
     """The worker is gone, or never got the grant: another one begins again, at no cost to the user's retries."""
-    task = holder(run, lease)
+    task = leases.holder(run, lease)
     if task is None:
         return run
     if task.losses + 1 > limits.MAX_LOSSES:
@@ -212,15 +206,15 @@ def lose(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
         )
         return _end_task(run, task, "FAILED", workflow, turn, error=error)
     task = replace(_next_attempt(task), losses=task.losses + 1)
-    return _with_task(run, _ready_again(task, workflow, turn))
+    return run.with_task(_ready_again(task, workflow, turn))
 
 
 def hand_back(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
     """The worker did not begin: ready again, nothing counted."""
-    task = holder(run, lease)
+    task = leases.holder(run, lease)
     if task is None:
         return run
-    return _with_task(run, _ready_again(task, workflow, turn))
+    return run.with_task(_ready_again(task, workflow, turn))
 
 
 def _ready_again(task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> TaskRun:
@@ -229,31 +223,10 @@ def _ready_again(task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> TaskRun:
     return replace(ready, schedule_deadline=None) if task.log_length else ready
 
 
-def release(run: Run, lease: str) -> Run:
-    """The slot is free; the lease goes on."""
-    task = holder(run, lease)
-    if task is None or task.lease is None or task.lease.released:
-        return run
-    return _with_task(run, replace(task, lease=replace(task.lease, released=True, ticket="")))
-
-
-def extend(run: Run, lease: str, by_s: float, number: int) -> Run:
-    task = holder(run, lease)
-    if task is None or task.lease is None or number <= task.reports:
-        return run
-    held = task.lease
-    held = replace(
-        held,
-        active_left_s=held.active_left_s + by_s,
-        deadline=held.deadline + by_s if held.deadline is not None else None,
-    )
-    return _with_task(run, replace(task, lease=held, reports=number, timeout_bonus_s=task.timeout_bonus_s + by_s))
-
-
 def suspend(run: Run, report: Suspended, workflow: WorkflowSpec, turn: Turn) -> Run:
     """The checkpoint: the lease ends. If a wait is over already the task is ready at once: no wake-up can be lost,
     because this one decision sees both."""
-    before = holder(run, report.lease)
+    before = leases.holder(run, report.lease)
     if before is None:
         return run
     active_s = before.active_s + report.active_s
@@ -263,8 +236,8 @@ def suspend(run: Run, report: Suspended, workflow: WorkflowSpec, turn: Turn) -> 
     except durable.LogFull as full:
         return _log_full(run, before, full, workflow, turn)
     task = replace(task, status="EVICTED", evicted_at=turn.now)
-    _notify(run, task, turn)
-    return _with_task(run, _wake_if_due(task, workflow, turn))
+    results.notify(run, task, turn)
+    return run.with_task(_wake_if_due(task, workflow, turn))
 
 
 def _record(run: Run, task: TaskRun, operations: tuple[Operation, ...], turn: Turn) -> TaskRun:
@@ -283,24 +256,15 @@ def _log_full(run: Run, task: TaskRun, full: durable.LogFull, workflow: Workflow
 
 def record(run: Run, report: Recorded, workflow: WorkflowSpec, turn: Turn) -> Run:
     """New operations of a task that stays on its worker; while every branch waits its clock stands still."""
-    before = holder(run, report.lease)
+    before = leases.holder(run, report.lease)
     if before is None or before.lease is None or report.number <= before.reports:
         return run
-    task = replace(before, reports=report.number, lease=_clock(before.lease, report.waiting, turn.now))
+    task = replace(before, reports=report.number, lease=leases.clock(before.lease, report.waiting, turn.now))
     try:
         task = _record(run, task, report.operations, turn)
     except durable.LogFull as full:
         return _log_full(run, before, full, workflow, turn)
     return _after_wait(run, before, task, workflow, turn)
-
-
-def _clock(lease: Lease, waiting: bool, now: float) -> Lease:
-    """Stop or start the execution clock."""
-    if waiting and lease.deadline is not None:
-        return replace(lease, deadline=None, active_left_s=max(lease.deadline - now, 0.0))
-    if not waiting and lease.deadline is None:
-        return replace(lease, deadline=now + lease.active_left_s)
-    return lease
 
 
 # --- what comes true ------------------------------------------------------------------------------------------
@@ -313,7 +277,7 @@ def timer_fired(run: Run, message: TimerFired, workflow: WorkflowSpec, turn: Tur
     if message.node == RETRY_NODE:
         if task.status != "BACKOFF" or message.key != str(task.retry_count):
             return run
-        return _with_task(run, _ready(task, workflow.task(task.name), turn.now, resumed=True))
+        return run.with_task(_ready(task, workflow.task(task.name), turn.now, resumed=True))
     if message.node == DAG_NODE:
         return _condition_met(run, task, message.key, workflow, turn)
     node, key = message.node, message.key
@@ -342,7 +306,7 @@ def child_finished(run: Run, message: ChildFinished, workflow: WorkflowSpec, tur
 def _condition_met(run: Run, task: TaskRun, key: str, workflow: WorkflowSpec, turn: Turn) -> Run:
     if task.status != "PENDING" or key in task.met:
         return run
-    return _settle(_with_task(run, replace(task, met=(*task.met, key))), workflow, turn)
+    return _settle(run.with_task(replace(task, met=(*task.met, key))), workflow, turn)
 
 
 def _end_wait(run: Run, task: TaskRun, end: Callable[[], TaskRun], workflow: WorkflowSpec, turn: Turn) -> Run:
@@ -359,8 +323,8 @@ def _after_wait(run: Run, before: TaskRun, task: TaskRun, workflow: WorkflowSpec
     if task is before:
         return run
     if task.lease is not None and task.satisfied > before.satisfied:
-        task = replace(task, lease=_clock(task.lease, False, turn.now))
-    return _with_task(run, _wake_if_due(task, workflow, turn))
+        task = replace(task, lease=leases.clock(task.lease, False, turn.now))
+    return run.with_task(_wake_if_due(task, workflow, turn))
 
 
 def _wake_if_due(task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> TaskRun:
@@ -473,7 +437,7 @@ def _settle(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
 def _decide(run: Run, spec: TaskSpec, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
     if not task.armed and all(run.task(name).terminal for name in spec.dependencies) and not spec.on_failure:
         task = replace(task, armed=True, met=(*task.met, *dag.true_parent_conditions(spec, run)))
-        run = _with_task(run, task)
+        run = run.with_task(task)
         what, why = dag.verdict(spec, workflow, run, task)
         if what == "wait":
             _arm_sleeps(run, spec, turn)
@@ -483,7 +447,7 @@ def _decide(run: Run, spec: TaskSpec, task: TaskRun, workflow: WorkflowSpec, tur
         return run
     if what == "run":
         _withdraw_conditions(run, spec, task, turn)
-        return _with_task(run, _ready(task, spec, turn.now))
+        return run.with_task(_ready(task, spec, turn.now))
     if what == "skip":
         return _close_task(run, task, "SKIPPED", workflow, turn, output=SKIPPED_OUTPUT, reason=why)
     return _close_task(run, task, "CANCELLED", workflow, turn, reason=why)
@@ -560,14 +524,8 @@ def _close_task(
         finished_at=turn.now,
     )
     if status in ("FAILED", "CANCELLED"):
-        _notify(run, task, turn)
-    return _with_task(run, task)
-
-
-def _with_task(run: Run, task: TaskRun) -> Run:
-    """The run with this task in the place of its namesake."""
-    tasks = tuple(task if other.name == task.name else other for other in run.tasks)
-    return replace(run, tasks=tasks)
+        results.notify(run, task, turn)
+    return run.with_task(task)
 
 
 # --- the end of a run -----------------------------------------------------------------------------------------
@@ -577,7 +535,7 @@ def _finish_if_done(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
     if run.terminal or not all(task.terminal for task in run.tasks):
         return run
     run = replace(run, status=_final_status(run), finished_at=turn.now)
-    _announce_end(run, workflow, turn)
+    results.announce_end(run, workflow, turn)
     return run
 
 
@@ -588,94 +546,3 @@ def _final_status(run: Run) -> RunStatus:
     if "FAILED" in statuses:
         return "FAILED"
     return "CANCELLED" if "CANCELLED" in statuses else "COMPLETED"
-
-
-def _announce_end(run: Run, workflow: WorkflowSpec | None, turn: Turn) -> None:
-    result = result_of(run, workflow)
-    for inbox in run.watchers:
-        turn.to_inbox(inbox, result, durable=True)
-    for link in run.parents:
-        _tell_parent(run, link, workflow, turn)
-    turn.emit(f"notice:run.{run.status.lower()}.{run.workflow}", result, durable=False)
-
-
-def result_of(run: Run, workflow: WorkflowSpec | None) -> RunResult:
-    """The result as clients get it. Tasks on failure that were not needed are left out."""
-    extras = {spec.name for spec in workflow.tasks if spec.on_failure} if workflow is not None else set()
-    outputs = {
-        task.name: raw_json(task.output)
-        for task in run.tasks
-        if task.status in ("COMPLETED", "SKIPPED") and not (task.name in extras and task.status == "SKIPPED")
-    }
-    errors = tuple(task.error for task in run.tasks if task.status == "FAILED" and task.error is not None)
-    if run.error is not None:
-        errors = (run.error,)
-    reasons = (f"{task.name}: {task.reason}" for task in run.tasks if task.status == "CANCELLED" and task.reason)
-    reason = run.cancelled_reason or next(reasons, None) if run.status == "CANCELLED" else None
-    return RunResult(run.id, run.status, outputs, errors, reason)
-
-
-def _tell_parent(run: Run, link: ParentLink, workflow: WorkflowSpec | None, turn: Turn) -> None:
-    result = result_of(run, workflow)
-    output, error = NULL, None
-    if run.status == "COMPLETED":
-        output = _output_for_parent(result, workflow)
-    else:
-        error = _error_for_parent(run, result)
-    turn.to_run(
-        ids.run_of(link.task_run_id), ChildFinished(link.task_run_id, link.node, run.id, run.status, output, error)
-    )
-
-
-def _output_for_parent(result: RunResult, workflow: WorkflowSpec | None) -> msgspec.Raw:
-    """Bare for a workflow of one task, else an object by task name."""
-    if workflow is not None and sum(not spec.on_failure for spec in workflow.tasks) == 1:
-        return next(iter(result.outputs.values()), NULL)
-    return msgspec.Raw(msgspec.json.encode(result.outputs))
-
-
-def _error_for_parent(run: Run, result: RunResult) -> TaskError:
-    if result.errors:
-        return result.errors[0]
-    return TaskError("ChildCancelled", f"child run {run.id} ({run.workflow}) was cancelled: {result.cancelled_reason}")
-
-
-def _notify(run: Run, task: TaskRun, turn: Turn) -> None:
-    """Tell whoever watches ``sublet.notices``."""
-    notice = TaskNotice(run.id, run.task_run_id(task), run.workflow, task.name, task.status, turn.now, task.reason)
-    turn.emit(f"notice:task.{task.status.lower()}.{run.workflow}.{task.name}", notice, durable=False)
-
-
-def no_such_run(run_id: str) -> RunResult:
-    return RunResult(run_id, None)
-
-
-def grant_message(run: Run, task: TaskRun, workflow: WorkflowSpec, now: float, *, scheduler: str, shards: int) -> Grant:
-    """What the worker needs to run a task under its lease; the durable log comes later, from the store."""
-    assert task.lease is not None
-    spec = workflow.task(task.name)
-    outputs = {name: run.task(name).output for name in spec.dependencies}
-    deadline = task.lease.deadline if task.lease.deadline is not None else now + task.lease.active_left_s
-    return Grant(
-        ticket=task.lease.ticket,
-        lease=ids.lease_id(run.task_run_id(task), task.invocation),
-        workflow=run.workflow,
-        version=run.version,
-        task=task.name,
-        input=msgspec.Raw(run.input),
-        retry_count=task.retry_count,
-        invocation=task.invocation,
-        timeout_s=max(deadline - now, 0.0),
-        metadata=run.metadata,
-        priority=run.priority,
-        parents={name: raw_json(output) for name, output in outputs.items()},
-        skipped=tuple(name for name in spec.dependencies if run.task(name).status == "SKIPPED"),
-        errors={t.name: t.error for t in run.tasks if t.status == "FAILED" and t.error} if spec.on_failure else {},
-        position=position_at(run.created_at),
-        parent=run.parent,
-        child_index=run.child_index,
-        child_key=run.child_key,
-        trigger=run.trigger,
-        scheduler=scheduler,
-        shards=shards,
-    )

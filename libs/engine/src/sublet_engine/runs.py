@@ -174,6 +174,11 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
                 return task
         raise KeyError(f"run {self.id} has no task {name!r}")
 
+    def with_task(self, task: TaskRun) -> Run:
+        """The run with this task in the place of its namesake."""
+        tasks = tuple(task if other.name == task.name else other for other in self.tasks)
+        return msgspec.structs.replace(self, tasks=tasks)
+
     def task_run_id(self, task: TaskRun) -> str:
         return ids.task_run_id(self.id, task.name)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
-from sublet_engine import ids, lifecycle, limits
+from sublet_engine import ids, leases, lifecycle, limits, results
 from sublet_engine.batch import Batch, Draft, DurableGrant, Publication, Resend, WorkerChange
 from sublet_engine.census import Census
 from sublet_engine.deadlines import Deadlines
@@ -157,9 +157,9 @@ class Shard:
             case Finished() | Failed() | Suspended():
                 self._ended(message)
             case Recorded() | Released() | Extended() | HandedBack():
-                self._reported(message)
+                self._happened(message, ids.run_of(message.lease))
             case TimerFired() | EventMatched() | ChildFinished():
-                self._came_true(message)
+                self._happened(message, ids.run_of(message.task_run_id))
             case Claim():
                 self._claimed(message)
             case Heartbeat():
@@ -188,26 +188,11 @@ class Shard:
         else:
             self._put(run, lifecycle.add_interest(run, message, self.workflow_of(run), turn), turn)
 
-    def _came_true(self, message: TimerFired | EventMatched | ChildFinished) -> None:
-        run = self.runs.get(ids.run_of(message.task_run_id))
-        spec = self.workflow_of(run)
-        if run is None or spec is None:
-            return
-        turn = self._turn()
-        match message:
-            case TimerFired():
-                after = lifecycle.timer_fired(run, message, spec, turn)
-            case EventMatched():
-                after = lifecycle.event_matched(run, message, spec, turn)
-            case ChildFinished():
-                after = lifecycle.child_finished(run, message, spec, turn)
-        self._put(run, after, turn)
-
     def _watched(self, message: WatchRun) -> None:
         run = self.runs.get(message.run_id)
         turn = self._turn()
         if run is None:
-            self._send(message.reply_to, lifecycle.no_such_run(message.run_id))
+            self._send(message.reply_to, results.no_such_run(message.run_id))
             return
         self._put(run, lifecycle.watch(run, message.reply_to, self.workflow_of(run), turn), turn)
 
@@ -246,18 +231,12 @@ class Shard:
         """A report that ends a lease, and perhaps asks for the next task under the same ticket."""
         run = self.runs.get(ids.run_of(report.lease))
         spec = self.workflow_of(run)
-        task = lifecycle.holder(run, report.lease) if run is not None else None
+        task = leases.holder(run, report.lease) if run is not None else None
         if run is None or spec is None or task is None or task.lease is None:
             self.census.stale_reports += 1
             return  # its worker asks again for the ticket, with a claim
         turn = self._turn()
-        match report:
-            case Finished():
-                after = lifecycle.finish(run, report, spec, turn)
-            case Failed():
-                after = lifecycle.fail(run, report, spec, turn)
-            case Suspended():
-                after = lifecycle.suspend(run, report, spec, turn)
+        after = lifecycle.decide(run, report, spec, turn)
         lease = task.lease
         worker = self.workers.add(lease.worker, lease.pool, lease.inbox, self._now)
         uses = self.dispatch.uses(lease.ticket)
@@ -269,23 +248,15 @@ class Shard:
         else:
             self._serve(report.ticket, worker, spec.task(task.name).slot_kind, uses)
 
-    def _reported(self, report: Recorded | Released | Extended | HandedBack) -> None:
-        run = self.runs.get(ids.run_of(report.lease))
+    def _happened(self, message: lifecycle.Report | lifecycle.Fact, run_id: str) -> None:
+        """Something that changes a run, and answers nobody."""
+        run = self.runs.get(run_id)
         spec = self.workflow_of(run)
         if run is None or spec is None:
             self.census.stale_reports += 1
             return
         turn = self._turn()
-        match report:
-            case Recorded():
-                after = lifecycle.record(run, report, spec, turn)
-            case Released():
-                after = lifecycle.release(run, report.lease)
-            case Extended():
-                after = lifecycle.extend(run, report.lease, report.by_s, report.number)
-            case HandedBack():
-                after = lifecycle.hand_back(run, report.lease, spec, turn)
-        self._put(run, after, turn)
+        self._put(run, lifecycle.decide(run, message, spec, turn), turn)
 
     # --- tickets, claims, grants ------------------------------------------------------------------------------
 
@@ -339,7 +310,7 @@ class Shard:
         spec = self.workflow_of(run)
         assert spec is not None
         task = run.task(ids.task_of(task_run))
-        after = lifecycle.grant(run, task.name, worker.id, worker.inbox, worker.pool, ticket, spec, self._now)
+        after = leases.grant(run, task.name, worker.id, worker.inbox, worker.pool, ticket, spec, self._now)
         self.census.granted(task, self._now, reused=uses > 0)
         self._put(run, after, self._turn())
         self.dispatch.used(ticket, uses + 1)
@@ -363,7 +334,7 @@ class Shard:
         lease = task.lease
         assert spec is not None
         assert lease is not None
-        grant = lifecycle.grant_message(run, task, spec, self._now, scheduler=self._claim_key, shards=self._shards)
+        grant = leases.grant_message(run, task, spec, self._now, scheduler=self._claim_key, shards=self._shards)
         if task.log_length:
             self._draft.durable_grants.append(DurableGrant(lease.inbox, grant, task, run.task_run_id(task)))
         else:
@@ -429,7 +400,7 @@ class Shard:
         for lease in held:
             run_id = ids.run_of(lease)
             run = self.runs.get(run_id)  # one that is not here has no lease, if it is ours
-            if self._owns(run_id) and (run is None or lifecycle.holder(run, lease) is None):
+            if self._owns(run_id) and (run is None or leases.holder(run, lease) is None):
                 self._send(worker.inbox, Revoked(lease, "superseded"))
         unlisted, worker.unlisted = worker.unlisted, {}
         for task_run in sorted(worker.leases):
