@@ -16,6 +16,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -112,6 +113,25 @@ class Connection:
         self._questions: dict[str, asyncio.Future[Reply]] = {}
         self._patrol: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def redirected(
+        self,
+        home: Loop,
+        transport_factory: TransportFactory,
+        *,
+        now: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> Iterator[None]:
+        """For a while everything goes elsewhere, by ``home``'s loop. What was connected is afterwards as it was."""
+        before = vars(self).copy()
+        self.now, self.new_id, self._transport_factory = now, new_id, transport_factory
+        self._start_afresh()
+        self._home = home
+        try:
+            yield
+        finally:
+            vars(self).update(before)
 
     # --- from any thread or loop --------------------------------------------------------------------------------
 
@@ -271,7 +291,8 @@ class Connection:
             watch.waiting += 1
             watches.append(watch)
         if self._patrol is None or self._patrol.done():
-            self._patrol = asyncio.create_task(self._patrol_while_watching())
+            # In no context of users' code: it outlives whoever happens to need it first.
+            self._patrol = asyncio.create_task(self._patrol_while_watching(), context=Context())
         try:
             yield watches
         finally:

@@ -1,0 +1,17 @@
+"""Test your workflows without any server, and without waiting: see TESTING.md.
+
+Needs ``pip install "sublet[testing]"``.
+"""
+
+from sublet.testing.driver import NothingWillHappen
+from sublet.testing.environment import SubletTestEnvironment
+from sublet.testing.exports import aio_export_log, export_log
+from sublet.testing.workers import EnvironmentWorker
+
+__all__ = [
+    "EnvironmentWorker",
+    "NothingWillHappen",
+    "SubletTestEnvironment",
+    "aio_export_log",
+    "export_log",
+]
