@@ -4,6 +4,7 @@ crash between any two steps. Every commit is checked against the invariants."""
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from sublet_engine import durable, ids, invariants, limits
 from sublet_engine.batch import Batch, Publication
+from sublet_engine.census import waiting_reason
 from sublet_engine.messages import (
     NULL,
     CancelRun,
@@ -112,6 +114,8 @@ class World:
             assert (before.revision if before else 0) == (stored.revision if stored else 0), "another writer was here"
             invariants.check_commit(stored, after, self.shard.workflow_of(after))
             self.runs[after.id] = msgspec.json.encode(after)
+        waiting = self._waiting()
+        assert +self.shard.census.waiting == waiting, f"{waiting} wait, but counted are {self.shard.census.waiting}"
         return batch
 
     def publish(self, batch: Batch) -> Sent:
@@ -138,8 +142,13 @@ class World:
         for spec, at in self._workflows.values():
             shard.load_workflow(spec, at)
             shard.load_pool(POOL, [f"{spec.name}:{task.name}" for task in spec.tasks], at)
+        shard.census.waiting.update(self._waiting())
         shard.load(run for run in self._stored(self.runs) if run.live)
         return shard
+
+    def _waiting(self) -> Counter[str]:
+        tasks = [task for run in self._stored(self.runs) for task in run.tasks]
+        return Counter(reason for task in tasks if (reason := waiting_reason(task)) is not None)
 
     # --- what is stored -----------------------------------------------------------------------------------------
 
