@@ -7,6 +7,7 @@ again after a crash. Hints to inboxes may get lost; what is in an outbox may not
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import defaultdict, deque
 
@@ -32,11 +33,12 @@ from sublet_engine.messages import (
     Unsubscribe,
 )
 from sublet_engine.runs import TaskRun
+from sublet_engine.shard import Shard
 from sublet_engine.turn import position_at
 from sublet_engine.workflows import EventCondition, SlotKind
 from unit.engine_builders import raw
 from unit.engine_worker_model import EVENTS, FLOWS, SLOTS, WorkerModel
-from unit.engine_world import Sent, World, inbox_of
+from unit.engine_world import Conflict, Sent, World, inbox_of
 
 CLIENT = "client"
 CLAIMS = "claims"
@@ -62,6 +64,8 @@ class Cluster:
         self.requested: list[str] = []
         self._events: list[tuple[int, str]] = []
         self._handled: list[tuple[str, ToShard]] = []
+        self.superseded: Shard | None = None
+        """As the process that owned the shard before sees it; it has not noticed."""
         self._numbers = itertools.count()
         self._ends: dict[tuple[str, str], tuple[int, bytes]] = {}
 
@@ -88,15 +92,44 @@ class Cluster:
             assert after.output == str(message.output, "utf-8"), f"{message.lease} gave {message.output!r}: {after}"
 
     def commit(self) -> None:
-        """Commit, publish, acknowledge."""
-        sent = self.world.publish(self.world.commit())
+        """Commit, publish, acknowledge. If another owner was faster with something, all begins anew."""
+        try:
+            batch = self.world.commit()
+        except Conflict:
+            self._begin_anew()
+            return
         self._handled.clear()
-        self._route(sent)
+        self._route(self.world.publish(batch))
 
     def crash(self, *, committed: bool) -> None:
         """Everything in memory is gone. ``committed``: the batch was written, but not published."""
         if committed:
-            self.world.commit()
+            with contextlib.suppress(Conflict):
+                self.world.commit()
+        self._begin_anew()
+
+    def supersede(self) -> None:
+        """The shard goes to another process while this one is in the middle of a batch, and does not know it."""
+        self.superseded = self.world.shard
+        self._begin_anew()
+
+    def commit_superseded(self) -> None:
+        """The process that has lost the shard goes on with its batch, until it meets a conflict."""
+        if self.superseded is None:
+            return
+        try:
+            batch = self.world.commit(self.superseded)
+        except Conflict:
+            self.superseded = None
+        else:
+            self._route(self.world.publish(batch))
+
+    def claim_from_superseded(self) -> None:
+        """It also gets the claims for the tickets that it has issued."""
+        if self.superseded is not None and self.lanes[CLAIMS]:
+            self.superseded.handle(self.lanes[CLAIMS].popleft(), self.world.now)
+
+    def _begin_anew(self) -> None:
         for lane, message in reversed(self._handled):
             if lane != CLAIMS:
                 self.lanes[lane].appendleft(message)

@@ -71,6 +71,10 @@ def inbox_of(worker: str) -> str:
     return f"sublet.inbox.worker.{worker}"
 
 
+class Conflict(Exception):
+    """Another writer has changed a run since it was loaded."""
+
+
 class World:
     """One shard that owns every run. ``handle`` is a whole batch; its parts can be had one by one."""
 
@@ -81,6 +85,7 @@ class World:
         self.log: dict[str, LogRecord] = {}
         self._workflows: dict[tuple[str, str], tuple[WorkflowSpec, float]] = {}
         self._ids = (f"id-{number}" for number in itertools.count())
+        self._contested = False
         self.sent = Sent()
         """What the last batch published."""
         self.shard = self._new_shard()
@@ -103,20 +108,37 @@ class World:
         if run_id not in self.shard.runs:
             self.shard.load(self._stored([run_id]))
 
-    def commit(self) -> Batch:
-        batch = self.shard.take()
-        invariants.check_shard(self.shard)
+    def commit(self, shard: Shard | None = None) -> Batch:
+        """Write what has changed: by this shard, unless another one is given that was superseded and does not know it.
+
+        Raises:
+            Conflict: another writer was faster with at least one of the runs. The others are written.
+        """
+        owner = shard is None
+        shard = shard or self.shard
+        batch = shard.take()
+        invariants.check_shard(shard)
+        self._contested |= not owner
         for spec, at in batch.workflows:
             self._workflows[spec.name, spec.version] = (spec, at)
-        self.log.update((record.id, record) for record in batch.log)
-        for before, after in batch.changes:
-            stored = self.run(after.id)
-            assert (before.revision if before else 0) == (stored.revision if stored else 0), "another writer was here"
-            invariants.check_commit(stored, after, self.shard.workflow_of(after))
-            self.runs[after.id] = msgspec.json.encode(after)
-        waiting = self._waiting()
-        assert +self.shard.census.waiting == waiting, f"{waiting} wait, but counted are {self.shard.census.waiting}"
+        for record in batch.log:
+            self.log.setdefault(record.id, record)
+        written = [self._write(before, after, shard) for before, after in batch.changes]
+        if not all(written):
+            raise Conflict
+        if not self._contested:
+            waiting = self._waiting()
+            assert +shard.census.waiting == waiting, f"{waiting} wait, but counted are {shard.census.waiting}"
         return batch
+
+    def _write(self, before: Run | None, after: Run, shard: Shard) -> bool:
+        stored = self.run(after.id)
+        if (before.revision if before else 0) != (stored.revision if stored else 0):
+            assert self._contested, f"{after.id} is at another revision although nobody else writes"
+            return False
+        invariants.check_commit(stored, after, shard.workflow_of(after))
+        self.runs[after.id] = msgspec.json.encode(after)
+        return True
 
     def publish(self, batch: Batch) -> Sent:
         self.sent = read(batch.tickets)

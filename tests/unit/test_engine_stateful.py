@@ -44,6 +44,18 @@ class Storm(RuleBasedStateMachine):
     def the_shard_crashes(self, committed: bool) -> None:
         self.cluster.crash(committed=committed)
 
+    @rule()
+    def the_shard_goes_to_another_process(self) -> None:
+        self.cluster.supersede()
+
+    @precondition(lambda self: self.cluster.superseded is not None)
+    @rule(claim=st.booleans())
+    def the_process_that_lost_the_shard_goes_on(self, claim: bool) -> None:
+        if claim:
+            self.cluster.claim_from_superseded()
+        else:
+            self.cluster.commit_superseded()
+
     @precondition(lambda self: self.cluster.history)
     @rule(pick=PICKS)
     def a_message_comes_again(self, pick: int) -> None:
