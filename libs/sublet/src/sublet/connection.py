@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from sublet.config import ClientConfig
+from sublet.context_vars import offline
 from sublet.loops import BackgroundLoop, CallersLoop, Loop
 from sublet.outbox import Outbox
 from sublet.transport import Transport, TransportUnavailable
@@ -137,10 +138,12 @@ class Connection:
 
     async def aio(self, work: Coroutine[Any, Any, T]) -> T:
         """Await a coroutine of this object, from any event loop."""
+        _check_online(work)
         return await self._home.run(work)
 
     def sync(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for a coroutine of this object, blocking this thread."""
+        _check_online(work)
         return self._home.run_sync(work)
 
     # --- runs ---------------------------------------------------------------------------------------------------
@@ -339,6 +342,14 @@ class Connection:
     async def _publish(self, routing_key: str, body: bytes) -> None:
         transport = await self._connected()
         await transport.publish(REQUESTS, routing_key, body)
+
+
+def _check_online(work: Coroutine[Any, Any, Any]) -> None:
+    """Raises RuntimeError in code that must not talk to anybody."""
+    reason = offline.get()
+    if reason is not None:
+        work.close()
+        raise RuntimeError(reason)
 
 
 async def _all(watches: Sequence[_Watch]) -> list[RunResult]:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 current_context: ContextVar[Context | None] = ContextVar("sublet_current_context", default=None)
 """The context of the running task; None outside of tasks. The worker copies it into the threads of sync tasks."""
 
+offline: ContextVar[str | None] = ContextVar("sublet_offline", default=None)
+"""Why the client must not be used in here; None: it may."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChildSpawn:

@@ -220,6 +220,32 @@ class Standalone(BaseWorkflow[In], Generic[In, R]):
         """The handle of a run of this task that was started elsewhere."""
         return self._ref(run_id)
 
+    def mock_run(
+        self,
+        input: In | None = None,
+        additional_metadata: JSON | None = None,
+        parent_outputs: dict[str, JSON] | None = None,
+        retry_count: int = 0,
+        lifespan: Any = None,
+        dependencies: dict[str, Any] | None = None,
+    ) -> R:
+        """As `Task.mock_run`."""
+        return self.task.mock_run(input, additional_metadata, parent_outputs, retry_count, lifespan, dependencies)
+
+    async def aio_mock_run(
+        self,
+        input: In | None = None,
+        additional_metadata: JSON | None = None,
+        parent_outputs: dict[str, JSON] | None = None,
+        retry_count: int = 0,
+        lifespan: Any = None,
+        dependencies: dict[str, Any] | None = None,
+    ) -> R:
+        """As `mock_run`, for an async function."""
+        return await self.task.aio_mock_run(
+            input, additional_metadata, parent_outputs, retry_count, lifespan, dependencies
+        )
+
     def _value(self, outputs: Outputs) -> R:
         if len(outputs) > 1:  # a stub of a workflow that has more tasks after all
             everything = {task: msgspec.Raw(raw or b"null") for task, raw in outputs.items()}

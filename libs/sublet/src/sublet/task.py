@@ -9,12 +9,12 @@ import typing
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
-from sublet import conditions
+from sublet import conditions, mocks
 from sublet.conditions import Condition, OrGroup, ParentCondition
 from sublet.config import ClientConfig
 from sublet.durations import Duration, positive_seconds_of
 from sublet.serialization import Codec, check_name, encode_output
-from sublet.types import EmptyModel, EvictionPolicy, In, R, TaskType
+from sublet.types import JSON, EmptyModel, EvictionPolicy, In, R, TaskType
 from sublet_engine import workflows
 
 if TYPE_CHECKING:
@@ -139,6 +139,49 @@ class Task(Generic[In, R]):
         moved.workflow_name = workflow_name
         moved._input_codec = input_codec
         return moved
+
+    # --- unit tests -----------------------------------------------------------------------------------------------
+
+    def mock_run(
+        self,
+        input: In | None = None,
+        additional_metadata: JSON | None = None,
+        parent_outputs: dict[str, JSON] | None = None,
+        retry_count: int = 0,
+        lifespan: Any = None,
+        dependencies: dict[str, Any] | None = None,
+    ) -> R:
+        """Call the function, for a unit test, with a context that needs no Sublet: its ids begin with ``mock-``. That of
+        a durable task cannot wait (ValueError); test those with ``sublet.testing``.
+
+        Args:
+            input: none given: an empty one.
+            additional_metadata, parent_outputs, retry_count, lifespan: what the context shows; outputs by task name.
+            dependencies: given to the function as arguments of these names.
+
+        Raises:
+            pydantic.ValidationError: the input does not fit the declared type.
+            TypeError: the function is async: await `aio_mock_run`.
+        """
+        result: R = mocks.mock_run(
+            self, input, additional_metadata, parent_outputs, retry_count, lifespan, dependencies
+        )
+        return result
+
+    async def aio_mock_run(
+        self,
+        input: In | None = None,
+        additional_metadata: JSON | None = None,
+        parent_outputs: dict[str, JSON] | None = None,
+        retry_count: int = 0,
+        lifespan: Any = None,
+        dependencies: dict[str, Any] | None = None,
+    ) -> R:
+        """As `mock_run`, for an async function."""
+        result: R = await mocks.aio_mock_run(
+            self, input, additional_metadata, parent_outputs, retry_count, lifespan, dependencies
+        )
+        return result
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r} of workflow {self.workflow_name!r}>"

@@ -7,7 +7,7 @@ run        ``run_id``                                                   `views.r
 runs       ``since until statuses workflows metadata                    ``{"rows": [run_details, …]}``, newest first
            parent_task_run_id event_id limit offset``
 why        ``run_id``                                                   ``{"text": …, "tasks": {name: text}}``
-log        ``task_run_id``                                              ``{"entries": […]}``: the durable log
+log        ``task_run_id``                                              `views.durable_log`
 workflows                                                               ``{"rows": [{name, version, …}]}``
 workers                                                                 ``{"rows": [{id, pool, slots, …}]}``
 ========== ============================================================ ===========================================
@@ -102,8 +102,8 @@ class Queries:
         if not runs:
             raise QueryError(f"there is no run {ids.run_of(task_run)}")
         records = await self._store.load_logs([task_run])
-        entries = durable.entries_of(durable.committed(runs[0].task(ids.task_of(task_run)), records))
-        return {"entries": msgspec.json.decode(msgspec.json.encode(entries))}
+        task = runs[0].task(ids.task_of(task_run))
+        return views.durable_log(runs[0], task, durable.entries_of(durable.committed(task, records)))
 
     async def _workflows(self, arguments: dict[str, Any]) -> Any:
         records = await self._store.load_workflows()

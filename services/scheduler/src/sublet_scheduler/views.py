@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from sublet_engine.messages import LogEntry
 from sublet_engine.runs import Run, TaskRun
 
 _SEEN_AS = {"PENDING": "QUEUED", "READY": "QUEUED", "BACKOFF": "QUEUED", "EVICTED": "RUNNING", "SKIPPED": "COMPLETED"}
@@ -61,4 +63,25 @@ def task_details(run: Run, task: TaskRun) -> dict[str, Any]:
         "queued_at": task.queued_at,
         "started_at": task.started_at,
         "finished_at": task.finished_at,
+    }
+
+
+def durable_log(run: Run, task: TaskRun, entries: Sequence[LogEntry]) -> dict[str, Any]:
+    """The log of a durable task, with all else that its code could see: enough to replay it elsewhere."""
+    others = [other for other in run.tasks if other.name != task.name]
+    return {
+        "task_run_id": run.task_run_id(task),
+        "workflow": run.workflow,
+        "version": run.version,
+        "status": task.status,
+        "input": msgspec.json.decode(run.input),
+        "metadata": run.metadata,
+        "priority": run.priority,
+        "parents": {
+            other.name: msgspec.json.decode(other.output) if other.output is not None else None
+            for other in others
+            if other.status == "COMPLETED"
+        },
+        "skipped": [other.name for other in others if other.status == "SKIPPED"],
+        "entries": msgspec.json.decode(msgspec.json.encode(entries)),
     }
