@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-from sublet_engine import durable
 from sublet_engine.runs import Run, TaskRun
 
 WAITING_REASONS = ["sleep", "event", "child", "several", "backoff", "conditions", "parents"]
@@ -13,7 +12,7 @@ WAITING_REASONS = ["sleep", "event", "child", "several", "backoff", "conditions"
 def waiting_reason(task: TaskRun) -> str | None:
     """Why a task waits without a slot: one of `WAITING_REASONS`, for a metric label. None: it does not wait."""
     if task.status == "EVICTED":
-        return durable.waiting_for(task)
+        return task.waits_for
     if task.status == "BACKOFF":
         return "backoff"
     if task.status == "PENDING":

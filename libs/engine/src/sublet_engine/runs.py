@@ -106,6 +106,8 @@ class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
     queued_at: float | None = None
     started_at: float | None = None
     evicted_at: float | None = None
+    waits_for: str = ""
+    """Why it is evicted, in one word (see `census.WAITING_REASONS`), as it was at the checkpoint."""
     finished_at: float | None = None
 
     @property
