@@ -195,10 +195,16 @@ class Bench:
         self._step(lambda turn: lifecycle.event_matched(self.run, message, self.workflow, turn))
 
     def child_ended(
-        self, node: str, child_run_id: str, *, output: object = None, failed: TaskError | None = None
+        self,
+        node: str,
+        child_run_id: str,
+        *,
+        output: object = None,
+        failed: TaskError | None = None,
+        at: float | None = None,
     ) -> None:
         status: RunStatus = "COMPLETED" if failed is None else "FAILED"
-        message = ChildFinished(self.task_run("task"), node, child_run_id, status, raw(output), failed)
+        message = ChildFinished(self.task_run("task"), node, child_run_id, status, raw(output), failed, at)
         self._step(lambda turn: lifecycle.child_finished(self.run, message, self.workflow, turn))
 
     def cancel(self) -> None:

@@ -455,16 +455,21 @@ def test_after_several_events_the_next_wait_listens_from_the_last_of_them_in_wha
     assert ended_at(bench, "0") == 200
 
 
-@pytest.mark.parametrize("how", ["sleep", "child"])
-def test_after_a_sleep_or_a_child_the_next_wait_listens_from_now(how: str) -> None:
+def test_after_a_sleep_the_next_wait_listens_from_its_end_however_late_that_is_heard_of() -> None:
     bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", sleep(5)) if how == "sleep" else run_op("0"))
+    bench.suspend(bench.grant(), wait_op("0", sleep(5)))
     bench.pass_time(7)
-    if how == "sleep":
-        bench.fire("0")
-    else:
-        bench.child_ended("0", bench.open_wait("0").child_run_id or "")
-    assert ended_at(bench, "0") == position_at(NOW + 7)
+    bench.fire("0")
+    assert ended_at(bench, "0") == position_at(NOW + 5)
+
+
+@pytest.mark.parametrize(("told", "expected"), [(None, NOW + 7), (NOW + 6, NOW + 6), (NOW + 99, NOW + 7)])
+def test_after_a_child_the_next_wait_listens_from_its_end(told: float | None, expected: float) -> None:
+    bench = Bench(DURABLE)
+    bench.suspend(bench.grant(), run_op("0"))
+    bench.pass_time(7)
+    bench.child_ended("0", bench.open_wait("0").child_run_id or "", at=told)
+    assert ended_at(bench, "0") == position_at(expected)
 
 
 def test_an_event_on_its_way_while_a_sleep_ended_the_wait_for_it_is_not_lost_to_the_next_wait() -> None:

@@ -14,10 +14,11 @@ from sublet_engine.messages import (
     RunRequest,
     RunResult,
     SetTimer,
+    Subscribe,
     TaskNotice,
 )
 from sublet_engine.runs import Run
-from sublet_engine.turn import Turn
+from sublet_engine.turn import Turn, position_at
 from sublet_engine.workflows import TaskSpec
 from unit.engine_builders import INBOX, NOW, RUN_ID, Bench, both, event, parent, workflow
 
@@ -59,6 +60,15 @@ def test_a_run_takes_the_priority_of_its_request_before_that_of_its_workflow() -
     flow = workflow("task", default_priority=2)
     assert Bench(spec=flow).run.priority == 2
     assert Bench(spec=flow, priority=3).run.priority == 3
+
+
+@pytest.mark.parametrize(("asked", "begun"), [(0.0, NOW), (NOW - 60, NOW - 60), (NOW + 60, NOW)])
+def test_a_run_begins_when_it_was_asked_for_and_hears_events_from_then_on(asked: float, begun: float) -> None:
+    spec = workflow(TaskSpec("task", wait_for=both(event())))
+    bench = Bench(spec=spec, requested_at=asked)
+    assert bench.run.created_at == begun
+    (subscribe,) = bench.sent(Subscribe, "ingest")
+    assert subscribe.since == position_at(begun)
 
 
 # --- attempts ---------------------------------------------------------------------------------------------------

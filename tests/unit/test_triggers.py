@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sublet_engine.events import Sighting
 from sublet_engine.triggers import Triggers, covers
+from sublet_engine.turn import position_at
 from sublet_engine.workflows import EventFilter
 
 
@@ -72,6 +73,12 @@ def test_a_workflow_without_filters_gets_one_run_with_the_event_in_it() -> None:
     assert run.trigger is not None
     assert (run.trigger.event_id, run.trigger.event_key) == ("e1", "order.paid")
     assert run.requested_at == 5.0
+
+
+@pytest.mark.parametrize("seq", [4_999_999, 5_000_000, 5_000_001, 5_000_100])
+def test_a_run_that_an_event_starts_begins_after_it(seq: int) -> None:
+    [run] = Triggers([ATrigger("w")]).runs(Sighting(AnEvent(seq=seq)))
+    assert position_at(run.requested_at) >= seq
 
 
 def test_several_patterns_of_one_workflow_give_one_run() -> None:

@@ -21,7 +21,7 @@ from sublet_engine.messages import (
     raw_json,
 )
 from sublet_engine.runs import LogRecord, LogSegment, OpenWait, Run, TaskRun
-from sublet_engine.turn import Turn
+from sublet_engine.turn import Turn, position_at
 from sublet_engine.workflows import Condition, EventCondition, SleepCondition
 
 
@@ -186,17 +186,20 @@ def meet(
     if not complete(wait):
         return replace(task, open_waits=tuple(wait if w.node == node else w for w in task.open_waits))
     _withdraw_rest(run.task_run_id(task), wait, turn)
-    position = wait.position if seq else _position_after_sleep(wait, turn)
+    position = wait.position if isinstance(condition, EventCondition) else _position_after_sleep(wait, condition, turn)
     result = '{"CREATE":{' + ",".join(f"{_text(k)}:[{v}]" for k, v in wait.met) + "}}"
     return _close(run, task, node, turn, position=position, result=result)
 
 
-def _position_after_sleep(wait: OpenWait, turn: Turn) -> int:
-    """Where a following wait listens from: now. But if this one listened as well, then from where it did: an event
-    that came before the sleep was over may still be on its way here, and must not fall between the two."""
+def _position_after_sleep(wait: OpenWait, condition: Condition, turn: Turn) -> int:
+    """Where a following wait listens from: the moment when the sleep was over, however late we hear of it. But if this
+    one listened as well, then from where it did: an event that came before the sleep was over may still be on its way
+    here, and must not fall between the two."""
     met = {key for key, _ in wait.met}
-    listened = any(isinstance(c, EventCondition) and c.key not in met for c in conditions_of(wait))
-    return max(wait.position, wait.since if listened else turn.position)
+    if any(isinstance(c, EventCondition) and c.key not in met for c in conditions_of(wait)):
+        return max(wait.position, wait.since)
+    assert isinstance(condition, SleepCondition)
+    return max(wait.position, min(turn.position, position_at(wait.asked_at + condition.duration_s)))
 
 
 def child_ended(run: Run, task: TaskRun, message: ChildFinished, turn: Turn) -> TaskRun:
@@ -205,7 +208,8 @@ def child_ended(run: Run, task: TaskRun, message: ChildFinished, turn: Turn) -> 
     if wait is None or wait.child_run_id != message.child_run_id:
         return task
     result = json_text(message.output)
-    return _close(run, task, message.node, turn, position=turn.position, result=result, error=message.error)
+    position = turn.position if message.at is None else min(turn.position, position_at(message.at))
+    return _close(run, task, message.node, turn, position=position, result=result, error=message.error)
 
 
 def _close(

@@ -32,7 +32,7 @@ from sublet_engine.messages import (
     json_text,
 )
 from sublet_engine.runs import Run, TaskRun, TaskStatus
-from sublet_engine.turn import Turn
+from sublet_engine.turn import Turn, position_at
 from sublet_engine.workflows import EventCondition, SleepCondition, TaskSpec, WorkflowSpec
 
 DAG_NODE = "dag"
@@ -52,7 +52,7 @@ def create(request: RunRequest, workflow: WorkflowSpec | None, turn: Turn) -> Ru
         workflow=request.workflow,
         version=workflow.version if workflow is not None else "",
         input=str(request.input, "utf-8"),
-        created_at=turn.now,
+        created_at=_requested_at(request, turn),
         metadata=request.metadata,
         priority=request.priority or (workflow.default_priority if workflow is not None else 1),
         parents=links,
@@ -66,8 +66,14 @@ def create(request: RunRequest, workflow: WorkflowSpec | None, turn: Turn) -> Ru
         return _finish_unknown(run, turn)
     run = replace(run, tasks=tuple(TaskRun(name=spec.name) for spec in workflow.tasks))
     for spec in workflow.tasks:
-        _listen(run, spec, turn)
+        _listen(run, spec, turn, position_at(run.created_at))
     return _settle(run, workflow, turn)
+
+
+def _requested_at(request: RunRequest, turn: Turn) -> float:
+    """A run begins when it is asked for, however long the request was under way: whoever asks for a run and then
+    publishes the event that it waits for is understood."""
+    return min(request.requested_at or turn.now, turn.now)
 
 
 def _finish_unknown(run: Run, turn: Turn) -> Run:
@@ -81,11 +87,11 @@ def _finish_unknown(run: Run, turn: Turn) -> Run:
     return run
 
 
-def _listen(run: Run, spec: TaskSpec, turn: Turn) -> None:
+def _listen(run: Run, spec: TaskSpec, turn: Turn, since: int) -> None:
     """Event conditions of a DAG task count from the start of the run."""
     for condition in spec.conditions:
         if isinstance(condition, EventCondition):
-            turn.arm(ids.task_run_id(run.id, spec.name), DAG_NODE, condition, turn.position)
+            turn.arm(ids.task_run_id(run.id, spec.name), DAG_NODE, condition, since)
 
 
 def add_interest(run: Run, request: RunRequest, workflow: WorkflowSpec | None, turn: Turn) -> Run:
@@ -235,7 +241,7 @@ def suspend(run: Run, report: Suspended, workflow: WorkflowSpec, turn: Turn) -> 
         task = _record(run, task, report.operations, turn)
     except durable.LogFull as full:
         return _log_full(run, before, full, workflow, turn)
-    task = replace(task, status="EVICTED", evicted_at=turn.now)
+    task = replace(task, status="EVICTED", evicted_at=turn.now, waits_for=durable.waiting_for(task))
     results.notify(run, task, turn)
     return run.with_task(_wake_if_due(task, workflow, turn))
 
@@ -393,7 +399,7 @@ def replay(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
     run = replace(run, tasks=tasks, status="QUEUED", finished_at=None, cancelled_reason=None)
     for spec in workflow.tasks:
         if spec.name in again:
-            _listen(run, spec, turn)
+            _listen(run, spec, turn, turn.position)
             durable.rearm(run, run.task(spec.name), turn)
     return _settle(run, workflow, turn)
 

@@ -150,6 +150,8 @@ class ChildFinished(Record, frozen=True):
     status: RunStatus
     output: msgspec.Raw = NULL
     error: TaskError | None = None
+    at: float | None = None
+    """When it ended (epoch seconds)."""
 
 
 class Tick(Record, frozen=True):

@@ -51,9 +51,8 @@ def tell_parent(run: Run, link: ParentLink, workflow: WorkflowSpec | None, turn:
         output = _output_for_parent(result, workflow)
     else:
         error = _error_for_parent(run, result)
-    turn.to_run(
-        ids.run_of(link.task_run_id), ChildFinished(link.task_run_id, link.node, run.id, run.status, output, error)
-    )
+    ended = ChildFinished(link.task_run_id, link.node, run.id, run.status, output, error, run.finished_at)
+    turn.to_run(ids.run_of(link.task_run_id), ended)
 
 
 def _output_for_parent(result: RunResult, workflow: WorkflowSpec | None) -> msgspec.Raw:

@@ -12,6 +12,7 @@ from sublet_engine import ids
 from sublet_engine.events import Event, Sighting
 from sublet_engine.expressions import FILTER_VARIABLES, Expression, ExpressionError, compile_expression
 from sublet_engine.messages import RunRequest, Trigger
+from sublet_engine.turn import position_at
 from sublet_engine.workflows import EventFilter
 
 
@@ -122,5 +123,10 @@ def _run(event: Event, workflow: str, key: str = "", payload: Mapping[str, objec
         metadata=dict(event.metadata),
         priority=event.priority,
         trigger=Trigger(event.id, event.key, dict(payload or {})),
-        requested_at=event.seen_at,
+        requested_at=_after(event),
     )
+
+
+def _after(event: Event) -> float:
+    """When the event was seen; a moment later if that would let the run it starts see it once more."""
+    return event.seen_at if position_at(event.seen_at) >= event.seq else (event.seq + 1) / 1_000_000
