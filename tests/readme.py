@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,16 @@ def blocks(language: str) -> list[str]:
 
 def files() -> dict[str, str]:
     """The blocks that begin with a comment that names them, by that name."""
-    named = [(_NAME.match(code), code) for language in ("python", "js") for code in blocks(language)]
+    return _named(code for language in ("python", "js") for code in blocks(language))
+
+
+def files_in(text: str) -> dict[str, str]:
+    """The same of another document."""
+    return _named(code for _, code in _BLOCK.findall(text))
+
+
+def _named(codes: Iterable[str]) -> dict[str, str]:
+    named = [(_NAME.match(code), code) for code in codes]
     return {name[1]: code for name, code in named if name is not None}
 
 

@@ -151,8 +151,8 @@ class Task(Generic[In, R]):
         lifespan: Any = None,
         dependencies: dict[str, Any] | None = None,
     ) -> R:
-        """Call the function, for a unit test, with a context that needs no Sublet: its ids begin with ``mock-``. That of
-        a durable task cannot wait (ValueError); test those with ``sublet.testing``.
+        """Call the function, for a unit test, with a context that needs no Sublet; its ids begin with ``mock-``. That
+        of a durable task cannot wait (ValueError); test those with ``sublet.testing``.
 
         Args:
             input: none given: an empty one.
