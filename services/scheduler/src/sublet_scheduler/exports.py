@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from prometheus_client import Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from sublet_engine.census import WAITING_REASONS
 from sublet_engine.shard import Shard
 from sublet_platform.metrics import LATENCY_BUCKETS_S, WAIT_BUCKETS_S, ServiceMetrics
 
@@ -106,7 +107,7 @@ class Exports:
         return values
 
     def _waiting(self) -> dict[str, float]:
-        values: dict[str, float] = {}
+        values = dict.fromkeys(WAITING_REASONS, 0.0)
         for shard in self._shards.values():
             for reason, count in shard.census.waiting.items():
                 values[reason] = values.get(reason, 0) + count

@@ -1,0 +1,82 @@
+"""A Prometheus, and the expressions that the dashboard asks it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import urllib.error
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.localstack.places import ROOT
+from deploy.localstack.ports import choose_ports
+from deploy.localstack.process import ManagedProcess
+
+from acceptance.processes import DIRECT, READY_TIMEOUT_S
+
+DASHBOARD = Path(ROOT, "deploy/grafana/dashboards/sublet.json")
+QUERY_STEP_S = 1
+
+
+def expressions() -> list[str]:
+    """As they stand in the dashboard."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel.get("targets", ())]
+
+
+class Prometheus:
+    """One that runs somewhere."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @property
+    def ready(self) -> bool:
+        try:
+            with DIRECT.open(f"{self.url}/-/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def draws(self, expression: str, since: float, rate_interval: str) -> bool:
+        """Whether a panel with this expression shows anything at all for the time since then.
+
+        Raises:
+            AssertionError: Prometheus refuses the expression.
+        """
+        asked = expression.replace("$__rate_interval", rate_interval).replace("$pool", ".*")
+        parameters = {"query": asked, "start": since, "end": time.time(), "step": QUERY_STEP_S}
+        try:
+            with DIRECT.open(f"{self.url}/api/v1/query_range?{urllib.parse.urlencode(parameters)}") as answer:
+                series = json.load(answer)["data"]["result"]
+        except urllib.error.HTTPError as error:
+            with error:
+                raise AssertionError(f"{asked}: {error.read().decode()}") from None
+        return any(math.isfinite(float(value)) for each in series for _, value in each["values"])
+
+
+class OwnPrometheus(Prometheus):
+    """One of this test's, which scrapes these addresses (host:port) every second."""
+
+    def __init__(self, program: str, directory: Path, targets: Sequence[str]) -> None:
+        address = f"127.0.0.1:{choose_ports('http')['http']}"
+        super().__init__(f"http://{address}")
+        settings = directory / "prometheus.json"  # JSON is YAML
+        job = {"job_name": "sublet", "static_configs": [{"targets": list(targets)}]}
+        settings.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}))
+        self._process = ManagedProcess("prometheus", directory, directory / "prometheus.log")
+        self._arguments = [
+            program,
+            f"--config.file={settings}",
+            f"--storage.tsdb.path={directory / 'prometheus'}",
+            f"--web.listen-address={address}",
+        ]
+
+    def start(self) -> None:
+        self._process.start(self._arguments, {})
+        self._process.wait_until_ready(lambda: self.ready, READY_TIMEOUT_S)
+
+    def stop(self) -> None:
+        self._process.stop()
