@@ -49,9 +49,15 @@ def test_a_payment_published_from_the_shell_completes_the_order(shop: Path, stac
 
 
 def test_a_payment_published_from_node_completes_the_order(shop: Path, stack: Stack) -> None:
-    if subprocess.run(["node", "-e", "require('amqplib')"], capture_output=True, check=False).returncode != 0:
+    if not node_has_amqplib():
         pytest.skip("there is no Node with amqplib here")
     assert_paid_by(["node", "pay.js"], shop, stack)
+
+
+def node_has_amqplib() -> bool:
+    if shutil.which("node") is None:
+        return False
+    return subprocess.run(["node", "-e", "require('amqplib')"], capture_output=True, check=False).returncode == 0
 
 
 def assert_paid_by(pay: list[str], shop: Path, stack: Stack) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 
 import pytest
 
 from acceptance.lab import Lab
 from sublet import ClientConfig, FailedTaskRunExceptionGroup, Priority, RunNotFoundError, RunStatus, Sublet
+from sublet_engine import ids
 
 pytestmark = pytest.mark.real
+
+SHARDS = 4
+"""As many as services have that are told nothing else."""
 
 
 async def test_a_run_can_be_looked_at_while_it_waits_and_when_it_is_done(lab: Lab) -> None:
@@ -97,20 +102,26 @@ async def test_replaying_a_failed_dag_runs_what_failed_and_what_comes_after_it(l
     assert lab.ledger.values("step", "number") == [1, 2, 2, 3]
 
 
-async def test_of_the_tasks_that_are_ready_the_more_urgent_runs_first(lab: Lab) -> None:
+async def test_of_the_ready_tasks_of_a_shard_the_more_urgent_run_first_and_then_the_older(lab: Lab) -> None:
     await lab.worker("work", slots=1)
     work, named = lab.workflows.work, lab.workflows.Named
-    first = await work.aio_run(named(name="first"), wait_for_result=False)
+    await work.aio_run(named(name="first"), wait_for_result=False)
     await lab.until_written("work began", name="first")
-    runs = []
-    for name, priority in (("low", Priority.LOW), ("high", Priority.HIGH), ("medium", Priority.MEDIUM)):
+    runs = {}
+    for number, priority in enumerate([Priority.LOW, Priority.HIGH, Priority.MEDIUM] * 3):
+        name = f"{Priority.HIGH - priority} {number}"
         lab.ledger.open_gate(name)
-        runs.append(await work.aio_run(named(name=name), priority=priority, wait_for_result=False))
-        await lab.details(runs[-1].workflow_run_id)  # it has arrived
+        runs[name] = await work.aio_run(named(name=name), priority=priority, wait_for_result=False)
+        await lab.details(runs[name].workflow_run_id)  # it has arrived
     lab.ledger.open_gate("first")
-    for run in (first, *runs):
+    for run in runs.values():
         await run.aio_result()
-    assert lab.ledger.values("work began", "name") == ["first", "high", "medium", "low"]
+    began: defaultdict[str, list[str]] = defaultdict(list)
+    for name in lab.ledger.values("work began", "name")[1:]:
+        began[ids.slot_key(runs[name].workflow_run_id, SHARDS)].append(name)
+    assert sum(map(len, began.values())) == len(runs)
+    for names in began.values():
+        assert names == sorted(names)
 
 
 async def test_models_dataclasses_and_dictionaries_go_in_and_come_out_as_they_are(lab: Lab) -> None:

@@ -18,7 +18,7 @@ from sublet_engine.messages import Finished, Goodbye
 from sublet_worker.app import BadApp, load_worker
 from sublet_worker.main import WorkerService
 from sublet_worker.settings import WorkerSettings
-from waiting import until
+from waiting import PATIENCE_S, until
 from workerbench import Bench, client
 
 APP = """
@@ -101,6 +101,12 @@ async def get(port: int, path: str) -> tuple[int, str]:
     return await asyncio.to_thread(_get, port, path)
 
 
+async def until_it_listens(port: int) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while await get(port, "/health/live") == (0, ""):  # noqa: ASYNC110 - it has no other way to tell
+            await asyncio.sleep(0.01)
+
+
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -114,6 +120,7 @@ async def test_it_shows_its_health_and_what_it_holds_and_stops_in_good_order() -
     service = WorkerService(bench.worker, WorkerSettings(http_port=port))
     serving = asyncio.create_task(service.serve())
     await until(lambda: bench.transport._pools)
+    await until_it_listens(port)
     assert await get(port, "/health/live") == (200, '{"status":"alive"}')
     assert await get(port, "/health") == (200, '{"status":"ok"}')
     bench.run(patient)
