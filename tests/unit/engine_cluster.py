@@ -60,7 +60,8 @@ class Cluster:
         self.workers: dict[str, WorkerModel] = {}
         self.timers: dict[str, SetTimer] = {}
         self.waits: dict[str, Subscribe] = {}
-        self.results: dict[str, RunResult] = {}
+        self.results: dict[str, set[str | None]] = defaultdict(set)
+        """The ends that the client was told of, by run; a late one may be of an earlier life of the run."""
         self.requested: list[str] = []
         self._events: list[tuple[int, str]] = []
         self._handled: list[tuple[str, ToShard]] = []
@@ -179,7 +180,7 @@ class Cluster:
     def _to_inbox(self, inbox: str, message: object) -> None:
         if isinstance(message, RunResult):
             assert inbox == CLIENT
-            self.results[message.run_id] = message
+            self.results[message.run_id].add(message.status)
             return
         if isinstance(message, Grant):
             self._check_log(message)

@@ -103,6 +103,15 @@ def test_a_grant_that_was_never_committed_never_was() -> None:
     assert grant.lease == "a.task@1"
 
 
+def test_a_message_for_a_run_whose_definition_was_not_loaded_is_not_taken_as_handled() -> None:
+    there = world()
+    grant = there.granted("a")
+    there._workflows.clear()
+    there.take_over()
+    with pytest.raises(LookupError, match="workflow 'flow' is needed for run a"):
+        there.finish(grant)
+
+
 def test_deadlines_are_known_to_the_next_owner_and_struck_once_it_has_listened() -> None:
     there = world()
     grant = there.granted("a", workflow="retried")

@@ -199,7 +199,7 @@ class Shard:
     def _cancelled(self, message: CancelRun) -> None:
         run = self.runs.get(message.run_id)
         turn, error = self._turn(), None
-        spec = self.workflow_of(run)
+        spec = self._workflow_needed(run)
         if run is None:
             error = f"there is no run {message.run_id}"
         elif spec is not None and message.task_run_id is not None:
@@ -230,7 +230,7 @@ class Shard:
     def _ended(self, report: Finished | Failed | Suspended) -> None:
         """A report that ends a lease, and perhaps asks for the next task under the same ticket."""
         run = self.runs.get(ids.run_of(report.lease))
-        spec = self.workflow_of(run)
+        spec = self._workflow_needed(run)
         task = leases.holder(run, report.lease) if run is not None else None
         if run is None or spec is None or task is None or task.lease is None:
             self.census.stale_reports += 1
@@ -251,7 +251,7 @@ class Shard:
     def _happened(self, message: lifecycle.Report | lifecycle.Fact, run_id: str) -> None:
         """Something that changes a run, and answers nobody."""
         run = self.runs.get(run_id)
-        spec = self.workflow_of(run)
+        spec = self._workflow_needed(run)
         if run is None or spec is None:
             self.census.stale_reports += 1
             return
@@ -503,6 +503,17 @@ class Shard:
     def workflow_of(self, run: Run | None) -> WorkflowSpec | None:
         """The definition that a run began with; None if it was never known, or there is no run."""
         return self._workflows.get((run.workflow, run.version)) if run is not None else None
+
+    def _workflow_needed(self, run: Run | None) -> WorkflowSpec | None:
+        """As `workflow_of`, for a message that must not be lost.
+
+        Raises:
+            LookupError: the run goes on, but its definition is not here: it was saved after this shard was built.
+        """
+        spec = self.workflow_of(run)
+        if run is not None and spec is None and not run.terminal:
+            raise LookupError(f"version {run.version} of workflow {run.workflow!r} is needed for run {run.id}")
+        return spec
 
     def _put(self, before: Run | None, after: Run, turn: Turn) -> None:
         """Take over what a decision gave."""
