@@ -318,3 +318,20 @@ async def test_the_end_of_each_branch_is_told(grove: Grove) -> None:
     await asyncio.sleep(0)
     assert grove.ended == 3
     assert not grove.tree.live
+
+
+async def test_who_waits_for_the_first_of_several_goes_on_before_the_next_is_given_out(grove: Grove) -> None:
+    went_on: list[bool] = []
+
+    async def code() -> None:
+        both = [asyncio.create_task(grove.durably()) for _ in range(2)]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        went_on.append(True)
+        await grove.durably()
+
+    grove.grow(code)
+    assert await grove.standing() is Standing.BLOCKED
+    grove.waits[0].set_result(None)
+    while not went_on:
+        assert standing_of(grove.tree.live) is Standing.RUNNABLE
+        await asyncio.sleep(0)

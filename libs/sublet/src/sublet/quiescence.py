@@ -41,8 +41,8 @@ def standing_of(live: Collection[BranchTask]) -> Standing:
     """How the tree of these unfinished tasks stands."""
     worst = Standing.BLOCKED
     for task in live:
-        if not task.done():
-            worst = max(worst, _standing_of_task(task, live))
+        # One that is done is about to tell those that wait for it: the first of several may be enough for them.
+        worst = max(worst, Standing.RUNNABLE if task.done() else _standing_of_task(task, live))
     if worst < Standing.WORKING and _has_timer(live):
         return Standing.WORKING
     return worst
