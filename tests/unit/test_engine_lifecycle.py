@@ -20,7 +20,7 @@ from sublet_engine.messages import (
 from sublet_engine.runs import Run
 from sublet_engine.turn import Turn, position_at
 from sublet_engine.workflows import TaskSpec
-from unit.engine_builders import INBOX, NOW, RUN_ID, Bench, both, event, parent, workflow
+from unit.engine_builders import INBOX, NOW, RUN_ID, Bench, both, event, parent, sleep, wait_op, workflow
 
 PARENT = ParentLink("parent-run.task", "3")
 
@@ -188,6 +188,14 @@ def test_a_task_that_keeps_losing_its_workers_fails_in_the_end() -> None:
     bench.lose(bench.grant())
     (result,) = bench.sent(RunResult, "inbox:me")
     assert result.errors[0].type == "WorkerLost"
+
+
+def test_losses_are_counted_from_the_last_new_checkpoint_on() -> None:
+    bench = Bench(TaskSpec("task", durable=True))
+    for _ in range(limits.MAX_LOSSES):
+        bench.lose(bench.grant())
+    bench.suspend(bench.grant(), wait_op("0", sleep(5)))
+    assert bench.task().losses == 0
 
 
 def test_a_grant_that_was_handed_back_counts_for_nothing() -> None:

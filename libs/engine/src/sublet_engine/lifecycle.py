@@ -237,6 +237,8 @@ def suspend(run: Run, report: Suspended, workflow: WorkflowSpec, turn: Turn) -> 
         return run
     active_s = before.active_s + report.active_s
     task = replace(before, lease=None, blocked=report.blocked, delivered=report.delivered, active_s=active_s)
+    if report.operations:  # it got further: what is bounded is the losses at one place
+        task = replace(task, losses=0)
     try:
         task = _record(run, task, report.operations, turn)
     except durable.LogFull as full:

@@ -72,7 +72,7 @@ class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
     retries_used: int = 0
     """Retries that the user's ``retries`` pays for."""
     losses: int = 0
-    """Attempts lost with their worker; bounded by `limits.MAX_LOSSES`."""
+    """Attempts lost with their worker since the last new checkpoint; bounded by `limits.MAX_LOSSES`."""
     invocation: int = 0
     """Leases so far; the number of the current one."""
     reports: int = 0

@@ -141,7 +141,7 @@ class ShardService:
         needed = {run_id for message in messages if (run_id := Shard.run_needed(message)) is not None}
         missing = needed.difference(shard.runs)
         if missing:
-            shard.load(await self._store.load_runs(list(missing)))
+            shard.load(await self._store.load_runs(sorted(missing)))
 
     # --- effects ----------------------------------------------------------------------------------------------
 
