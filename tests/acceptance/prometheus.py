@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.localstack.places import ROOT
-from deploy.localstack.ports import choose_ports
+from deploy.localstack.ports import choose_ports, wait_until
 from deploy.localstack.process import ManagedProcess
 
 from acceptance.processes import DIRECT, READY_TIMEOUT_S
@@ -40,7 +40,7 @@ class Prometheus:
         except OSError:
             return False
 
-    def draws(self, expression: str, since: float, rate_interval: str) -> bool:
+    def draws(self, expression: str, since: float, rate_interval: str = "15s") -> bool:
         """Whether a panel with this expression shows anything at all for the time since then.
 
         Raises:
@@ -63,6 +63,7 @@ class OwnPrometheus(Prometheus):
     def __init__(self, program: str, directory: Path, targets: Sequence[str]) -> None:
         address = f"127.0.0.1:{choose_ports('http')['http']}"
         super().__init__(f"http://{address}")
+        self._targets = len(targets)
         settings = directory / "prometheus.json"  # JSON is YAML
         job = {"job_name": "sublet", "static_configs": [{"targets": list(targets)}]}
         settings.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}))
@@ -75,8 +76,12 @@ class OwnPrometheus(Prometheus):
         ]
 
     def start(self) -> None:
+        """Returns when every target has been scraped, so that whatever happens from now on is seen as a change."""
+        since = time.time()
         self._process.start(self._arguments, {})
         self._process.wait_until_ready(lambda: self.ready, READY_TIMEOUT_S)
+        scraped = f"count(up == 1) == {self._targets}"
+        wait_until(lambda: self.draws(scraped, since), READY_TIMEOUT_S, "Prometheus did not reach every target")
 
     def stop(self) -> None:
         self._process.stop()

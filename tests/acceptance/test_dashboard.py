@@ -71,7 +71,7 @@ async def test_prometheus_has_something_to_draw_in_every_panel(lab: Lab, prometh
     await lab.workflows.fail_until.aio_run(lab.workflows.Number(n=2))
     await lab.workflows.voyage.aio_run(lab.workflows.Number(n=1))
     for expression in expressions():
-        draws: Look = partial(asyncio.to_thread, prometheus.draws, expression, since, "15s")
+        draws: Look = partial(asyncio.to_thread, prometheus.draws, expression, since)
         if FOREIGN.search(expression) or ONLY_IN_TROUBLE & set(METRIC.findall(expression)):
             await draws()  # it is understood
         else:
