@@ -284,6 +284,27 @@ async def test_a_lost_connection_voids_deliveries_and_brings_them_again(world: W
     assert {delivery.channel for delivery in before}.isdisjoint({delivery.channel for delivery in inbox})
 
 
+@pytest.mark.parametrize("cancelled_first", [False, True])
+async def test_a_consumer_that_was_closed_without_a_connection_does_not_come_back_with_it(
+    world: World, cancelled_first: bool
+) -> None:
+    client, queue = await filled(world, 2, quorum=True, x_single_active_consumer=True)
+    gone, other = Inbox(), Inbox()
+    consumer = await client.consume(queue, gone, prefetch=2)
+    await until(lambda: len(gone) == 2, "deliveries")
+    world.cut(client)
+    await until(lambda: not client.connected, "the cut")
+    if cancelled_first:
+        await consumer.cancel()
+    await consumer.close()
+    world.mend(client)
+    await until(lambda: client.connected, "the reconnect")
+    await a_while()
+    await (await world.client()).consume(queue, other, prefetch=2)
+    await until(lambda: len(other) == 2, "the next consumer's deliveries")
+    assert len(gone) == 2
+
+
 async def test_acknowledging_a_void_delivery_does_nothing(world: World) -> None:
     client, queue = await filled(world, 1)
     inbox = Inbox()

@@ -143,6 +143,8 @@ class Rabbit:
         self._hints: AbstractRobustChannel | None = None
         self._waiting_hints: deque[Outgoing] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._opened: dict[Channel, AbstractRobustChannel] = {}
+        self._closing_later: set[asyncio.Task[None]] = set()
         self._hint_task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -159,6 +161,8 @@ class Rabbit:
         return connection is not None and not connection.is_closed and connection.connected.is_set()
 
     async def close(self) -> None:
+        for later in self._closing_later:
+            later.cancel()
         await self._drain_tasks()
         for channel in (self._confirmed, self._hints):
             if channel is not None and self.connected:
@@ -200,12 +204,16 @@ class Rabbit:
         # FastStream drops deliveries that arrive before its own start has returned, and some do.
         subscriber.running = True
         try:
+            await self._request(self._open_channel(channel))
             await self._request(subscriber.start())
         except BrokerUnavailable:
             await self.stop_subscriber(subscriber)
             await self.close_channel(channel)
             raise
         return RabbitConsumer(self, subscriber, channel)
+
+    async def _open_channel(self, channel: Channel) -> None:
+        self._opened[channel] = await self.faststream.config.channel_manager.get_channel(channel)
 
     async def _request(self, call: Coroutine[Any, Any, None]) -> None:
         if not self.connected:
@@ -217,10 +225,7 @@ class Rabbit:
         except (AMQPError, OSError, RuntimeError) as error:
             raise BrokerUnavailable(str(error) or type(error).__name__) from error
         except asyncio.CancelledError as error:
-            # A channel that dies cancels what waits for it; that is no cancellation of ours.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
+            _raise_if_cancelled()
             raise BrokerUnavailable("the channel was lost") from error
 
     async def stop_subscriber(self, subscriber: RabbitSubscriber) -> None:
@@ -232,14 +237,33 @@ class Rabbit:
 
     async def close_channel(self, channel: Channel) -> None:
         """What is unacknowledged on it goes back to its queue."""
-        if not self.connected:
+        opened = self._opened.pop(channel, None)
+        if opened is None:
             return
-        await self._drain_tasks()
-        opened = await self.faststream.config.channel_manager.get_channel(channel)
+        if self.connected:
+            await self._drain_tasks()
+        if not await self._closed(opened):
+            later = asyncio.get_running_loop().create_task(self._close_later(opened))
+            self._closing_later.add(later)
+            later.add_done_callback(self._closing_later.discard)
+
+    async def _closed(self, opened: AbstractRobustChannel) -> bool:
+        """Also while there is no connection: it tells the channel not to come back with the next one."""
+        connected = self.connected
         try:
-            await self._request(opened.close())
-        except BrokerUnavailable as error:
-            log.debug("channel not closed: %s", error)
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await opened.close()
+        except _UNREACHABLE as error:
+            _raise_if_cancelled()
+            log.debug("channel not closed: %r", error)
+            return False
+        return connected
+
+    async def _close_later(self, opened: AbstractRobustChannel) -> None:
+        """It may have been about to come back already. Nobody serves its consumer any more: on a queue with a single
+        active consumer everybody would wait behind it."""
+        while not await self._closed(opened):  # noqa: ASYNC110  # it has to be asked
+            await asyncio.sleep(RECONNECT_INTERVAL_S)
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         for ledger, tags in _by_channel(deliveries).items():
@@ -314,6 +338,13 @@ class Rabbit:
         except (BrokerUnavailable, *_UNREACHABLE) as error:
             log.info("hints lost: %s", error or type(error).__name__, extra={"count": len(self._waiting_hints)})
             self._waiting_hints.clear()
+
+
+def _raise_if_cancelled() -> None:
+    """A channel that dies cancels what waits for it; that is no cancellation of ours."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _as_it_is(message: Any) -> Any:

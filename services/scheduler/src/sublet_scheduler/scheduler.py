@@ -44,11 +44,12 @@ class Holding:
     async def start(self) -> None:
         self._loop.start()
         await self._broker.open_inbox(self._inbox, self._claimed, key=self.service.claim_key)
-        await self._line_up()
+        await self.line_up()
 
-    async def _line_up(self) -> None:
-        queue = shard_queue(self.service.index)
-        self._consumer = await self._broker.consume(queue, self._loop.handle, prefetch=limits.RUN_PREFETCH)
+    async def line_up(self) -> None:
+        if self._consumer is None:
+            queue = shard_queue(self.service.index)
+            self._consumer = await self._broker.consume(queue, self._loop.handle, prefetch=limits.RUN_PREFETCH)
 
     def _claimed(self, delivery: Delivery) -> None:
         """A claim from the inbox, where nothing is acknowledged: tag 0 says so."""
@@ -57,7 +58,7 @@ class Holding:
     async def step_back(self) -> None:
         """Give what is not handled back, and join the end of the line."""
         await self._leave()
-        await self._line_up()
+        await self.line_up()
 
     async def _leave(self) -> None:
         if self._consumer is not None:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from sublet_platform.ports import Clock, RunStore, StoreUnavailable
+from sublet_platform.ports import BrokerUnavailable, Clock, RunStore, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,11 @@ class Holding(Protocol):
 
     def active(self) -> bool: ...
 
+    async def line_up(self) -> None:
+        """Join the line, if it is not there. Raises BrokerUnavailable."""
+
     async def step_back(self) -> None:
-        """Let the next consumer in line have it."""
+        """Let the next consumer in line have it. Raises BrokerUnavailable: then it has left the line."""
 
 
 class Sharing:
@@ -43,9 +46,13 @@ class Sharing:
                 await self._look()
             except StoreUnavailable:
                 logger.warning("cannot see the other schedulers: the database does not answer")
+            except BrokerUnavailable as error:
+                logger.warning("cannot join the line for a shard, will try again: %s", error)
             await asyncio.sleep(BEAT_INTERVAL_S)
 
     async def _look(self) -> None:
+        for holding in self._holdings:
+            await holding.line_up()
         heard = await self._store.beat(self._scheduler, self._clock.now())
         live = [name for name, at in heard.items() if self._clock.now() - at <= SILENT_S]
         mine = [holding for holding in self._holdings if holding.active()]
