@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ManualClock
+from clocks import ManualClock
 from sublet_platform.ports import BrokerUnavailable
 from sublet_scheduler import sharing
 from sublet_scheduler.sharing import Sharing
