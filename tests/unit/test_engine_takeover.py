@@ -22,8 +22,8 @@ from sublet_engine.messages import (
     ToShard,
 )
 from sublet_engine.workflows import TaskSpec
-from unit.engine_builders import event, raw, run_op, sleep, wait_op, workflow
-from unit.engine_world import Sent, World, claim, failed, finished, heartbeat, suspended
+from unit.engine_builders import NOW, POOL, event, raw, run_op, sleep, wait_op, workflow
+from unit.engine_world import Sent, World, claim, failed, finished, heartbeat, inbox_of, suspended
 
 FLOW = workflow("task")
 DURABLE = workflow(TaskSpec("task", durable=True), name="durable")
@@ -79,6 +79,16 @@ def test_a_worker_that_does_not_speak_to_the_next_owner_loses_its_leases() -> No
     there.take_over()
     there.tick(limits.WORKER_LOST_S + 1)
     assert there.task("a").status == "READY"
+
+
+def test_a_worker_keeps_its_name_and_age_under_the_next_owner() -> None:
+    there = world()
+    there.take_over()
+    there.shard.load_worker("w1", POOL, inbox_of("w1"), {"task": 1}, name="printer", started_at=NOW - 60)
+    there.now += limits.WORKER_SAVE_INTERVAL_S + 1
+    there.decide(heartbeat())
+    (saved,) = there.commit().workers
+    assert (saved.worker.name, saved.worker.started_at) == ("printer", NOW - 60)
 
 
 def test_a_grant_that_was_committed_but_never_sent_is_sent_when_the_claim_comes_again() -> None:

@@ -126,10 +126,20 @@ class Shard:
         """What a pool can run, from an earlier owner's time."""
         self.workers.offer(pool, actions, at)
 
-    def load_worker(self, worker_id: str, pool: str, inbox: str, slots: dict[SlotKind, int]) -> None:
+    def load_worker(
+        self,
+        worker_id: str,
+        pool: str,
+        inbox: str,
+        slots: dict[SlotKind, int],
+        *,
+        name: str = "",
+        started_at: float = 0.0,
+    ) -> None:
         """A worker that an earlier owner knew: taken to live until it has been silent for long enough from now on."""
         worker = self.workers.presume(worker_id, pool, inbox, self._now)
         worker.slots = slots
+        worker.name, worker.started_at = name, started_at
         self.dispatch.pool_changed(pool)
 
     @staticmethod

@@ -128,7 +128,9 @@ class ShardService:
             shard.load_pool(worker.pool, worker.actions, worker.started_at)
             if not worker.gone and now - worker.last_seen_at <= _RECENTLY_S:
                 slots: dict[SlotKind, int] = {"task": worker.slots, "durable": worker.durable_slots}
-                shard.load_worker(worker.id, worker.pool, worker.inbox, slots)
+                shard.load_worker(
+                    worker.id, worker.pool, worker.inbox, slots, name=worker.name, started_at=worker.started_at
+                )
         shard.census.waiting.update(await self._store.count_waiting(self._slots))
         runs = 0
         async for chunk in self._store.load_live(self._slots):
