@@ -75,7 +75,7 @@ def lookup_keys(sighting: Sighting[Event], shapes: Iterable[Shape]) -> list[str]
     event = sighting.event
     scopes = (None,) if event.scope is None else (None, event.scope)
     keys = []
-    for shape in {_NO_FIELDS, *shapes}:
+    for shape in sorted({_NO_FIELDS, *shapes}):
         terms = _terms_held(sighting, shape)
         if terms is not None:
             keys += [match_key(event.key, scope, terms) for scope in scopes]

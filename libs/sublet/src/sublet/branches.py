@@ -102,7 +102,8 @@ class Tree:
     def __init__(self, position: int, on_end: Callable[[], None]) -> None:
         self._root = Branch("", self, position)
         self._on_end = on_end
-        self.live: set[BranchTask] = set()
+        self.live: dict[BranchTask, None] = {}
+        """Those that have not ended, in the order in which they began."""
         self.abandoned = False
         """Nobody will ask how its tasks ended."""
 
@@ -127,13 +128,13 @@ class Tree:
     ) -> BranchTask:
         context.run(_branch.set, branch)
         task = BranchTask(coro, branch, loop=loop, context=context, **options)
-        self.live.add(task)
+        self.live[task] = None
         task.add_done_callback(self._ended, context=Context())
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         assert isinstance(task, BranchTask)
-        self.live.discard(task)
+        self.live.pop(task, None)
         branch = task.branch
         if task.group is not None and branch.parent is not None:
             branch.parent.ended_in(task.group, branch.position)
