@@ -143,6 +143,16 @@ async def test_sync_tasks_run_in_threads_and_time_waits_for_them() -> None:
         assert env.now == datetime(2030, 1, 1, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_threads_that_end_at_once_are_noticed(blocking: bool) -> None:
+    @sublet.task(input_validator=dict)
+    async def threads(input: dict[str, Any], ctx: Context) -> dict[str, int]:
+        return {"n": len([await asyncio.to_thread(int) for _ in range(300)])}
+
+    async with SubletTestEnvironment(sublet, [threads]):
+        assert (threads.run({}) if blocking else await threads.aio_run({})) == {"n": 300}
+
+
 async def test_the_sync_methods_of_the_client_work_in_the_test_too() -> None:
     async with SubletTestEnvironment(sublet, [rest]) as env:
         ref = rest.run({"days": 2}, wait_for_result=False)

@@ -54,8 +54,9 @@ class _TimedStep(asyncio.TimerHandle):
 def _take(step: Any, run: Callable[[], None]) -> None:
     loop: WorldLoop = step._loop
     if step.process is None or not step.process.gone:
-        with loop.acting_as(step.process):
-            run()
+        before, loop.process = loop.process, step.process
+        run()  # does not raise: asyncio hands errors to the loop's exception handler
+        loop.process = before
 
 
 class _RestingSelector(selectors.DefaultSelector):
@@ -101,6 +102,8 @@ class WorldLoop(asyncio.SelectorEventLoop):
         try:
             with _outer_loop_aside():
                 self.run_forever()
+                while self._ready and self._resting_selector.spins <= SPINS_MAX:  # type: ignore[attr-defined]
+                    self.run_forever()  # a thread had something to say just as there was nothing else
         finally:
             self.turning = False
 

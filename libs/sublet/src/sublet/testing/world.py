@@ -42,8 +42,11 @@ SHARDS = 1
 CALM_S = 5.0
 """Nothing has been written for this long: whatever would be asked again, or ends after a moment of grace, has been."""
 
-LEAD_S = limits.WORKER_SILENT_S + 2.0
-"""A leap ends this long before what is due: a scheduler that heard no tick for a while strikes no deadline at first."""
+TIMER_LEAD_S = 2 * limits.TICK_INTERVAL_S
+"""A leap ends this long before a timer is due: the timer service finds out again that it is the active one."""
+
+DEADLINE_LEAD_S = limits.WORKER_SILENT_S + 2.0
+"""And this long before a deadline: a scheduler that heard no tick for a while strikes none at first."""
 
 FOR_LONG_S = 1.0
 """A stay that looks again sooner is polling."""
@@ -170,26 +173,22 @@ class World:
         if now - self._changed_at < CALM_S or now - self._looked_at < 1.0 or self._someone_is_missed():
             return step
         self._looked_at = now
-        due = min(self._due(), default=None)
-        skip = min(self.skips, default=None)
-        if due is None:
-            return max(step, skip) if skip is not None else None
-        leap = due - LEAD_S if skip is None else min(due - LEAD_S, skip)
-        return max(step, leap)
+        leap = min((*self._leaps(), *self.skips), default=None)
+        return None if leap is None else max(step, leap)
 
     def _someone_is_missed(self) -> bool:
         """A worker died with a task in its hands: its silence is being counted."""
         leases = (task.lease for run in self._unfinished() for task in run.tasks)
         return any(lease is not None and lease.worker not in self.live_workers for lease in leases)
 
-    def _due(self) -> Iterator[float]:
-        """When what will happen by itself will happen, in the loop's time."""
+    def _leaps(self) -> Iterator[float]:
+        """Up to where a leap misses nothing of what will happen by itself, in the loop's time."""
         for timer in self.database.timers.values():
-            yield self.clock.in_loop_time(timer.due)
+            yield self.clock.in_loop_time(timer.due) - TIMER_LEAD_S
         for run in self._unfinished():
             for task in run.tasks:
                 if (deadline := deadline_of(task)) is not None:
-                    yield self.clock.in_loop_time(deadline)
+                    yield self.clock.in_loop_time(deadline) - DEADLINE_LEAD_S
         for handle in self.loop.timers:
             owner = self.loop.owner_of(handle)
             if not handle.cancelled() and (owner is None or not owner.gone) and self._is_of_a_task(handle):
