@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import re
 import time
 import urllib.error
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from deploy.localstack.places import ROOT
 from deploy.localstack.ports import choose_ports, wait_until
 from deploy.localstack.process import ManagedProcess
 
+from acceptance.lab import eventually
 from acceptance.processes import DIRECT, READY_TIMEOUT_S
 
 DASHBOARD = Path(ROOT, "deploy/grafana/dashboards/sublet.json")
 QUERY_STEP_S = 1
+METRIC = re.compile(r"\b(?:sublet|rabbitmq)_[a-z_]+")
+
+OF_THE_BROKER = {"rabbitmq_detailed_queue_messages_ready", "rabbitmq_detailed_queue_messages_unacked"}
+"""Its own plugin counts these."""
+ONLY_IN_TROUBLE = {
+    "sublet_messages_dead_lettered_total",
+    "sublet_sweeper_findings_total",
+    "sublet_task_failures_total",
+}
+"""Counters with labels, which do not show before the first time."""
 
 
 def expressions() -> list[str]:
     """As they stand in the dashboard."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
     return [target["expr"] for panel in panels for target in panel.get("targets", ())]
+
+
+def metrics_of(expression: str) -> set[str]:
+    return set(METRIC.findall(expression))
 
 
 class Prometheus:
@@ -40,7 +58,7 @@ class Prometheus:
         except OSError:
             return False
 
-    def draws(self, expression: str, since: float, rate_interval: str = "15s") -> bool:
+    def draws(self, expression: str, since: float, rate_interval: str) -> bool:
         """Whether a panel with this expression shows anything at all for the time since then.
 
         Raises:
@@ -81,7 +99,19 @@ class OwnPrometheus(Prometheus):
         self._process.start(self._arguments, {})
         self._process.wait_until_ready(lambda: self.ready, READY_TIMEOUT_S)
         scraped = f"count(up == 1) == {self._targets}"
-        wait_until(lambda: self.draws(scraped, since), READY_TIMEOUT_S, "Prometheus did not reach every target")
+        wait_until(lambda: self.draws(scraped, since, "15s"), READY_TIMEOUT_S, "Prometheus did not reach every target")
 
     def stop(self) -> None:
         self._process.stop()
+
+
+async def every_panel_draws(prometheus: Prometheus, since: float, rate_interval: str, without: set[str]) -> None:
+    """Fails if one stays empty, but for those about these metrics: they need only be understood."""
+    for expression in expressions():
+        draws: Callable[[], Awaitable[bool]] = partial(
+            asyncio.to_thread, prometheus.draws, expression, since, rate_interval
+        )
+        if metrics_of(expression) & without:
+            await draws()
+        else:
+            await eventually(draws, f"{expression} draws something")

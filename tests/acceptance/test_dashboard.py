@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from acceptance.lab import Lab, eventually
-from acceptance.prometheus import OwnPrometheus, expressions
+from acceptance.lab import Lab
+from acceptance.prometheus import (
+    OF_THE_BROKER,
+    ONLY_IN_TROUBLE,
+    OwnPrometheus,
+    every_panel_draws,
+    expressions,
+    metrics_of,
+)
 from acceptance.stack import SERVICES, Stack
 
 pytestmark = pytest.mark.real
 
-METRIC = re.compile(r"\bsublet_[a-z_]+")
-FOREIGN = re.compile(r"\brabbitmq_[a-z_]+")
 GROUPED = re.compile(r"by \(([^)]+)\) \((?:rate|increase)?\(?(sublet_[a-z_]+)")
-
-Look = Callable[[], Awaitable[bool]]
-
-ONLY_IN_TROUBLE = {
-    "sublet_messages_dead_lettered_total",
-    "sublet_sweeper_findings_total",
-    "sublet_task_failures_total",
-}
-"""Counters with labels, which do not show before the first time."""
 
 
 async def test_the_services_show_what_the_dashboard_asks_for(lab: Lab, stack: Stack) -> None:
@@ -39,7 +33,7 @@ async def test_the_services_show_what_the_dashboard_asks_for(lab: Lab, stack: St
     await lab.publish_event("seen.by.nobody", b"{}")
     shown = labels_by_name(stack)
     for expression in expressions():
-        for name in set(METRIC.findall(expression)) - ONLY_IN_TROUBLE:
+        for name in metrics_of(expression) - ONLY_IN_TROUBLE - OF_THE_BROKER:
             assert name in shown, expression
         for labels, name in GROUPED.findall(expression):
             if name not in ONLY_IN_TROUBLE:
@@ -61,21 +55,14 @@ def prometheus(stack: Stack, tmp_path: Path) -> Iterator[OwnPrometheus]:
 
 
 async def test_prometheus_has_something_to_draw_in_every_panel(lab: Lab, prometheus: OwnPrometheus) -> None:
-    """But in those about trouble, of which there is none, and about queues, which the broker's own plugin counts."""
     since = time.time()
-    await lab.worker("voyage", "await_payment", "fail_until", "double", slots=1, durable_slots=1)
+    await lab.worker("voyage", "await_payment", "double", slots=1, durable_slots=1)
     payment = await lab.workflows.await_payment.aio_run(lab.workflows.Number(n=1), wait_for_result=False)
     await lab.until_evicted(payment.workflow_run_id)
     await lab.publish_event("paid", b'{"order": 1, "amount": 2}')
     await payment.aio_result()
-    await lab.workflows.fail_until.aio_run(lab.workflows.Number(n=2))
     await lab.workflows.voyage.aio_run(lab.workflows.Number(n=1))
-    for expression in expressions():
-        draws: Look = partial(asyncio.to_thread, prometheus.draws, expression, since)
-        if FOREIGN.search(expression) or ONLY_IN_TROUBLE & set(METRIC.findall(expression)):
-            await draws()  # it is understood
-        else:
-            await eventually(draws, f"{expression} draws something")
+    await every_panel_draws(prometheus, since, "15s", without=ONLY_IN_TROUBLE | OF_THE_BROKER)
 
 
 def labels_by_name(stack: Stack) -> dict[str, set[str]]:

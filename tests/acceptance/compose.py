@@ -1,0 +1,73 @@
+"""`docker-compose.yml`, with passwords, ports and volumes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from deploy.localstack.places import ROOT
+from deploy.localstack.ports import choose_ports
+
+PROJECT = "sublet-test"
+PORTS = ("AMQP_PORT", "RABBITMQ_UI_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
+
+
+class Compose:
+    """``services``: all of them, or all but Grafana where there is no image of it and none can be had."""
+
+    def __init__(self) -> None:
+        self._ports = choose_ports(*PORTS)
+        passwords = set(re.findall(r"\w+_PASSWORD(?=:)", Path(ROOT, "docker-compose.yml").read_text()))
+        self._passwords = {name: secrets.token_hex() for name in passwords}
+        self.services = self.do("config", "--services").split()
+        if self._run("pull", "--quiet", "--policy", "missing", "grafana").returncode != 0:
+            self.services.remove("grafana")
+
+    def up(self, *options: str) -> None:
+        self.do("up", "--wait", *options, *self.services)
+
+    def do(self, *arguments: str) -> str:
+        """What ``docker compose`` prints.
+
+        Raises:
+            AssertionError: it failed.
+        """
+        done = self._run(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def states(self, service: str) -> list[str]:
+        """One word for each of its containers, ``running`` for example."""
+        lines = self.do("ps", "--all", "--format", "json", service).splitlines()
+        containers: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        return [container["State"] for container in containers]
+
+    def amqp_url(self, user: str) -> str:
+        password = self._passwords[f"RABBITMQ_{user.removeprefix('sublet-').upper()}_PASSWORD"]
+        return f"amqp://{user}:{password}@127.0.0.1:{self._ports['AMQP_PORT']}/"
+
+    @property
+    def prometheus_url(self) -> str:
+        return f"http://127.0.0.1:{self._ports['PROMETHEUS_PORT']}"
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        settings = self._passwords | {name: str(port) for name, port in self._ports.items()}
+        return subprocess.run(
+            ["docker", "compose", "--project-name", PROJECT, *arguments],
+            cwd=ROOT,
+            env=os.environ | settings,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+def kill(*containers: str) -> None:
+    """kill -9. The engine takes it for a stop by hand, and leaves them down until the next ``up``."""
+    subprocess.run(["docker", "kill", *(f"{PROJECT}-{name}" for name in containers)], check=True, capture_output=True)
