@@ -1,0 +1,146 @@
+"""Checks that look on while the system runs: at what passes the broker, at what is committed, at who works."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from simulation.plan import WorkerPlan
+from simulation.processes import Process
+from sublet_engine import ids, invariants
+from sublet_engine.messages import (
+    Failed,
+    Finished,
+    Grant,
+    HandedBack,
+    Recorded,
+    Released,
+    ReplayRun,
+    Revoked,
+    SetTimer,
+    Suspended,
+    TimerFired,
+    decode_for_shard,
+    decode_for_timer,
+    decode_for_worker,
+    decode_ticket,
+)
+from sublet_engine.runs import OpenWait, Run
+from sublet_platform.memory.cluster import Message, Subscription
+from sublet_platform.topology import INBOXES, REQUESTS, TIMERS
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+WORKER_INBOX = "sublet.inbox.worker."
+POOL_QUEUE = "sublet.pool."
+Delivery = tuple[int, int]
+"""A ticket as it was delivered: the identity of its channel, and its tag."""
+
+
+class Observers:
+    """``waits``: every wait that was ever stored open, by task run and node. ``replayed``: runs whose replay somebody
+    asked for."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.waits: dict[tuple[str, str], OpenWait] = {}
+        self.replayed: set[str] = set()
+        self._due: dict[str, float] = {}
+        self._slots: dict[Process, WorkerPlan] = {}
+        self._granted_to: dict[str, str] = {}
+        self._told: set[str] = set()
+        """Leases whose end, or release, has been reported to the broker, or that were revoked."""
+        self._holding: dict[tuple[Process, str], tuple[Subscription, int]] = {}
+        self._leases_under: dict[tuple[Subscription, int], list[str]] = {}
+
+    # --- messages -----------------------------------------------------------------------------------------------
+
+    def sent(self, sender: Process, message: Message) -> None:
+        if message.exchange == REQUESTS:
+            self._sent_to_shard(sender, message)
+        elif message.exchange == INBOXES and message.routing_key.startswith(WORKER_INBOX):
+            self._sent_to_worker(message)
+        elif message.routing_key == TIMERS and message.body.startswith(b'[{"t"'):
+            for record in decode_for_timer(message.body):
+                if isinstance(record, SetTimer):
+                    self._due[record.id] = min(record.due, self._due.get(record.id, record.due))
+
+    def _sent_to_shard(self, sender: Process, message: Message) -> None:
+        if not message.body.startswith(b'[{"t"') or message.routing_key == "query":
+            return
+        for record in decode_for_shard(message.body):
+            if isinstance(record, Recorded | Suspended):
+                memos = (bytes(each.result) for each in record.operations if each.kind == "memo")
+                self._world.ledger.memos_sent.update(int(value) for value in memos if value.isdigit())
+            match record:
+                case Finished() | Failed() | Suspended() | Released() | HandedBack():
+                    self._told.add(record.lease)
+                case TimerFired():
+                    due = self._due.get(ids.wait_id(record.task_run_id, record.node, record.key))
+                    if due is None or sender.clock.now() < due:
+                        self._world.complain(f"{sender.name} fired {record} although it is due at {due}")
+                case ReplayRun():
+                    self.replayed.add(record.run_id)
+                case _:
+                    pass
+
+    def _sent_to_worker(self, message: Message) -> None:
+        for record in decode_for_worker(message.body):
+            if isinstance(record, Grant):
+                first = self._granted_to.setdefault(record.lease, message.routing_key)
+                if first != message.routing_key:
+                    self._world.complain(f"{record.lease} was granted to {first} and to {message.routing_key}")
+            elif isinstance(record, Revoked):
+                self._told.add(record.lease)
+
+    def received(self, receiver: Process, subscription: Subscription, tag: int, message: Message) -> None:
+        if message.routing_key.startswith(POOL_QUEUE):
+            self._holding[receiver, decode_ticket(message.body).id] = (subscription, tag)
+        elif message.routing_key.startswith(WORKER_INBOX) and b'"Grant"' in message.body:
+            for record in decode_for_worker(message.body):
+                if isinstance(record, Grant):
+                    self._grant_arrived(receiver, record)
+
+    def _grant_arrived(self, receiver: Process, grant: Grant) -> None:
+        held = self._holding.get((receiver, grant.ticket))
+        if held is None or not held[0].open:
+            return
+        leases = self._leases_under.setdefault(held, [])
+        if all(lease in self._told for lease in leases):
+            leases.append(grant.lease)
+
+    def acked(self, sender: Process, ticket: Any) -> None:
+        for lease in self._leases_under.get((ticket.channel, ticket.tag), ()):
+            if lease not in self._told:
+                self._world.complain(f"{sender.name} acknowledged its ticket before the broker knew the end of {lease}")
+
+    # --- commits ------------------------------------------------------------------------------------------------
+
+    def committed(self, before: Run | None, after: Run) -> None:
+        record = self._world.database.workflows.get((after.workflow, after.version))
+        try:
+            invariants.check_commit(before, after, record.spec if record is not None else None)
+        except AssertionError as error:
+            self._world.complain(f"commit: {error}")
+        if before is not None and before.terminal and after.id not in self.replayed:
+            self._check_the_end_stays(before, after)
+        for task in after.tasks:
+            for wait in task.open_waits:
+                self.waits.setdefault((after.task_run_id(task), wait.node), wait)
+
+    def _check_the_end_stays(self, before: Run, after: Run) -> None:
+        if (before.status, before.tasks, before.finished_at) != (after.status, after.tasks, after.finished_at):
+            self._world.complain(f"run {before.id} had ended as {before.status}, and changed to {after.status}")
+
+    # --- who works ----------------------------------------------------------------------------------------------
+
+    def joined(self, process: Process, plan: WorkerPlan) -> None:
+        self._slots[process] = plan
+
+    def began(self, process: Process, durable: bool) -> None:
+        plan = self._slots[process]
+        slots = plan.durable_slots if durable else plan.slots
+        busy = self._world.ledger.busy(process, durable)
+        if busy > slots:
+            kind = "durable" if durable else "ordinary"
+            self._world.complain(f"{process.name} runs {busy} {kind} tasks in {slots} slots")

@@ -1,0 +1,116 @@
+"""What a simulation is to do: everything that the seed decides, as data that can be printed, cut down and run again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from simulation.programs import Program
+
+Role = Literal["scheduler", "timer", "ingest", "worker"]
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """A task of a DAG. Conditions are or-groups of ``["sleep", s]``, ``["event", key, expression]`` and
+    ``["parent", name, expression]``."""
+
+    name: str
+    durable: bool
+    parents: tuple[str, ...]
+    wait_for: list[list[list[Any]]]
+    skip_if: list[list[list[Any]]]
+    cancel_if: list[list[list[Any]]]
+    steps: Program
+    retries: int
+
+
+@dataclass(frozen=True)
+class DagPlan:
+    name: str
+    tasks: tuple[TaskPlan, ...]
+    on_failure: bool
+    on_success: bool
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """``at_s`` and all other times: virtual seconds after the start of the workload."""
+
+    at_s: float
+    workflow: str
+    steps: Program
+    cancel_at_s: float | None = None
+    replay_at_s: float | None = None
+
+
+@dataclass(frozen=True)
+class EventPlan:
+    at_s: float
+    key: str
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``seat``: whom it hits, such as ``scheduler-1``; "" for all. ``steps``: it hits after that many more steps of the
+    process, so at any point of its work. The meaning of the numbers depends on the kind; see `faults`."""
+
+    at_s: float
+    kind: str
+    seat: str = ""
+    steps: int = 0
+    for_s: float = 0.0
+    probability: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [f"{self.at_s:6.2f} s: {self.kind} {self.seat or 'for all'}"]
+        if self.steps:
+            parts.append(f"after {self.steps} steps")
+        if self.for_s:
+            parts.append(f"for {self.for_s:.2f} s")
+        if self.probability:
+            parts.append(f"with probability {self.probability:.2f}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    slots: int
+    durable_slots: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    seed: int
+    shards: int
+    schedulers: int
+    timers: int
+    ingests: int
+    workers: tuple[WorkerPlan, ...]
+    latency_s: float
+    """Of a hop to or from the broker, at most."""
+    store_latency_s: float
+    """Of half a round trip to the database, at most."""
+    skew_s: dict[str, float]
+    """How far the clock of a seat is ahead."""
+    dags: tuple[DagPlan, ...]
+    runs: tuple[RunPlan, ...]
+    events: tuple[EventPlan, ...]
+    faults: tuple[Fault, ...] = field(default=())
+
+    @property
+    def seats(self) -> list[str]:
+        counts = {
+            "scheduler": self.schedulers,
+            "timer": self.timers,
+            "ingest": self.ingests,
+            "worker": len(self.workers),
+        }
+        return [f"{role}-{number}" for role, count in counts.items() for number in range(count)]
+
+    @property
+    def greatest_skew_s(self) -> float:
+        """Between any two clocks."""
+        skews = [0.0, *self.skew_s.values()]
+        return max(skews) - min(skews)

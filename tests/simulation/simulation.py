@@ -1,0 +1,247 @@
+"""One simulation: build the world of a plan, let it work and fail, heal it, wait for the end, and check."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import msgspec
+
+from simulation import checkers
+from simulation.faults import HEALED_AT_S, Driver
+from simulation.plan import Plan, RunPlan
+from simulation.processes import ProcessLoop
+from simulation.workloads import EVENT_KEYS, VALUES
+from simulation.world import World
+from sublet.transport import TransportUnavailable
+from sublet_scheduler.scheduler import _exports
+
+WARM_UP_S = 3.0
+"""Workers introduce themselves before anybody asks for runs."""
+
+FLUSH_INTERVAL_S = 3.0
+"""After the healing every possible event is published this often, so that whoever waits for one gets it."""
+
+PATIENCE_S = 600.0
+"""All runs must have ended this long after the healing."""
+
+SETTLE_S = 45.0
+"""Then tickets have come back, timers that were cancelled are gone, and workers are idle."""
+
+STEPS_MAX = 3_000_000
+"""More than any simulation takes: something goes round in circles."""
+
+
+@dataclass
+class Outcome:
+    """``violations``: empty if all went well. ``digest`` is the same for the same plan, always."""
+
+    seed: int
+    violations: list[str]
+    runs: int = 0
+    faults: int = 0
+    virtual_s: float = 0.0
+    steps: int = 0
+    findings: dict[str, int] = field(default_factory=dict)
+    story: list[str] = field(default_factory=list)
+    digest: int = 0
+
+
+def simulate(plan: Plan, *, tell: bool = False) -> Outcome:
+    """``tell``: also collect what the system itself logs into the story."""
+    gc.disable()
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    warnings.simplefilter("ignore", RuntimeWarning)
+    try:
+        return _simulate(plan, tell)
+    finally:
+        _exports.cache_clear()  # it would keep every world
+        # Coroutines that were never finished are closed here, where what they still try harms nobody.
+        gc.collect()
+        sys.unraisablehook = hook
+        gc.enable()
+
+
+def _simulate(plan: Plan, tell: bool) -> Outcome:
+    loop = ProcessLoop()
+    simulation = Simulation(loop, plan)
+    try:
+        with _logs(simulation, loop, tell):
+            loop.set_exception_handler(simulation.failed_callback)
+            loop.run_until_complete(simulation.run())
+        return simulation.outcome()
+    finally:
+        loop.abandon()
+        loop.close()
+
+
+class Simulation:
+    def __init__(self, loop: ProcessLoop, plan: Plan) -> None:
+        self._loop = loop
+        self._plan = plan
+        self._tasks: list[asyncio.Task[None]] = []
+        self.world: World
+        self.driver: Driver
+
+    async def run(self) -> None:
+        world = self.world = World(self._plan)
+        self.driver = Driver(world, Random(self._plan.seed * 7 + 4))
+        await world.begin()
+        await asyncio.sleep(WARM_UP_S)
+        faults = self._loop.create_task(self.driver.run(self._plan.faults))
+        client = world.seats["client-0"]
+        for run in self._plan.runs:
+            self._begin(client, self._request(run))
+        for event in self._plan.events:
+            self._begin(client, self._publish(event.at_s, event.key, event.payload))
+        await asyncio.sleep(HEALED_AT_S)
+        await self._heal(faults)
+        if await self._until_all_ended():
+            await asyncio.sleep(SETTLE_S)
+            checkers.check(world, self.driver)
+
+    def failed_callback(self, _: Any, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if "never retrieved" not in context["message"] or not isinstance(error, Exception):
+            self.world.complain(f"{context['message']}: {error!r}")
+
+    def outcome(self) -> Outcome:
+        world = self.world
+        return Outcome(
+            seed=self._plan.seed,
+            violations=list(world.violations),
+            runs=len(world.database.runs),
+            faults=self.driver.injected,
+            virtual_s=self._loop.time(),
+            steps=self._loop.steps,
+            findings=world.findings,
+            story=world.story,
+            digest=_digest(world),
+        )
+
+    # --- the client ---------------------------------------------------------------------------------------------
+
+    def _begin(self, seat: Any, work: Any) -> None:
+        before, self._loop.process = self._loop.process, seat.process
+        self._tasks.append(self._loop.create_task(work))
+        self._loop.process = before
+
+    async def _request(self, run: RunPlan) -> None:
+        await asyncio.sleep(run.at_s)
+        ref = None
+        while ref is None:
+            with contextlib.suppress(TransportUnavailable):
+                ref = await self.world.workflows[run.workflow].aio_run({"steps": run.steps}, wait_for_result=False)
+        run_id = ref.workflow_run_id
+        self.world.note(f"run {run_id} of {run.workflow}: {run.steps}")
+        if run.cancel_at_s is not None:
+            self._begin(self.world.seats["client-0"], self._change(run_id, "cancel", run.cancel_at_s - run.at_s))
+        if run.replay_at_s is not None:
+            self._begin(self.world.seats["client-0"], self._change(run_id, "replay", run.replay_at_s - run.at_s))
+        while run_id not in self.world.ledger.results:
+            with contextlib.suppress(TransportUnavailable):
+                (result,) = await self.world.client._connection.results([run_id])
+                outputs = {name: msgspec.json.decode(raw) for name, raw in result.outputs.items()}
+                self.world.ledger.ended(run_id, str(result.status), outputs)
+
+    async def _change(self, run_id: str, what: str, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        self.world.note(f"the client asks to {what} {run_id}")
+        with contextlib.suppress(TransportUnavailable, ValueError):
+            await getattr(self.world.client.runs, f"aio_{what}")(run_id)
+
+    async def _publish(self, at_s: float, key: str, payload: dict[str, Any]) -> None:
+        await asyncio.sleep(at_s)
+        with contextlib.suppress(TransportUnavailable):
+            await self.world.client.event.aio_push(key, payload)
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    async def _heal(self, faults: asyncio.Task[None]) -> None:
+        """No more faults, and everybody is there."""
+        world = self.world
+        for seat in world.seats.values():
+            seat.process.steps_left = None
+        await asyncio.wait([faults], timeout=60)
+        if not faults.done():
+            faults.cancel()
+        elif faults.exception() is not None:
+            raise RuntimeError(f"the driver failed: {faults.exception()!r}") from faults.exception()
+        world.database.conditions.clear()
+        if not world.cluster.running:
+            world.cluster.start()
+        for seat in list(world.seats.values()):
+            self._loop.thaw(seat.process)
+        for name in self._plan.seats:
+            await world.start(name)
+        world.note("all is healed")
+
+    async def _until_all_ended(self) -> bool:
+        """False: some have not."""
+        world = self.world
+        until_s = self._loop.time() + PATIENCE_S
+        while self._loop.time() < until_s and self._loop.steps < STEPS_MAX and not world.violations:
+            if all(run.terminal for run in world.database.runs.values()) and all(task.done() for task in self._tasks):
+                return True
+            await self._flush()
+            await asyncio.sleep(FLUSH_INTERVAL_S)
+        if not world.violations:
+            for run in world.database.runs.values():
+                if not run.terminal:
+                    states = [(task.name, task.status) for task in run.tasks]
+                    world.complain(f"run {run.id} of {run.workflow} does not end: {states}")
+            waiting = sum(not task.done() for task in self._tasks)
+            world.complain(f"{waiting} calls of the client do not return")
+        return False
+
+    async def _flush(self) -> None:
+        for key in EVENT_KEYS:
+            for n in range(VALUES):
+                await self._publish(0.0, key, {"n": n, "flush": True})
+
+
+def _digest(world: World) -> int:
+    digest = 0
+    for run in sorted(world.database.runs.values(), key=lambda run: run.id):
+        digest = zlib.crc32(msgspec.json.encode(run, order="deterministic"), digest)
+    return zlib.crc32("\n".join(world.story).encode(), digest)
+
+
+class _StoryHandler(logging.Handler):
+    def __init__(self, simulation: Simulation, loop: ProcessLoop) -> None:
+        super().__init__()
+        self._simulation, self._loop = simulation, loop
+
+    def emit(self, record: logging.LogRecord) -> None:
+        who = self._loop.process.name if self._loop.process is not None else "outside"
+        self._simulation.world.note(f"[{who}] {record.getMessage()}")
+        if record.exc_info and record.exc_info[1] is not None:
+            self._simulation.world.note(self.format(record))
+
+
+@contextlib.contextmanager
+def _logs(simulation: Simulation, loop: ProcessLoop, tell: bool) -> Iterator[None]:
+    """What the system logs goes into the story, or nowhere."""
+    root = logging.getLogger()
+    handlers, root.handlers[:] = root.handlers[:], []
+    level = root.level
+    if tell:
+        root.addHandler(_StoryHandler(simulation, loop))
+        root.setLevel(logging.INFO)
+    else:
+        logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        root.handlers[:] = handlers
+        root.setLevel(level)
