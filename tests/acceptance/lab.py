@@ -20,7 +20,7 @@ from deploy.localstack.places import command
 from acceptance.ledger import Ledger
 from acceptance.processes import Process
 from acceptance.stack import Stack
-from sublet import Sublet, WorkflowRunDetails
+from sublet import RunStatus, Sublet, WorkflowRunDetails
 from sublet_engine import ids
 from sublet_engine.messages import Record, encode
 from waiting import QUIET_S
@@ -122,6 +122,12 @@ class Lab:
         await eventually(
             lambda: self.ledger.count(what, **facts) >= count, f"the ledger has {count} of {what!r} {facts or ''}"
         )
+
+    async def unfinished(self) -> list[str]:
+        """The runs of this lab that have not ended, for whoever reads about a failure."""
+        rows = (await self.client.runs.aio_list(statuses=[RunStatus.QUEUED, RunStatus.RUNNING], limit=1_000)).rows
+        ours = [row.metadata.id for row in rows if row.workflow_name.startswith(self.namespace)]
+        return [f"{await self.details(run_id)!r}" for run_id in ours]
 
     # --- as any AMQP client can -------------------------------------------------------------------------------
 
