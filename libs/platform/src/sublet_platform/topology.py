@@ -32,6 +32,9 @@ an inbox's owner is gone, no one watches."""
 DELIVERY_LIMIT = 1_000
 """Returns of one message before it is dead-lettered. High, because every restart of a consumer counts for all that
 it had in hand; set, because a message that kills its consumer must not do so for ever. RabbitMQ 4 would say 20."""
+DEAD_DELIVERY_LIMIT = 1_000_000_000
+"""Whoever looks at dead letters gives them back each time, and of these none may be dropped. RabbitMQ 3 knows no word
+for no limit."""
 
 POOL_QUEUE_EXPIRES_MS = 3_600_000
 """A pool's queue goes an hour after its last worker; its tickets are hints, and are issued again."""
@@ -127,7 +130,7 @@ def topology(shards: int) -> Topology:
             Exchange(DEAD, "fanout"),
         ),
         queues=(
-            Queue(DEAD, {"x-queue-type": "quorum"}),
+            Queue(DEAD, {"x-queue-type": "quorum", "x-delivery-limit": DEAD_DELIVERY_LIMIT}),
             service_queue(TIMERS),
             service_queue(INGEST),
             Queue(QUERIES),

@@ -1,0 +1,85 @@
+"""`deploy/dead_letters.py` shows what nobody could handle, puts it back, or drops it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+from deploy.localstack.places import ROOT, command
+
+from acceptance.lab import Lab, eventually
+from sublet_platform.topology import DEAD
+
+pytestmark = pytest.mark.real
+
+LOOKS = 30
+"""More than a queue of RabbitMQ 4 forgives that is not told how many."""
+
+
+async def test_a_dead_letter_is_shown_with_its_reason_for_as_long_as_it_is_not_dropped(lab: Lab) -> None:
+    body = f"no JSON {uuid.uuid4().hex}"
+    await lab.publish_event("some.key", body.encode())
+    await eventually(lambda: count(lab), "the letter is dead")
+    for _ in range(LOOKS):
+        await look(lab)
+    shown = await dead_letters(lab, "show")
+    assert f"sublet.events {lab.namespace}some.key" in shown
+    assert "JSON" in shown
+    assert body in shown
+    assert body in await dead_letters(lab, "put-back")
+    await eventually(lambda: count(lab), "the letter has died once more")
+    assert body in await dead_letters(lab, "drop")
+    assert await dead_letters(lab, "show") == "0 dead letters\n"
+
+
+async def test_what_is_put_back_is_handled_as_if_it_came_for_the_first_time(lab: Lab) -> None:
+    """Given up by a service because something was wrong that has been mended since."""
+    await lab.worker("on_number", slots=1)
+    origin = {
+        "x-sublet-exchange": "sublet.events",
+        "x-sublet-routing-key": f"{lab.namespace}number.one",
+        "x-sublet-reason": "a mistake",
+    }
+    headers = {**origin, "colour": "red"}
+    await lab.publish(DEAD, "", b'{"n": 1}', headers=headers, message_id=str(uuid.uuid4()))
+    await eventually(lambda: count(lab), "the letter is dead")
+    assert "a mistake" in await dead_letters(lab, "put-back")
+    await lab.until_written("triggered", n=1)
+    (triggered,) = lab.ledger.entries("triggered")
+    assert triggered["metadata"]["colour"] == "red"
+    assert await count(lab) == 0
+
+
+@pytest.fixture(autouse=True)
+async def _emptied(lab: Lab) -> None:
+    await dead_letters(lab, "drop")
+
+
+async def dead_letters(lab: Lab, what: str) -> str:
+    """What the program prints."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [command("python"), str(Path(ROOT, "deploy/dead_letters.py")), what],
+        env=os.environ | lab.stack.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+async def look(lab: Lab) -> None:
+    """Take the letter from the queue, and leave without a word."""
+    async with await lab.amqp() as connection:
+        channel = await connection.channel()
+        assert await (await channel.get_queue(DEAD)).get(fail=False)
+
+
+async def count(lab: Lab) -> int:
+    async with await lab.amqp() as connection:
+        channel = await connection.channel()
+        return (await channel.get_queue(DEAD)).declaration_result.message_count or 0
