@@ -27,7 +27,19 @@ _log = logging.getLogger(__name__)
 class HeldTicket:
     """A ticket of ours. ``void``: its channel is gone, the broker has given it to somebody again."""
 
-    __slots__ = ("ask_again_at", "asked", "delivery", "id", "kind", "pause_s", "scheduler", "serving", "slot", "void")
+    __slots__ = (
+        "ask_again_at",
+        "asked",
+        "delivery",
+        "dismissed",
+        "id",
+        "kind",
+        "pause_s",
+        "scheduler",
+        "serving",
+        "slot",
+        "void",
+    )
 
     def __init__(self, ticket: Ticket, kind: SlotKind, delivery: TicketDelivery) -> None:
         self.id = ticket.id
@@ -39,6 +51,8 @@ class HeldTicket:
         """A task runs under it."""
         self.asked = False
         """The scheduler owes an answer."""
+        self.dismissed = False
+        """It said that there is nothing to do, before the broker has confirmed the last report under this ticket."""
         self.ask_again_at = 0.0
         self.pause_s = ANSWER_TIMEOUT_S
         self.void = False
@@ -115,13 +129,17 @@ class Tickets:
         if ticket is None or ticket.serving:
             return None
         ticket.serving = True
-        ticket.asked = False
+        ticket.asked = ticket.dismissed = False
         return ticket
 
     def nothing_to_do(self, ticket_id: str) -> None:
         ticket = self._held.get(ticket_id)
-        if ticket is not None and not ticket.serving:
+        if ticket is None or ticket.serving:
+            return
+        if ticket.asked:
             self.give_up(ticket)
+        else:
+            ticket.dismissed = True
 
     # --- what ends ------------------------------------------------------------------------------------------------
 
@@ -139,7 +157,11 @@ class Tickets:
 
     def expect(self, ticket: HeldTicket) -> None:
         """The scheduler has the question: from now on an answer is due (unless it has come already)."""
-        if not ticket.serving and self._held.get(ticket.id) is ticket:
+        if ticket.serving or self._held.get(ticket.id) is not ticket:
+            return
+        if ticket.dismissed:
+            self.give_up(ticket)
+        else:
             self._await_answer(ticket)
 
     def give_up(self, ticket: HeldTicket) -> None:
