@@ -242,6 +242,13 @@ async def one_by_one_with_timeout(grove: Grove) -> None:
         await first
 
 
+async def one_by_one_with_a_stranger(grove: Grove) -> None:
+    loop = asyncio.get_running_loop()
+    stranger = loop.create_task(asyncio.sleep(60), context=contextvars.Context())
+    for first in asyncio.as_completed([grove.durably(), stranger]):
+        await first
+
+
 async def for_a_stranger(grove: Grove) -> None:
     loop = asyncio.get_running_loop()
     stranger = loop.create_task(asyncio.sleep(60), context=contextvars.Context())
@@ -255,6 +262,7 @@ async def for_a_stranger(grove: Grove) -> None:
         with_wait_for,
         waiting_with_timeout,
         one_by_one_with_timeout,
+        one_by_one_with_a_stranger,
         sleeping,
         for_a_thread,
         for_a_stranger,

@@ -115,9 +115,8 @@ def _standing_by_code(task: BranchTask, live: Collection[BranchTask]) -> Standin
         return _standing_of_all(variables["fs"], live)
     if code not in _PARKING:
         return Standing.WORKING
-    if len(frames) > 1 and frames[1].f_code.co_qualname == "as_completed.<locals>._wait_for_one":
-        fed = any(_feeds(other, frames[1].f_locals["done"]) for other in live)
-        return Standing.BLOCKED if fed else Standing.WORKING
+    if len(frames) > 1 and frames[1].f_code.co_qualname in _ONE_BY_ONE:
+        return _standing_of_the_first(frames[1].f_locals, live)
     return Standing.PARKED
 
 
@@ -131,14 +130,31 @@ def _innermost_frames(task: BranchTask) -> list[FrameType]:
     return frames if type(coro).__name__ == "FutureIter" else []
 
 
-def _feeds(task: BranchTask, queue: asyncio.Queue[Any]) -> bool:
-    """Its end goes into the queue of an ``asyncio.as_completed`` without timeout."""
-    for callback, _ in task._callbacks or ():
+_ONE_BY_ONE = {"as_completed.<locals>._wait_for_one", "_AsCompletedIterator._wait_for_one"}
+"""Where a result of ``asyncio.as_completed`` is awaited: before Python 3.13, and since."""
+
+
+def _standing_of_the_first(variables: dict[str, Any], live: Collection[BranchTask]) -> Standing:
+    """Of a task that awaits a result of ``asyncio.as_completed``; ``variables`` are those of the code in there."""
+    if "self" in variables:
+        todo, timeout = variables["self"]._todo, variables["self"]._timeout_handle
+    else:
+        feeder = _feeder(variables["done"], live)
+        if feeder is None:
+            return Standing.WORKING
+        todo, timeout = feeder["todo"], feeder["timeout_handle"]
+    return Standing.WORKING if timeout is not None else _standing_of_all(todo, live)
+
+
+def _feeder(queue: asyncio.Queue[Any], live: Collection[BranchTask]) -> dict[str, Any] | None:
+    """What the callback sees that puts tasks into this queue when they are done."""
+    callbacks = (callback for task in live for callback, _ in task._callbacks or ())
+    for callback in callbacks:
         if getattr(callback, "__qualname__", "") == "as_completed.<locals>._on_completion":
             variables = _closure(callback)
             if variables["done"] is queue:
-                return variables["timeout_handle"] is None
-    return False
+                return variables
+    return None
 
 
 def _closure(function: Any) -> dict[str, Any]:
