@@ -137,3 +137,14 @@ async def test_cancelling_a_run_ends_tasks_that_wait_for_conditions(lab: Lab) ->
     await a_while()
     assert lab.ledger.count("shipped") == 0
     await eventually(lambda: lab.stack.metric("scheduler", "sublet_slots", state="taken") == 0, "no slot is taken")
+
+
+async def test_a_cancelled_run_needs_no_rescue(lab: Lab) -> None:
+    await lab.worker("wreck_in_port", slots=1)
+    run = await lab.workflows.wreck_in_port.aio_run(wait_for_result=False)
+    await lab.until_written("anchored")
+    await lab.client.runs.aio_cancel(run.workflow_run_id)
+    with pytest.raises(RunCancelledError):
+        await run.aio_result()
+    await a_while()
+    assert lab.ledger.count("rescued") == 0

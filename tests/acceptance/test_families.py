@@ -56,3 +56,12 @@ async def test_a_child_of_a_cancelled_parent_goes_on_in_peace(lab: Lab) -> None:
     lab.ledger.open_gate("ward")
     await lab.until_status(child.metadata.id, RunStatus.COMPLETED)
     assert (await lab.details(run.workflow_run_id)).run.status == RunStatus.CANCELLED
+
+
+@pytest.mark.parametrize(("parent", "children"), [("foster", [1, 2, 3]), ("foster_in_a_thread", [1, 2])])
+async def test_a_second_attempt_of_an_ordinary_parent_finds_the_children_of_the_first(
+    lab: Lab, parent: str, children: list[int]
+) -> None:
+    await lab.worker(parent, "double", slots=2)
+    assert await getattr(lab.workflows, parent).aio_run() == {"found": [2 * n for n in children]}
+    assert sorted(lab.ledger.values("doubled", "n")) == children

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from typing import Any
 
+import aio_pika
 import pytest
 
 from acceptance.lab import Lab, a_while, eventually
@@ -132,3 +134,23 @@ async def test_an_event_that_does_not_fit_the_input_makes_a_run_that_says_so(lab
         return bool(rows) and rows[0].status == "FAILED" and "ValidationError" in (rows[0].error_message or "")
 
     await eventually(failed, "the run has failed with a validation error")
+
+
+async def test_any_amqp_client_can_watch_runs_and_tasks(lab: Lab) -> None:
+    await lab.worker("nap", durable_slots=1)
+    seen: dict[str, dict[str, Any]] = {}
+    name = f"{lab.namespace}nap"
+    async with await lab.amqp() as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(exclusive=True)
+        for pattern in (f"run.*.{name}", f"task.*.{name}.*"):
+            await queue.bind("sublet.notices", pattern)
+
+        async def note(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+            seen[str(message.routing_key)] = json.loads(message.body)
+
+        await queue.consume(note, no_ack=True)
+        run = await lab.workflows.nap.aio_run(lab.workflows.Nap(seconds=0.1), wait_for_result=False)
+        await eventually(lambda: f"run.completed.{name}" in seen, "the end of the run is announced")
+    assert seen[f"run.completed.{name}"]["run_id"] == run.workflow_run_id
+    assert seen[f"task.evicted.{name}.nap"]["task_run_id"] == f"{run.workflow_run_id}.nap"

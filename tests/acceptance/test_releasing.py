@@ -133,3 +133,16 @@ async def test_a_worker_that_is_told_to_stop_finishes_what_released_its_slot(lab
     lab.ledger.open_gate("a")
     assert (await run.aio_result()).invocations == 1
     assert worker.wait_for_end() == 0
+
+
+async def test_a_durable_task_can_release_its_slot_and_then_wait(lab: Lab) -> None:
+    await lab.worker("release_and_wait", "greet", durable_slots=1)
+    run = await lab.workflows.release_and_wait.aio_run(lab.workflows.Named(name="a"), wait_for_result=False)
+    await lab.until_written("slot released")
+    await lab.workflows.greet.aio_run()
+    lab.ledger.open_gate("a")
+    await lab.until_evicted(run.workflow_run_id)
+    await lab.workflows.greet.aio_run()
+    await lab.client.event.aio_push("leave", {})
+    assert (await run.aio_result()).invocations == 2
+    await lab.workflows.greet.aio_run()

@@ -111,6 +111,20 @@ async def rescue(input: Named, ctx: Context) -> dict[str, Any]:
     return {"first": str(ctx.get_task_run_error(hull))}
 
 
+wreck_in_port = client.workflow(name="wreck-in-port")
+
+
+@wreck_in_port.task()
+async def anchor(input: EmptyModel, ctx: Context) -> None:
+    ledger.write("anchored")
+    await ledger.pass_gate("anchor")
+
+
+@wreck_in_port.on_failure_task()
+async def rescue_in_vain(input: EmptyModel, ctx: Context) -> None:
+    ledger.write("rescued")
+
+
 # --- load -------------------------------------------------------------------------------------------------------------
 
 voyage = client.workflow(name="voyage", input_validator=Number)

@@ -75,3 +75,21 @@ async def guardian(input: EmptyModel, ctx: DurableContext) -> dict[str, str]:
     except TaskRunError as error:
         return {"ended": error.exc_type}
     return {"ended": "well"}
+
+
+@client.task(retries=1)
+async def foster(input: EmptyModel, ctx: Context) -> dict[str, list[int]]:
+    """An ordinary task with children: two by place, one by key. Its second attempt succeeds."""
+    places = [double.create_bulk_run_item(Number(n=n)) for n in (1, 2)]
+    found = [*await double.aio_run_many(places), await double.aio_run(Number(n=3), child_key="third")]
+    if ctx.retry_count == 0:
+        raise RuntimeError("overslept")
+    return {"found": [child.n for child in found]}
+
+
+@client.task(retries=1)
+def foster_in_a_thread(input: EmptyModel, ctx: Context) -> dict[str, list[int]]:
+    found = [double.run(Number(n=n)) for n in (1, 2)]
+    if ctx.retry_count == 0:
+        raise RuntimeError("overslept")
+    return {"found": [child.n for child in found]}

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from acceptance.workflows.base import Named, Where, client, ledger
 from sublet import (
     Context,
+    DurableContext,
     NonRetryableException,
 )
 
@@ -52,3 +53,13 @@ async def release_for_too_long(input: Named, ctx: Context) -> None:
         await asyncio.Event().wait()
     finally:
         ledger.write("stopped", name=input.name)
+
+
+@client.durable_task(input_validator=Named, execution_timeout="5m")
+async def release_and_wait(input: Named, ctx: DurableContext) -> Where:
+    """Goes on without its slot, and then lets go of its worker too."""
+    await ctx.aio_release_slot()
+    ledger.write("slot released", name=input.name, invocation=ctx.invocation_count)
+    await ledger.pass_gate(input.name)
+    await ctx.aio_wait_for_event("leave")
+    return Where(worker=ctx.worker_id, invocations=ctx.invocation_count)
