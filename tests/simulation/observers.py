@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from simulation.plan import WorkerPlan
@@ -12,6 +13,7 @@ from sublet_engine.messages import (
     Finished,
     Grant,
     HandedBack,
+    NothingToDo,
     Recorded,
     Released,
     ReplayRun,
@@ -56,6 +58,8 @@ class Observers:
     # --- messages -----------------------------------------------------------------------------------------------
 
     def sent(self, sender: Process, message: Message) -> None:
+        if self._world.telling:
+            self._world.note(f"{sender.name} sends {_summary(message)}")
         if message.exchange == REQUESTS:
             self._sent_to_shard(sender, message)
         elif message.exchange == INBOXES and message.routing_key.startswith(WORKER_INBOX):
@@ -94,11 +98,16 @@ class Observers:
                 self._told.add(record.lease)
 
     def received(self, receiver: Process, subscription: Subscription, tag: int, message: Message) -> None:
+        if self._world.telling:
+            again = " again" if message.redelivered else ""
+            self._world.note(f"{receiver.name} receives{again} {_summary(message)}")
         if message.routing_key.startswith(POOL_QUEUE):
             self._holding[receiver, decode_ticket(message.body).id] = (subscription, tag)
         elif message.routing_key.startswith(WORKER_INBOX) and b'"Grant"' in message.body:
             for record in decode_for_worker(message.body):
-                if isinstance(record, Grant):
+                if isinstance(record, NothingToDo):
+                    self._holding.pop((receiver, record.ticket), None)
+                elif isinstance(record, Grant):
                     self._grant_arrived(receiver, record)
 
     def _grant_arrived(self, receiver: Process, grant: Grant) -> None:
@@ -110,6 +119,8 @@ class Observers:
             leases.append(grant.lease)
 
     def acked(self, sender: Process, ticket: Any) -> None:
+        if self._world.telling:
+            self._world.note(f"{sender.name} acknowledges ticket {decode_ticket(ticket.body).id}")
         for lease in self._leases_under.get((ticket.channel, ticket.tag), ()):
             if lease not in self._told:
                 self._world.complain(f"{sender.name} acknowledged its ticket before the broker knew the end of {lease}")
@@ -144,3 +155,21 @@ class Observers:
         if busy > slots:
             kind = "durable" if durable else "ordinary"
             self._world.complain(f"{process.name} runs {busy} {kind} tasks in {slots} slots")
+
+
+def _summary(message: Message) -> str:
+    """For people who read a story."""
+    place = message.routing_key or message.exchange
+    try:
+        body = json.loads(message.body)
+    except ValueError:
+        return f"{message.body[:40]!r} to {place}"
+    records = body if isinstance(body, list) else [body]
+    return f"to {place}: " + ", ".join(_summary_of_record(record) for record in records)
+
+
+def _summary_of_record(record: dict[str, Any]) -> str:
+    kind = record.get("t", "event")
+    shown = ("ticket", "lease", "worker", "task_run_id", "node", "run_id", "status", "id", "next", "due")
+    parts = [f"{name}={record[name]}" for name in shown if record.get(name)]
+    return f"{kind}({', '.join(parts)})"

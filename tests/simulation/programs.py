@@ -93,7 +93,7 @@ class _Machine:
         return answer
 
     async def _waiting(self, operation: Awaitable[Any]) -> Any:
-        """In a durable operation: what waits takes no slot, or may be evicted."""
+        """In a durable operation, or joining branches: what only waits takes no slot, or may be evicted."""
         self._body.waits += 1
         try:
             return await operation
@@ -169,21 +169,20 @@ class _Machine:
             return _outcome(error)
 
     async def do_gather(self, here: str, programs: list[Program]) -> Any:
-        return await self._together(asyncio.gather(*self._branches(here, programs)), len(programs))
+        return await self._waiting(asyncio.gather(*self._branches(here, programs)))
 
     async def do_group(self, here: str, programs: list[Program]) -> Any:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(branch) for branch in self._branches(here, programs)]
-            self._body.branches += len(programs)
-            self._body.waits += 1
-        self._body.branches -= len(programs)
-        self._body.waits -= 1
-        return [task.result() for task in tasks]
+        async def group() -> list[Any]:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(branch) for branch in self._branches(here, programs)]
+            return [task.result() for task in tasks]
+
+        return await self._waiting(group())
 
     async def do_race(self, here: str, programs: list[Program]) -> Any:
         """The first one wins, the others are cancelled."""
         tasks = [asyncio.create_task(branch) for branch in self._branches(here, programs)]
-        done, pending = await self._together(asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED), len(programs))
+        done, pending = await self._waiting(asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))
         for task in tasks:
             if task in pending:
                 task.cancel()
@@ -195,17 +194,14 @@ class _Machine:
         await self._waiting(self._ctx.aio_sleep_for(timedelta(seconds=1 + self._ctx.invocation_count)))
 
     def _branches(self, here: str, programs: list[Program]) -> list[Any]:
-        return [self.run(steps, f"{here}.{number}") for number, steps in enumerate(programs)]
+        return [self._branch(steps, f"{here}.{number}") for number, steps in enumerate(programs)]
 
-    async def _together(self, awaited: Awaitable[Any], count: int) -> Any:
-        """The branch that joins others does nothing meanwhile."""
-        self._body.branches += count
-        self._body.waits += 1
+    async def _branch(self, steps: Program, place: str) -> list[Any]:
+        self._body.branches += 1
         try:
-            return await awaited
+            return await self.run(steps, place)
         finally:
-            self._body.branches -= count
-            self._body.waits -= 1
+            self._body.branches -= 1
 
 
 def _condition(spec: list[Any], key: str) -> Any:

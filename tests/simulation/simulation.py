@@ -73,7 +73,7 @@ def simulate(plan: Plan, *, tell: bool = False) -> Outcome:
 
 def _simulate(plan: Plan, tell: bool) -> Outcome:
     loop = ProcessLoop()
-    simulation = Simulation(loop, plan)
+    simulation = Simulation(loop, plan, tell)
     try:
         with _logs(simulation, loop, tell):
             loop.set_exception_handler(simulation.failed_callback)
@@ -85,15 +85,16 @@ def _simulate(plan: Plan, tell: bool) -> Outcome:
 
 
 class Simulation:
-    def __init__(self, loop: ProcessLoop, plan: Plan) -> None:
+    def __init__(self, loop: ProcessLoop, plan: Plan, tell: bool) -> None:
         self._loop = loop
         self._plan = plan
+        self._tell = tell
         self._tasks: list[asyncio.Task[None]] = []
         self.world: World
         self.driver: Driver
 
     async def run(self) -> None:
-        world = self.world = World(self._plan)
+        world = self.world = World(self._plan, telling=self._tell)
         self.driver = Driver(world, Random(self._plan.seed * 7 + 4))
         await world.begin()
         await asyncio.sleep(WARM_UP_S)

@@ -68,13 +68,14 @@ class Metrics(ServiceMetrics):
 
 
 class World:
-    """Must be made in a running `ProcessLoop`."""
+    """Must be made in a running `ProcessLoop`. ``telling``: every message goes into the story."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, telling: bool = False) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, ProcessLoop)
         self.loop = loop
         self.plan = plan
+        self.telling = telling
         self.story: list[str] = []
         self.violations: list[str] = []
         self.findings: dict[str, int] = {}
