@@ -19,7 +19,12 @@ _FAILED = pytest.StashKey[bool]()
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what tries Sublet with a program that it does not need itself, where that program is not."""
-    there = {"prometheus": _has("prometheus"), "amqp-publish": _has("amqp-publish"), "amqplib": _node_has_amqplib()}
+    there = {
+        "prometheus": _has("prometheus"),
+        "amqp-publish": _has("amqp-publish"),
+        "amqplib": _node_has_amqplib(),
+        "compose": os.environ.get("SUBLET_TEST_COMPOSE") == "1",
+    }
     out = [item for item in items if not all(there[name] for mark in item.iter_markers("tries") for name in mark.args)]
     if out:
         config.hook.pytest_deselected(items=out)

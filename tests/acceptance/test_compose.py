@@ -1,9 +1,8 @@
-"""The containers of `docker-compose.yml`. It takes minutes and an engine, so it must be asked for."""
+"""The containers of `docker-compose.yml`. It takes minutes and an engine, so SUBLET_TEST_COMPOSE=1 must ask for it."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Iterator
 
@@ -14,10 +13,7 @@ from acceptance.demo import assert_all_came_true, play
 from acceptance.prometheus import ONLY_IN_TROUBLE, Prometheus, every_panel_draws
 from sublet import ClientConfig, Sublet
 
-pytestmark = [
-    pytest.mark.skipif(os.environ.get("SUBLET_TEST_COMPOSE") != "1", reason="SUBLET_TEST_COMPOSE=1 asks for it"),
-    pytest.mark.timeout(1_200),
-]
+pytestmark = [pytest.mark.tries("compose"), pytest.mark.timeout(1_200)]
 
 
 @pytest.fixture(scope="module")
