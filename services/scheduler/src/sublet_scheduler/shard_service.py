@@ -7,7 +7,7 @@ shard is built again from what is stored, and the effects of the last update of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 
 import msgspec
 
@@ -51,7 +51,8 @@ class ShardService:
         self._store, self._broker, self._clock = store, broker, clock
         self._new_id, self._exports, self._refuse = new_id, exports, refuse
         self._shard: Shard | None = None
-        self._channel: Hashable = None
+        self._latest: Delivery | None = None
+        """Of the shard's queue."""
         self._heard_at = 0.0
 
     def active(self, within_s: float = 3.0) -> bool:
@@ -100,14 +101,16 @@ class ShardService:
 
     async def _own(self, deliveries: list[Delivery]) -> Shard | None:
         """The shard in memory. A delivery on a new channel of the shard's queue may mean that another process owned it
-        in between: then it is built afresh."""
-        channels = [delivery.channel for delivery in deliveries if delivery.tag]
-        if channels:
+        in between: then it is built afresh. While that channel is gone another process owns it."""
+        queued = [delivery for delivery in deliveries if delivery.tag]
+        before, self._latest = self._latest, queued[-1] if queued else self._latest
+        if self._latest is None:
+            return None
+        if before is None or before.channel != self._latest.channel or self._broker.is_void(self._latest):
+            self.drop()
+        if queued:
             self._heard_at = self._clock.now()
-            if channels[-1] != self._channel:
-                self._channel = channels[-1]
-                self.drop()
-        if self._shard is None and self._channel is not None and channels:
+        if self._shard is None and queued:
             self._shard = await self._build()
         return self._shard
 
