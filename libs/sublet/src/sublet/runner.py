@@ -261,7 +261,7 @@ class Runner:
         task = self._registration.tasks.get((grant.workflow, grant.task))
         ticket = self._tickets.serve(grant.ticket)
         kind: SlotKind = "durable" if task is not None and task.is_durable else "task"
-        if self.draining or (ticket is None and self._taken(kind) >= self._registration.capacity.get(kind, 0)):
+        if self.draining or (ticket is None and not self._has_room(kind)):
             self._hand_back(grant, ticket)
         elif task is None:
             self._refuse(grant, ticket)
@@ -271,8 +271,10 @@ class Runner:
             execution = self._executions[grant.lease] = Execution(self, grant, task, ticket)
             execution.start()
 
-    def _taken(self, kind: SlotKind) -> int:
-        return sum(e.kind == kind and not e.released and not e.ended for e in self._executions.values())
+    def _has_room(self, kind: SlotKind) -> bool:
+        """For a task without a ticket of its own."""
+        taken = sum(e.kind == kind and not e.released and not e.ended for e in self._executions.values())
+        return taken + self._tickets.idle(kind) < self._registration.capacity.get(kind, 0)
 
     def _hand_back(self, grant: Grant, ticket: HeldTicket | None) -> None:
         """We are leaving, or have no room: the task is ready again."""

@@ -90,6 +90,10 @@ class Tickets:
         """Tickets for which an answer is due."""
         return sum(ticket.asked for ticket in self._held.values())
 
+    def idle(self, kind: SlotKind) -> int:
+        """Tickets of this kind under which nothing runs: each may be granted a task at any moment."""
+        return sum(ticket.kind == kind and not ticket.serving for ticket in self._held.values())
+
     # --- what arrives ---------------------------------------------------------------------------------------------
 
     def delivered(self, kind: SlotKind, delivery: TicketDelivery) -> None:
