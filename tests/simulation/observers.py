@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from simulation.plan import WorkerPlan
 from simulation.processes import Process
+from simulation.slots import SlotWatch
 from sublet_engine import ids, invariants
 from sublet_engine.messages import (
+    Claim,
     Failed,
     Finished,
     Grant,
@@ -34,9 +36,8 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 WORKER_INBOX = "sublet.inbox.worker."
+SHARD_INBOX = "sublet.inbox.shard."
 POOL_QUEUE = "sublet.pool."
-Delivery = tuple[int, int]
-"""A ticket as it was delivered: the identity of its channel, and its tag."""
 
 
 class Observers:
@@ -50,10 +51,7 @@ class Observers:
         self._due: dict[str, float] = {}
         self._slots: dict[Process, WorkerPlan] = {}
         self._granted_to: dict[str, str] = {}
-        self._told: set[str] = set()
-        """Leases whose end, or release, has been reported to the broker, or that were revoked."""
-        self._holding: dict[tuple[Process, str], tuple[Subscription, int]] = {}
-        self._leases_under: dict[tuple[Subscription, int], list[str]] = {}
+        self._slot_watch = SlotWatch(world.complain)
 
     # --- messages -----------------------------------------------------------------------------------------------
 
@@ -64,6 +62,8 @@ class Observers:
             self._sent_to_shard(sender, message)
         elif message.exchange == INBOXES and message.routing_key.startswith(WORKER_INBOX):
             self._sent_to_worker(message)
+        elif message.exchange == INBOXES and message.routing_key.startswith(SHARD_INBOX):
+            self._sent_to_shard(sender, message)
         elif message.routing_key == TIMERS and message.body.startswith(b'[{"t"'):
             for record in decode_for_timer(message.body):
                 if isinstance(record, SetTimer):
@@ -78,7 +78,9 @@ class Observers:
                 self._world.ledger.memos_sent.update(int(value) for value in memos if value.isdigit())
             match record:
                 case Finished() | Failed() | Suspended() | Released() | HandedBack():
-                    self._told.add(record.lease)
+                    self._slot_watch.reported(record)
+                case Claim():
+                    self._slot_watch.claimed(sender, record.ticket)
                 case TimerFired():
                     due = self._due.get(ids.wait_id(record.task_run_id, record.node, record.key))
                     if due is None or sender.clock.now() < due:
@@ -95,35 +97,25 @@ class Observers:
                 if first != message.routing_key:
                     self._world.complain(f"{record.lease} was granted to {first} and to {message.routing_key}")
             elif isinstance(record, Revoked):
-                self._told.add(record.lease)
+                self._slot_watch.revoked(record.lease)
 
     def received(self, receiver: Process, subscription: Subscription, tag: int, message: Message) -> None:
         if self._world.telling:
             again = " again" if message.redelivered else ""
             self._world.note(f"{receiver.name} receives{again} {_summary(message)}")
         if message.routing_key.startswith(POOL_QUEUE):
-            self._holding[receiver, decode_ticket(message.body).id] = (subscription, tag)
+            self._slot_watch.delivered(receiver, decode_ticket(message.body).id, (subscription, tag))
         elif message.routing_key.startswith(WORKER_INBOX) and b'"Grant"' in message.body:
             for record in decode_for_worker(message.body):
                 if isinstance(record, NothingToDo):
-                    self._holding.pop((receiver, record.ticket), None)
+                    self._slot_watch.nothing_to_do(receiver, record.ticket)
                 elif isinstance(record, Grant):
-                    self._grant_arrived(receiver, record)
-
-    def _grant_arrived(self, receiver: Process, grant: Grant) -> None:
-        held = self._holding.get((receiver, grant.ticket))
-        if held is None or not held[0].open:
-            return
-        leases = self._leases_under.setdefault(held, [])
-        if all(lease in self._told for lease in leases):
-            leases.append(grant.lease)
+                    self._slot_watch.granted(receiver, record.ticket, record.lease)
 
     def acked(self, sender: Process, ticket: Any) -> None:
         if self._world.telling:
             self._world.note(f"{sender.name} acknowledges ticket {decode_ticket(ticket.body).id}")
-        for lease in self._leases_under.get((ticket.channel, ticket.tag), ()):
-            if lease not in self._told:
-                self._world.complain(f"{sender.name} acknowledged its ticket before the broker knew the end of {lease}")
+        self._slot_watch.acknowledged(sender, (ticket.channel, ticket.tag))
 
     # --- commits ------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from sublet import SleepCondition, TaskRunError, UserEventCondition, or_
 
 Program = list[list[Any]]
 
-RECORDED = ("sleep", "event", "wait", "child", "children", "start", "whim")
+RECORDED = ("sleep", "event", "wait", "child", "children", "whim")
 """When one of these has given its answer, what `do_now` and `do_memo` gave before it is recorded too. (Before that a
 lease that ends at the wrong moment may cost it.)"""
 

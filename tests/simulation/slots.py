@@ -1,0 +1,56 @@
+"""Watches tickets: a worker acknowledges one only when the broker knows how each lease under it has ended."""
+
+from __future__ import annotations
+
+from simulation.ledger import Complain
+from simulation.processes import Process
+from sublet_engine.messages import Failed, Finished, HandedBack, Released, Suspended
+from sublet_platform.memory.cluster import Subscription
+
+Delivery = tuple[Subscription, int]
+"""A ticket as it was delivered: its channel and tag."""
+Report = Finished | Failed | Suspended | Released | HandedBack
+
+
+class SlotWatch:
+    def __init__(self, complain: Complain) -> None:
+        self._complain = complain
+        self._told: set[str] = set()
+        """Leases whose end, or release, the broker knows, or that a scheduler has revoked."""
+        self._delivered: dict[tuple[Process, str], Delivery] = {}
+        self._claimed: dict[tuple[Process, str], Delivery] = {}
+        self._leases: dict[Delivery, list[str]] = {}
+        self._suspects: dict[str, str] = {}
+        """Leases whose ticket was acknowledged too early, unless it turns out that they were never begun."""
+
+    def delivered(self, process: Process, ticket: str, delivery: Delivery) -> None:
+        self._delivered[process, ticket] = delivery
+
+    def claimed(self, process: Process, ticket: str) -> None:
+        """A ticket that nobody claims only stands for a task that lost its own."""
+        if (process, ticket) in self._delivered:
+            self._claimed[process, ticket] = self._delivered[process, ticket]
+
+    def nothing_to_do(self, process: Process, ticket: str) -> None:
+        self._claimed.pop((process, ticket), None)
+
+    def granted(self, process: Process, ticket: str, lease: str) -> None:
+        delivery = self._claimed.get((process, ticket))
+        if delivery is not None and delivery[0].open:
+            leases = self._leases.setdefault(delivery, [])
+            if all(each in self._told for each in leases):
+                leases.append(lease)
+
+    def reported(self, report: Report) -> None:
+        suspicion = self._suspects.pop(report.lease, None)
+        if suspicion is not None and not isinstance(report, HandedBack):
+            self._complain(suspicion)
+        self._told.add(report.lease)
+
+    def revoked(self, lease: str) -> None:
+        self._told.add(lease)
+
+    def acknowledged(self, process: Process, delivery: Delivery) -> None:
+        for lease in self._leases.get(delivery, ()):
+            if lease not in self._told:
+                self._suspects[lease] = f"{process.name} acknowledged its ticket before it reported the end of {lease}"
