@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from acceptance.lab import Lab, a_while, eventually
+from acceptance.leftovers import leftovers
 from sublet import FailedTaskRunExceptionGroup, RunCancelledError, RunStatus, TaskRunError
 
 pytestmark = pytest.mark.real
@@ -172,6 +173,22 @@ async def test_a_cancelled_run_frees_every_slot(lab: Lab) -> None:
     for run in runs:
         assert await cancelled(lab, run.workflow_run_id)
     await eventually(lambda: lab.stack.metric("scheduler", "sublet_slots", state="taken") == 0, "no slot is taken")
+
+
+async def test_runs_that_have_ended_leave_no_timer_and_no_wait_behind(lab: Lab) -> None:
+    await lab.worker("nap", "await_payment", "clockwork", durable_slots=3)
+    nap, number = lab.workflows.Nap, lab.workflows.Number
+    sleeper = await lab.workflows.nap.aio_run(nap(seconds=3_600), wait_for_result=False)
+    listener = await lab.workflows.await_payment.aio_run(number(n=1), wait_for_result=False)
+    for run in (sleeper, listener):
+        await lab.until_evicted(run.workflow_run_id)
+        assert await cancelled(lab, run.workflow_run_id)
+    await lab.workflows.clockwork.aio_run()
+
+    async def nothing_is_left_behind() -> bool:
+        return not await leftovers(lab.stack)
+
+    await eventually(nothing_is_left_behind, "no timer and no wait is left behind")
 
 
 # --- outputs --------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from acceptance.lab import Lab
+from acceptance.lab import Lab, eventually
+from acceptance.leftovers import leftovers
 from acceptance.processes import Process
 from acceptance.stack import SERVICES, Stack
 from acceptance.voyages import everybody_arrives, sail
@@ -129,6 +130,9 @@ def _is_for(order: int, paid: Any) -> bool:
 
 @pytest.mark.parametrize("seed", [int(seed) for seed in os.environ.get("SUBLET_TEST_SEEDS", "1").split(",")])
 async def test_every_run_ends_right_whatever_dies(lab: Lab, mended_stack: Stack, seed: int) -> None:
+    async def nothing_is_left_behind() -> bool:
+        return not await leftovers(mended_stack)
+
     turmoil, load = Turmoil(lab, mended_stack, seed), Load(lab)
     await turmoil.begin()
     await load.add()
@@ -137,6 +141,7 @@ async def test_every_run_ends_right_whatever_dies(lab: Lab, mended_stack: Stack,
             await turmoil.strike()
             await load.add()
         await load.arrive()
+        await eventually(nothing_is_left_behind, "no timer and no wait is left behind")
     except BaseException:
         print(*turmoil.told, *await lab.unfinished(), sep="\n")
         raise

@@ -41,6 +41,7 @@ def check(world: World, driver: Driver) -> None:
         _errors_were_planned,
         _children_gave_their_parents_what_they_returned,
         _logs_are_whole,
+        _every_event_is_stored_once,
         _waits_saw_the_first_event_owed_to_them,
         _nobody_slept_too_little,
         _slots_are_free,
@@ -147,6 +148,12 @@ def _logs_are_whole(world: World) -> Problems:
 
 
 # --- waits ------------------------------------------------------------------------------------------------------
+
+
+def _every_event_is_stored_once(world: World) -> Problems:
+    stored, published = set(world.database.events), world.observers.published
+    if stored != published:
+        yield f"events stored and not published: {sorted(stored - published)}, lost: {sorted(published - stored)}"
 
 
 def _waits_saw_the_first_event_owed_to_them(world: World) -> Problems:

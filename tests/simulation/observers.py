@@ -30,7 +30,7 @@ from sublet_engine.messages import (
 )
 from sublet_engine.runs import OpenWait, Run
 from sublet_platform.memory.cluster import Message, Subscription
-from sublet_platform.topology import INBOXES, REQUESTS, TIMERS
+from sublet_platform.topology import EVENTS, INBOXES, REQUESTS, TIMERS
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -42,12 +42,13 @@ POOL_QUEUE = "sublet.pool."
 
 class Observers:
     """``waits``: every wait that was ever stored open, by task run and node. ``replayed``: runs whose replay somebody
-    asked for."""
+    asked for. ``published``: the ids of all events."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.waits: dict[tuple[str, str], OpenWait] = {}
         self.replayed: set[str] = set()
+        self.published: set[str] = set()
         self._due: dict[str, float] = {}
         self._slots: dict[Process, WorkerPlan] = {}
         self._granted_to: dict[str, str] = {}
@@ -64,6 +65,8 @@ class Observers:
             self._sent_to_worker(message)
         elif message.exchange == INBOXES and message.routing_key.startswith(SHARD_INBOX):
             self._sent_to_shard(sender, message)
+        elif message.exchange == EVENTS and message.message_id is not None:
+            self.published.add(message.message_id)
         elif message.routing_key == TIMERS and message.body.startswith(b'[{"t"'):
             for record in decode_for_timer(message.body):
                 if isinstance(record, SetTimer):
