@@ -13,12 +13,13 @@ from sublet import EvictionPolicy, ParentCondition, SleepCondition, Sublet, User
 EXECUTION_TIMEOUT = timedelta(seconds=12)
 
 
-def declare(client: Sublet, plan: Plan, ledger: Ledger) -> dict[str, Any]:
-    """All workflows by name."""
+def declare(client: Sublet, plan: Plan, ledger: Ledger, version: int) -> dict[str, Any]:
+    """All workflows by name. Each version allows a little more time, and so is another definition."""
     sublet: Any = client  # the types of generated workflows say nothing
     workflows: dict[str, Any] = {}
     bodies = Bodies(ledger, workflows)
-    options: dict[str, Any] = {"input_validator": dict, "execution_timeout": EXECUTION_TIMEOUT}
+    execution_timeout = EXECUTION_TIMEOUT + timedelta(milliseconds=version)
+    options: dict[str, Any] = {"input_validator": dict, "execution_timeout": execution_timeout}
     workflows["plain"] = sublet.task(name="plain", retries=1, **options)(bodies.ordinary)
     workflows["brittle"] = sublet.task(name="brittle", retries=3, backoff_factor=1.5, backoff_max_seconds=3, **options)(
         bodies.ordinary
@@ -31,11 +32,11 @@ def declare(client: Sublet, plan: Plan, ledger: Ledger) -> dict[str, Any]:
         name="sticky", eviction_policy=EvictionPolicy(ttl=None, allow_capacity_eviction=True), **options
     )(bodies.durable)
     for dag in plan.dags:
-        workflows[dag.name] = _dag(sublet, dag, bodies)
+        workflows[dag.name] = _dag(sublet, dag, bodies, execution_timeout)
     return workflows
 
 
-def _dag(sublet: Sublet, plan: DagPlan, bodies: Bodies) -> Any:
+def _dag(sublet: Sublet, plan: DagPlan, bodies: Bodies, execution_timeout: timedelta) -> Any:
     workflow = sublet.workflow(name=plan.name, input_validator=dict)
     made: dict[str, Any] = {}
     for task in plan.tasks:
@@ -44,7 +45,7 @@ def _dag(sublet: Sublet, plan: DagPlan, bodies: Bodies) -> Any:
             name=task.name,
             parents=[made[name] for name in task.parents],
             retries=task.retries,
-            execution_timeout=EXECUTION_TIMEOUT,
+            execution_timeout=execution_timeout,
             **_conditions(task, made),
         )(bodies.fixed(task.steps, task.durable))
     if plan.on_failure:

@@ -16,7 +16,8 @@ refusing       with ``probability`` a database operation fails before it took ef
 forgetting     with ``probability`` it fails after it took effect
 half           with ``probability`` a bulk write fails after a part of it took effect
 slow           database operations take up to ``probability`` seconds longer
-rolling        all processes of the seat's role leave and come again, one after the other
+stepdown       the database changes its primary: what is under way takes effect and fails, then nothing is taken
+rolling        all processes of the seat's role leave and come again, one after the other; workers in a new version
 garbage        messages that nobody can read
 ============== ===================================================================================================
 """
@@ -55,10 +56,12 @@ WEIGHTS = {
     "forgetting": 4,
     "half": 3,
     "slow": 3,
-    "rolling": 1,
+    "stepdown": 2,
+    "rolling": 2,
     "garbage": 1,
 }
-FOR_ALL = ("broker", "doubled", "delayed", "garbage")
+FOR_ALL = ("broker", "doubled", "delayed", "stepdown", "garbage")
+STEP_DOWN_S = 0.05
 GARBAGE = b"[{]"
 
 
@@ -154,6 +157,8 @@ class Driver:
 
     async def _rolling(self, fault: Fault) -> None:
         role = fault.seat.partition("-")[0]
+        if role == "worker":
+            self._world.version += 1
         for name in self._world.plan.seats:
             if name.startswith(role) and await self._world.stop(name):
                 await asyncio.sleep(fault.for_s / 10)
@@ -225,6 +230,10 @@ class Driver:
 
     async def _slow(self, fault: Fault) -> None:
         await self._store(fault, Condition(slow_s=fault.probability * 4))
+
+    async def _stepdown(self, fault: Fault) -> None:
+        await self._store(dataclasses.replace(fault, for_s=STEP_DOWN_S), Condition(forgets_to_answer=1.0))
+        await self._store(fault, Condition(refuses=1.0))
 
     async def _store(self, fault: Fault, condition: Condition) -> None:
         conditions = self._world.database.conditions

@@ -10,6 +10,7 @@ from simulation.processes import Process
 from simulation.slots import SlotWatch
 from sublet_engine import ids, invariants
 from sublet_engine.messages import (
+    ChildFinished,
     Claim,
     Failed,
     Finished,
@@ -20,9 +21,11 @@ from sublet_engine.messages import (
     Released,
     ReplayRun,
     Revoked,
+    RunResult,
     SetTimer,
     Suspended,
     TimerFired,
+    decode_for_client,
     decode_for_shard,
     decode_for_timer,
     decode_for_worker,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 WORKER_INBOX = "sublet.inbox.worker."
 SHARD_INBOX = "sublet.inbox.shard."
+CLIENT_INBOX = "sublet.inbox.client."
 POOL_QUEUE = "sublet.pool."
 
 
@@ -65,6 +69,8 @@ class Observers:
             self._sent_to_worker(message)
         elif message.exchange == INBOXES and message.routing_key.startswith(SHARD_INBOX):
             self._sent_to_shard(sender, message)
+        elif message.exchange == INBOXES and message.routing_key.startswith(CLIENT_INBOX):
+            self._sent_to_client(message)
         elif message.exchange == EVENTS and message.message_id is not None:
             self.published.add(message.message_id)
         elif message.routing_key == TIMERS and message.body.startswith(b'[{"t"'):
@@ -88,6 +94,8 @@ class Observers:
                     due = self._due.get(ids.wait_id(record.task_run_id, record.node, record.key))
                     if due is None or sender.clock.now() < due:
                         self._world.complain(f"{sender.name} fired {record} although it is due at {due}")
+                case ChildFinished():
+                    self._told(record.child_run_id, record.status)
                 case ReplayRun():
                     self.replayed.add(record.run_id)
                 case _:
@@ -101,6 +109,18 @@ class Observers:
                     self._world.complain(f"{record.lease} was granted to {first} and to {message.routing_key}")
             elif isinstance(record, Revoked):
                 self._slot_watch.revoked(record.lease)
+
+    def _sent_to_client(self, message: Message) -> None:
+        for record in decode_for_client(message.body):
+            if isinstance(record, RunResult) and record.status is not None:
+                self._told(record.run_id, record.status)
+
+    def _told(self, run_id: str, status: str) -> None:
+        """Somebody is told how a run ended: that must be in the database before."""
+        run = self._world.database.runs.get(run_id)
+        stored = run.status if run is not None else "unknown"
+        if stored != status and run_id not in self.replayed:
+            self._world.complain(f"it is told that run {run_id} is {status}, but stored is {stored}")
 
     def received(self, receiver: Process, subscription: Subscription, tag: int, message: Message) -> None:
         if self._world.telling:
@@ -165,6 +185,6 @@ def _summary(message: Message) -> str:
 
 def _summary_of_record(record: dict[str, Any]) -> str:
     kind = record.get("t", "event")
-    shown = ("ticket", "lease", "worker", "task_run_id", "node", "run_id", "status", "id", "next", "due")
+    shown = ("ticket", "lease", "worker", "task_run_id", "node", "run_id", "status", "id", "next", "due", "n", "flush")
     parts = [f"{name}={record[name]}" for name in shown if record.get(name)]
     return f"{kind}({', '.join(parts)})"

@@ -97,6 +97,8 @@ class Plan:
     dags: tuple[DagPlan, ...]
     runs: tuple[RunPlan, ...]
     events: tuple[EventPlan, ...]
+    lingers_s: float
+    """How long it goes on when all runs have ended: somebody may still come back who knows nothing of it."""
     faults: tuple[Fault, ...] = field(default=())
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import sys
@@ -20,7 +21,7 @@ from simulation import checkers
 from simulation.faults import HEALED_AT_S, Driver
 from simulation.plan import Plan, RunPlan
 from simulation.processes import ProcessLoop
-from simulation.workloads import EVENT_KEYS, VALUES
+from simulation.workloads import EVENT_KEYS, LAST_WORK_S, VALUES
 from simulation.world import World
 from sublet.transport import TransportUnavailable
 from sublet_scheduler.scheduler import _exports
@@ -35,7 +36,10 @@ PATIENCE_S = 600.0
 """All runs must have ended this long after the healing."""
 
 SETTLE_S = 45.0
-"""Then tickets have come back, timers that were cancelled are gone, and workers are idle."""
+"""At most as long after that tickets have come back, timers that were cancelled are gone, and workers are idle."""
+
+SETTLE_LOOK_S = 3.0
+"""How often it is looked whether this is so."""
 
 STEPS_MAX = 3_000_000
 """More than any simulation takes: something goes round in circles."""
@@ -59,6 +63,7 @@ class Outcome:
 def simulate(plan: Plan, *, tell: bool = False) -> Outcome:
     """``tell``: also collect what the system itself logs into the story."""
     gc.disable()
+    _keep_what_is_imported()
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     warnings.simplefilter("ignore", RuntimeWarning)
     try:
@@ -69,6 +74,13 @@ def simulate(plan: Plan, *, tell: bool = False) -> Outcome:
         gc.collect()
         sys.unraisablehook = hook
         gc.enable()
+
+
+@functools.cache
+def _keep_what_is_imported() -> None:
+    """Out of the collector's sight: it need not go through all modules after each simulation."""
+    gc.collect()
+    gc.freeze()
 
 
 def _simulate(plan: Plan, tell: bool) -> Outcome:
@@ -104,10 +116,12 @@ class Simulation:
             self._begin(client, self._request(run))
         for event in self._plan.events:
             self._begin(client, self._publish(event.at_s, event.key, event.payload))
-        await asyncio.sleep(HEALED_AT_S)
+        await asyncio.sleep(LAST_WORK_S)
+        await asyncio.wait([faults], timeout=HEALED_AT_S - LAST_WORK_S)
         await self._heal(faults)
         if await self._until_all_ended():
-            await asyncio.sleep(SETTLE_S)
+            await asyncio.sleep(self._plan.lingers_s)
+            await self._until_all_is_quiet()
             checkers.check(world, self.driver)
 
     def failed_callback(self, _: Any, context: dict[str, Any]) -> None:
@@ -203,6 +217,13 @@ class Simulation:
             waiting = sum(not task.done() for task in self._tasks)
             world.complain(f"{waiting} calls of the client do not return")
         return False
+
+    async def _until_all_is_quiet(self) -> None:
+        until_s = self._loop.time() + SETTLE_S
+        while self._loop.time() < until_s:
+            await asyncio.sleep(SETTLE_LOOK_S)
+            if not any(checkers.what_is_left(self.world)):
+                return
 
     async def _flush(self) -> None:
         for key in EVENT_KEYS:

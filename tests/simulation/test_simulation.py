@@ -11,7 +11,7 @@ from simulation.workloads import draw_plan
 @pytest.mark.parametrize("seed", range(20))
 def test_every_promise_holds_whatever_dies(seed: int) -> None:
     outcome = simulate(draw_plan(seed))
-    assert not outcome.violations, f"deploy/local simulate --seeds 1 --first-seed {seed} --verbose"
+    assert not outcome.violations, f"deploy/local simulate --shrink {seed}"
     assert outcome.runs
 
 

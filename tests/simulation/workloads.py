@@ -38,6 +38,7 @@ def draw_plan(seed: int) -> Plan:
         dags=dags,
         runs=tuple(_run(random, dags) for _ in range(random.randint(2, 10))),
         events=tuple(_event(random) for _ in range(random.randint(0, 12))),
+        lingers_s=random.choice((0.0, 0.0, 0.0, 0.0, 45.0)),
     )
     return draw_faults(random, plan)
 
@@ -171,7 +172,7 @@ def _event_wanted(random: Random) -> tuple[str, str | None]:
 
 
 def _seconds(random: Random) -> float:
-    return round(random.random() * random.choice((0.1, 1.0, 3.0)), 3)
+    return round(random.random() * random.choice((0.1, 0.1, 1.0, 1.0, 3.0, 9.0)), 3)
 
 
 # --- DAGs -------------------------------------------------------------------------------------------------------

@@ -89,6 +89,8 @@ class World:
         self.database = Database(loop, store_random, plan.store_latency_s, self.observers.committed)
         self.config = ClientConfig(_env_file=None)
         self.seats: dict[str, Seat] = {}
+        self.version = 1
+        """Of the workflows that workers register when they start."""
         self.client: Sublet
         self.workflows: dict[str, Any] = {}
         self._random = Random(plan.seed * 7 + 3)
@@ -115,7 +117,7 @@ class World:
         await asyncio.gather(*(self.start(name) for name in self.plan.seats))
         seat = self._take_seat("client-0")
         self.client = self._sublet(seat)
-        self.workflows = declare(self.client, self.plan, self.ledger)
+        self.workflows = declare(self.client, self.plan, self.ledger, self.version)
 
     async def start(self, name: str) -> None:
         """Put a new process into a seat, unless there is one."""
@@ -287,7 +289,7 @@ class World:
 
     async def _start_worker(self, seat: Seat) -> None:
         sublet = self._sublet(seat)
-        workflows = declare(sublet, self.plan, self.ledger)
+        workflows = declare(sublet, self.plan, self.ledger, self.version)
         plan = self.plan.workers[int(seat.name.rpartition("-")[2])]
         worker = sublet.worker(
             "pool", slots=plan.slots, durable_slots=plan.durable_slots, workflows=list(workflows.values())

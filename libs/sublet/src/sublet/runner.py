@@ -97,6 +97,8 @@ class Runner:
         self._over: OrderedDict[str, None] = OrderedDict()
         self._reports = Reports(transport, self.spawn)
         self._tickets = Tickets(transport, self._claim, self._reports.add)
+        self._busy = asyncio.Event()
+        """Something runs, or an answer is due."""
         self._consumers: list[PoolConsumer] = []
         self._shards = ids.HASH_SLOTS
         self.config = config
@@ -269,6 +271,7 @@ class Runner:
             if ticket is None:
                 self._tickets.orphan_started(kind)
             execution = self._executions[grant.lease] = Execution(self, grant, task, ticket)
+            self._busy.set()
             execution.start()
 
     def _has_room(self, kind: SlotKind) -> bool:
@@ -324,6 +327,7 @@ class Runner:
         return await self._transport.consume_pool(f"sublet.pool.{self._registration.pool}.{kind}", slots, on_ticket)
 
     def _claim(self, ticket: HeldTicket) -> Claim:
+        self._busy.set()
         return Claim(
             ticket=ticket.id,
             worker=self.worker_id,
@@ -386,11 +390,15 @@ class Runner:
             await asyncio.sleep(limits.HEARTBEAT_INTERVAL_S)
 
     async def _sweep(self) -> None:
+        """A worker that has nothing to do does nothing."""
         while True:
+            await self._busy.wait()
             await asyncio.sleep(SWEEP_INTERVAL_S)
             self._tickets.ask_again()
             for execution in [e for e in self._executions.values() if e.clock.is_spent and not e.ended]:
                 execution.time_out()
+            if not self._executions and not self._tickets.unanswered:
+                self._busy.clear()
 
 
 def actions_of(tasks: Sequence[Task[Any, Any]]) -> list[str]:
