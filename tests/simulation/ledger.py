@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,17 +61,21 @@ class Ledger:
     """By run: how it ended as the client was told."""
     memos_sent: set[int] = field(default_factory=set)
     """Values of memos that the broker has."""
+    _at_work: dict[tuple[Process, bool], list[Body]] = field(default_factory=lambda: defaultdict(list))
     _tokens: itertools.count[int] = field(default_factory=itertools.count)
 
     def begin(self, task_run_id: str, lease: str, process: Process, durable: bool) -> Body:
         token = f"{lease}/{next(self._tokens)}"
         body = Body(token, task_run_id, lease, process, durable, self.now())
         self.bodies.append(body)
+        self._at_work[process, durable].append(body)
         self.on_begin(process, durable)
         return body
 
     def busy(self, process: Process, durable: bool) -> int:
-        return sum(b.takes_a_slot for b in self.bodies if b.process is process and b.durable is durable)
+        """Slots that are taken there."""
+        at_work = self._at_work[process, durable] = [b for b in self._at_work[process, durable] if not b.ended]
+        return sum(body.takes_a_slot for body in at_work)
 
     def mint(self) -> int:
         """A number that nobody else gets: what a memo must remember."""

@@ -20,6 +20,14 @@ STEP_S = 1e-6
 """Virtual time that a step takes. If it took none, code that waits for "a little later" could go round for ever."""
 
 
+STEPS_MAX = 150_000
+"""Far more than any simulation takes: something goes round in circles."""
+
+
+class Endless(Exception):
+    """`STEPS_MAX` steps were taken, and there is no end."""
+
+
 class Process:
     """``seat``: the role that it plays, such as ``worker-1``; ``name`` also says in which of its lives. ``clock`` is
     the one that it goes by.
@@ -70,6 +78,8 @@ class _TimedStep(asyncio.TimerHandle):
 def _take(step: Any, run: Callable[[], None]) -> None:
     loop: ProcessLoop = step._loop
     loop.steps += 1
+    if loop.steps > STEPS_MAX:
+        raise Endless
     loop._elapsed_s += STEP_S
     process = step.process
     if process is None or process.may_step():

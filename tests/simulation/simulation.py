@@ -20,7 +20,7 @@ import msgspec
 from simulation import checkers
 from simulation.faults import HEALED_AT_S, Driver
 from simulation.plan import Plan, RunPlan
-from simulation.processes import ProcessLoop
+from simulation.processes import Endless, ProcessLoop
 from simulation.workloads import EVENT_KEYS, LAST_WORK_S, VALUES
 from simulation.world import World
 from sublet.transport import TransportUnavailable
@@ -40,9 +40,6 @@ SETTLE_S = 45.0
 
 SETTLE_LOOK_S = 3.0
 """How often it is looked whether this is so."""
-
-STEPS_MAX = 3_000_000
-"""More than any simulation takes: something goes round in circles."""
 
 
 @dataclass
@@ -89,7 +86,10 @@ def _simulate(plan: Plan, tell: bool) -> Outcome:
     try:
         with _logs(simulation, loop, tell):
             loop.set_exception_handler(simulation.failed_callback)
-            loop.run_until_complete(simulation.run())
+            try:
+                loop.run_until_complete(simulation.run())
+            except Endless:
+                simulation.world.complain("everybody goes round in circles")
         return simulation.outcome()
     finally:
         loop.abandon()
@@ -204,7 +204,7 @@ class Simulation:
         """False: some have not."""
         world = self.world
         until_s = self._loop.time() + PATIENCE_S
-        while self._loop.time() < until_s and self._loop.steps < STEPS_MAX and not world.violations:
+        while self._loop.time() < until_s and not world.violations:
             if all(run.terminal for run in world.database.runs.values()) and all(task.done() for task in self._tasks):
                 return True
             await self._flush()

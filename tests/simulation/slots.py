@@ -20,6 +20,7 @@ class SlotWatch:
         self._delivered: dict[tuple[Process, str], Delivery] = {}
         self._claimed: dict[tuple[Process, str], Delivery] = {}
         self._leases: dict[Delivery, list[str]] = {}
+        self._granted: set[tuple[Process, str]] = set()
         self._suspects: dict[str, str] = {}
         """Leases whose ticket was acknowledged too early, unless it turns out that they were never begun."""
 
@@ -35,6 +36,9 @@ class SlotWatch:
         self._claimed.pop((process, ticket), None)
 
     def granted(self, process: Process, ticket: str, lease: str) -> None:
+        if (process, lease) in self._granted:
+            return  # it runs already, and another ticket stands for it
+        self._granted.add((process, lease))
         delivery = self._claimed.get((process, ticket))
         if delivery is not None and delivery[0].open:
             leases = self._leases.setdefault(delivery, [])

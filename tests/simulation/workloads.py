@@ -36,7 +36,7 @@ def draw_plan(seed: int) -> Plan:
         store_latency_s=random.choice((0.001, 0.004, 0.03)),
         skew_s={},
         dags=dags,
-        runs=tuple(_run(random, dags) for _ in range(random.randint(2, 10))),
+        runs=tuple(_run(random, dags) for _ in range(random.randint(2, random.choice((6, 10, 10, 25))))),
         events=tuple(_event(random) for _ in range(random.randint(0, 12))),
         lingers_s=random.choice((0.0, 0.0, 0.0, 0.0, 45.0)),
     )
