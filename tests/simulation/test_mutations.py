@@ -1,0 +1,15 @@
+"""The checkers bite: each deliberate mistake is noticed within the number of seeds that stands beside it."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulation.mutations import MUTATIONS, Mutation
+from simulation.simulation import simulate
+from simulation.workloads import draw_plan
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
+def test_a_deliberate_mistake_is_noticed(mutation: Mutation) -> None:
+    with mutation():
+        assert any(simulate(draw_plan(seed)).violations for seed in range(MUTATIONS[mutation]))
