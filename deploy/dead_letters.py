@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
+from sublet_platform.wire import read_leniently
+
 DEAD = "sublet.dead"
 SHOWN_BYTES = 200
 
@@ -51,12 +53,14 @@ async def letters(channel: AbstractChannel) -> AsyncIterator[AbstractIncomingMes
 
 
 def show(message: AbstractIncomingMessage, origin: Origin) -> None:
-    print(f"{origin.exchange or '(queue)'} {origin.routing_key}, {len(message.body):,} bytes: {origin.reason}")
+    line = f"{origin.exchange or '(queue)'} {origin.routing_key}, {len(message.body):,} bytes: {origin.reason}"
+    print(line.encode(errors="backslashreplace").decode())
     print(f"    {message.body[:SHOWN_BYTES].decode(errors='replace')}")
 
 
-async def put_back(channel: AbstractChannel, message: AbstractIncomingMessage, origin: Origin) -> None:
-    """Publish it where it came from, as it was; raises if no queue takes it."""
+async def put_back(channel: AbstractChannel, message: AbstractIncomingMessage, origin: Origin) -> bool:
+    """Publish it where it came from, as it was; raises if no queue takes it. False if what RabbitMQ laid here by
+    itself has properties that AMQP clients cannot write."""
     headers = {name: value for name, value in message.headers.items() if not name.startswith("x-")}
     again = aio_pika.Message(
         message.body,
@@ -68,7 +72,12 @@ async def put_back(channel: AbstractChannel, message: AbstractIncomingMessage, o
     exchange = (
         await channel.get_exchange(origin.exchange, ensure=False) if origin.exchange else channel.default_exchange
     )
-    await exchange.publish(again, routing_key=origin.routing_key, mandatory=True)
+    try:
+        await exchange.publish(again, routing_key=origin.routing_key, mandatory=True)
+    except (TypeError, UnicodeEncodeError) as error:
+        print(f"    cannot be put back: {error}")
+        return False
+    return True
 
 
 async def main() -> None:
@@ -76,14 +85,13 @@ async def main() -> None:
     parser.add_argument("what", choices=("show", "put-back", "drop"))
     what = parser.parse_args().what
     count = 0
+    read_leniently()
     async with await aio_pika.connect(os.environ["SUBLET_AMQP_URL"]) as connection:
         channel = await connection.channel(on_return_raises=True)
         async for message in letters(channel):
             origin = origin_of(message)
             show(message, origin)
-            if what == "put-back":
-                await put_back(channel, message, origin)
-            if what != "show":
+            if what == "drop" or (what == "put-back" and await put_back(channel, message, origin)):
                 await message.ack()
             count += 1
     print(f"{count} dead letters" + {"show": "", "put-back": ", put back", "drop": ", dropped"}[what])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from .places import ROOT, LocalError, command, say
 from .stack import Addresses, Stack, log_files, only_one, servers_for_tests
-from .tools import install
+from .tools import install, install_fuzzer
 
 HELP = """\
 Usage: deploy/local VERB [ARGUMENTS]
@@ -20,6 +20,7 @@ Usage: deploy/local VERB [ARGUMENTS]
   status             show what runs, where, and how it does
   logs [NAME]        show the end of all logs, or of one
   simulate [...]     run the simulation
+  fuzz [...]         attack every decoder and service with hostile input: --minutes N for each --target NAME
   bench [...]        run the benchmarks against the started servers
   install            install what is missing; every verb that needs it does so first
   help               show this
@@ -110,6 +111,13 @@ def simulate(arguments: list[str]) -> int:
     return _run_script("tests/simulation/run.py", arguments)
 
 
+def fuzz(arguments: list[str]) -> int:
+    with only_one():
+        install(rabbitmq=False, mongodb=False)
+        install_fuzzer()
+    return _run_script("tests/fuzz/run.py", arguments)
+
+
 def test(arguments: list[str]) -> int:
     amqp_url, mongo_url = (os.environ.get(f"SUBLET_TEST_{server}_URL") for server in ("AMQP", "MONGO"))
     with only_one():
@@ -162,6 +170,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "bench": bench,
     "demo": demo,
     "down": down,
+    "fuzz": fuzz,
     "help": show_help,
     "install": install_all,
     "logs": logs,

@@ -32,6 +32,14 @@ def install(*, rabbitmq: bool, mongodb: bool) -> None:
         ensure_mongod(uv)
 
 
+def install_fuzzer() -> None:
+    """Atheris, where it has a wheel for this Python: the fuzzing goes without it, too."""
+    try:
+        run([ensure_uv(), "sync", "--frozen", "--group", "fuzz"])
+    except LocalError as error:
+        say(f"Without atheris, by chance alone: {error}")
+
+
 def ensure_uv() -> str:
     """The path of a uv that works: the machine's own, or one from the Python package index."""
     own = UV_DIR / "bin" / "uv"

@@ -40,7 +40,8 @@ USERS = (
         name="sublet-worker",
         password_variable="RABBITMQ_WORKER_PASSWORD",
         configure=r"^sublet\.(pool|inbox)\..*",
-        write=r"^sublet\.((pool|inbox)\..*|requests|workers|inboxes|events)$",
+        # Not pool queues: who may write there may bind them, and so put messages where tickets are expected.
+        write=r"^sublet\.(inbox\..*|requests|workers|inboxes|events)$",
         read=r"^sublet\.((pool|inbox)\..*|inboxes|notices)$",
     ),
     # Whoever has only news to tell.

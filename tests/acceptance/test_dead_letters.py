@@ -12,6 +12,7 @@ import pytest
 from deploy.localstack.places import ROOT, command
 
 from acceptance.lab import Lab, eventually
+from acceptance.wire import HEADERS_FLAG, MESSAGE_ID_FLAG, header_table, short, wire_client
 from sublet_platform.topology import DEAD
 
 pytestmark = pytest.mark.real
@@ -52,6 +53,20 @@ async def test_what_is_put_back_is_handled_as_if_it_came_for_the_first_time(lab:
     (triggered,) = lab.ledger.entries("triggered")
     assert triggered["metadata"]["colour"] == "red"
     assert await count(lab) == 0
+
+
+async def test_what_the_broker_itself_has_laid_there_is_shown_whatever_it_holds(lab: Lab) -> None:
+    """Events that expired in the queue come as they were published; those that cannot be written again stay."""
+    with wire_client(lab.stack.rabbit.url) as client:
+        for flags, properties in (
+            (MESSAGE_ID_FLAG, short(b"\xff\xfe")),
+            (HEADERS_FLAG, header_table((b"\xff", b"T" + b"\xff" * 8))),
+        ):
+            assert client.publish(DEAD, b"", b"{}", flags, properties)
+    assert (await dead_letters(lab, "show")).endswith("2 dead letters\n")
+    assert (await dead_letters(lab, "put-back")).count("cannot be put back") == 2
+    assert await dead_letters(lab, "drop") != "0 dead letters\n"
+    assert await dead_letters(lab, "show") == "0 dead letters\n"
 
 
 @pytest.fixture(autouse=True)

@@ -3,59 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from typing import Any
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel
-from aiormq.exceptions import ChannelAccessRefused
-from deploy.rabbitmq.users import USERS
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelPreconditionFailed
 
-from acceptance.lab import Lab
-from acceptance.processes import Process
+from acceptance.guarded import PUBLISHER, SERVICE, WORKER, GuardedStack
+from acceptance.lab import Lab, a_while
 from acceptance.stack import Stack
 from sublet_platform.topology import topology
 
 pytestmark = pytest.mark.real
 
-SERVICE, WORKER, PUBLISHER = (user.name for user in USERS)
-DECLARED = topology(shards=4)
+DECLARED_SHARDS = 4
+DECLARED = topology(DECLARED_SHARDS)
 EXCHANGES = {exchange.name for exchange in DECLARED.exchanges}
 QUEUES = {queue.name for queue in DECLARED.queues}
-
-
-class GuardedStack(Stack):
-    """Services and workers come as users of their own. ``guest`` is left for the test to look with."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self._passwords = {user.name: secrets.token_hex() for user in USERS}
-
-    def url(self, user: str) -> str:
-        return f"amqp://{user}:{self._passwords[user]}@127.0.0.1:{self.rabbit.port}/"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """That of workers and clients."""
-        return {"SUBLET_AMQP_URL": self.url(WORKER)}
-
-    def start_servers(self) -> None:
-        super().start_servers()
-        users = [{"name": name, "password": password, "tags": ""} for name, password in self._passwords.items()]
-        permissions = [
-            {"user": user.name, "vhost": "/", "configure": user.configure, "write": user.write, "read": user.read}
-            for user in USERS
-        ]
-        definitions = self.directory / "users.json"
-        definitions.write_text(json.dumps({"users": users, "permissions": permissions}))
-        self.rabbit.ctl("import_definitions", str(definitions))
-
-    def launch(self, service: str, environment: dict[str, str] | None = None) -> Process:
-        addresses = {"SUBLET_AMQP_URL": self.url(SERVICE), "SUBLET_MONGO_URL": self.mongo.url}
-        return super().launch(service, addresses | (environment or {}))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +56,43 @@ async def test_a_publisher_may_publish_events_and_nothing_else(stack: GuardedSta
     await may_not_touch_what_services_own(stack, PUBLISHER)
     for name in (None, "sublet.inbox.client.x", "sublet.pool.x.task", "my-own"):
         await refused(stack, PUBLISHER, declare, name)
+        await refused(stack, PUBLISHER, declare_exchange, name or "amq.mine")
+    for exchange in EXCHANGES | {"amq.topic"}:
+        await refused(stack, PUBLISHER, bind_exchange, "sublet.events", exchange)
+        await refused(stack, PUBLISHER, unbind_exchange, "sublet.events", exchange)
+
+
+async def test_nobody_may_publish_in_the_name_of_another(stack: GuardedStack) -> None:
+    for user in (PUBLISHER, WORKER):
+        async with channel_of(stack, user) as channel:
+            await publish(channel, "sublet.events", "mine", b"{}", user_id=user)
+        for other in (SERVICE, "guest"):
+            async with channel_of(stack, user) as channel:
+                with pytest.raises(ChannelPreconditionFailed):
+                    await publish(channel, "sublet.events", "forged", b"{}", user_id=other)
+
+
+async def test_what_a_publisher_asks_for_an_answer_to_is_not_answered(stack: GuardedStack) -> None:
+    """Anybody may listen on the broker's own queue for direct replies: nothing that reads events writes there."""
+    async with channel_of(stack, PUBLISHER) as channel:
+        answers: list[DeliveredMessage] = []
+        underlay = await channel.get_underlay_channel()
+        await underlay.basic_consume("amq.rabbitmq.reply-to", _keep(answers), no_ack=True)
+        await publish(channel, "sublet.events", "asked", b"{}", reply_to="amq.rabbitmq.reply-to", correlation_id="c")
+        await publish(channel, "sublet.events", "asked", b"no JSON", reply_to="amq.rabbitmq.reply-to")
+        await a_while()
+        assert answers == []
+
+
+async def test_neither_publisher_nor_worker_may_change_or_remove_an_exchange_of_the_services(
+    stack: GuardedStack,
+) -> None:
+    for user in (PUBLISHER, WORKER):
+        for exchange in EXCHANGES:
+            await refused(stack, user, delete_exchange, exchange)
+            await refused(stack, user, declare_exchange, exchange)
+            await refused(stack, user, bind_exchange, "sublet.dead", exchange)
+            await refused(stack, user, bind_exchange, "sublet.notices", exchange)
 
 
 async def test_a_worker_may_neither_read_nor_forge_what_services_tell_each_other(stack: GuardedStack) -> None:
@@ -96,6 +100,39 @@ async def test_a_worker_may_neither_read_nor_forge_what_services_tell_each_other
         await refused(stack, WORKER, publish, exchange, "")
     await may_not_touch_what_services_own(stack, WORKER)
     await refused(stack, WORKER, declare, "my-own")
+    for exchange in ("sublet.requests", "sublet.workers", "sublet.events", "sublet.dead"):
+        await refused(stack, WORKER, bind, "sublet.inbox.client.mine", exchange)
+    await refused(stack, WORKER, declare_with, {"x-dead-letter-exchange": "sublet.dead"})
+    await refused(stack, WORKER, declare_with, {"x-dead-letter-exchange": "sublet.notices"})
+    await refused(stack, WORKER, declare_exchange, "sublet.inbox.mine", "sublet.dead")
+
+
+async def test_a_worker_may_not_put_messages_where_tickets_are_expected(lab: Lab, stack: GuardedStack) -> None:
+    await lab.worker("double", slots=1)
+    (pool,) = [name for name in queues(stack) if name.startswith("sublet.pool.") and lab.namespace in name]
+    await refused(stack, WORKER, publish, "", pool)
+    for exchange in EXCHANGES:
+        await refused(stack, WORKER, bind, pool, exchange)
+    assert (await lab.workflows.double.aio_run(lab.workflows.Number(n=2))).n == 4
+
+
+async def test_the_inbox_of_a_process_is_its_own(lab: Lab, stack: GuardedStack) -> None:
+    """With the same user on another connection; publishers have no rights there at all."""
+    await lab.worker("double", slots=1)
+    await lab.workflows.double.aio_run(lab.workflows.Number(n=1))
+    inboxes = [name for name in queues(stack) if name.startswith("sublet.inbox.")]
+    assert len(inboxes) > DECLARED_SHARDS, "of the schedulers, the worker and the client"
+    for inbox in inboxes:
+        for deed in (get, purge, delete):
+            await refused(stack, PUBLISHER, deed, inbox)
+            async with channel_of(stack, WORKER) as channel:
+                with pytest.raises(ChannelLockedResource):
+                    await deed(channel, inbox)
+    assert (await lab.workflows.double.aio_run(lab.workflows.Number(n=2))).n == 4
+
+
+def queues(stack: GuardedStack) -> list[str]:
+    return stack.rabbit.ctl("list_queues", "name").split()
 
 
 async def may_not_touch_what_services_own(stack: GuardedStack, user: str) -> None:
@@ -104,22 +141,48 @@ async def may_not_touch_what_services_own(stack: GuardedStack, user: str) -> Non
         await refused(stack, user, get, queue)
         await refused(stack, user, purge, queue)
         await refused(stack, user, delete, queue)
-        await refused(stack, user, bind, queue, "sublet.requests")
+        await refused(stack, user, consume, queue)
+        for exchange in EXCHANGES:
+            await refused(stack, user, bind, queue, exchange)
+            await refused(stack, user, unbind, queue, exchange)
 
 
-async def refused(stack: GuardedStack, user: str, deed: Callable[..., Awaitable[None]], *names: str | None) -> None:
+async def refused(stack: GuardedStack, user: str, deed: Callable[..., Awaitable[None]], *names: Any) -> None:
     async with channel_of(stack, user) as channel:
         with pytest.raises(ChannelAccessRefused):
             await deed(channel, *names)
 
 
-async def publish(channel: AbstractChannel, exchange: str, routing_key: str, body: bytes = b"[]") -> None:
+async def publish(
+    channel: AbstractChannel, exchange: str, routing_key: str, body: bytes = b"[]", **properties: Any
+) -> None:
     where = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
-    await where.publish(aio_pika.Message(body), routing_key, timeout=10)
+    await where.publish(aio_pika.Message(body, **properties), routing_key, timeout=10)
 
 
 async def declare(channel: AbstractChannel, queue: str | None) -> None:
     await channel.declare_queue(queue, exclusive=True)
+
+
+async def declare_with(channel: AbstractChannel, arguments: dict[str, Any]) -> None:
+    await channel.declare_queue("sublet.inbox.client.mine", exclusive=True, arguments=arguments)
+
+
+async def declare_exchange(channel: AbstractChannel, exchange: str, alternate: str = "") -> None:
+    arguments: dict[str, Any] = {"alternate-exchange": alternate} if alternate else {}
+    await (await channel.get_underlay_channel()).exchange_declare(exchange, auto_delete=True, arguments=arguments)
+
+
+async def delete_exchange(channel: AbstractChannel, exchange: str) -> None:
+    await (await channel.get_underlay_channel()).exchange_delete(exchange)
+
+
+async def bind_exchange(channel: AbstractChannel, destination: str, source: str) -> None:
+    await (await channel.get_underlay_channel()).exchange_bind(destination, source, "#")
+
+
+async def unbind_exchange(channel: AbstractChannel, destination: str, source: str) -> None:
+    await (await channel.get_underlay_channel()).exchange_unbind(destination, source, "#")
 
 
 async def delete(channel: AbstractChannel, queue: str) -> None:
@@ -136,6 +199,21 @@ async def purge(channel: AbstractChannel, queue: str) -> None:
 
 async def bind(channel: AbstractChannel, queue: str, exchange: str) -> None:
     await (await channel.get_underlay_channel()).queue_bind(queue, exchange, "#")
+
+
+async def unbind(channel: AbstractChannel, queue: str, exchange: str) -> None:
+    await (await channel.get_underlay_channel()).queue_unbind(queue, exchange, "#")
+
+
+async def consume(channel: AbstractChannel, queue: str) -> None:
+    await (await channel.get_underlay_channel()).basic_consume(queue, _keep([]))
+
+
+def _keep(where: list[DeliveredMessage]) -> Callable[[DeliveredMessage], Coroutine[Any, Any, None]]:
+    async def keep(message: DeliveredMessage) -> None:
+        where.append(message)
+
+    return keep
 
 
 @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ METADATA_MAX_DEPTH = 20
 
 _PRIORITIES = (1, 2, 3)
 _INT64_MAX = 2**63 - 1
+_SHOWN_CHARS = 80
 
 
 class InvalidEvent(ValueError):
@@ -77,6 +78,8 @@ def parse_event(
     """
     if not routing_key or len(routing_key) > limits.NAME_MAX_CHARS:
         raise InvalidEvent(f"the routing key is the event's key: 1 to {limits.NAME_MAX_CHARS} characters")
+    _check_utf8(routing_key, "the routing key")
+    _check_utf8(message_id or "", "the message id")
     return Arrival(
         id=_event_id(routing_key, message_id, new_id),
         key=routing_key,
@@ -86,6 +89,14 @@ def parse_event(
         priority=_priority(headers.get("priority")),
         seen_at=seen_at,
     )
+
+
+def _check_utf8(text: str, what: str) -> None:
+    """Bytes that are no UTF-8 come as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidEvent(f"{what} is not UTF-8") from None
 
 
 def _event_id(key: str, message_id: str | None, new_id: Callable[[], str]) -> str:
@@ -106,7 +117,7 @@ def _is_uuid(text: str) -> bool:
 def _payload(body: bytes) -> str:
     if len(body) > limits.PAYLOAD_MAX_BYTES:
         raise InvalidEvent(
-            f"the payload has {len(body):,} bytes; at most {limits.PAYLOAD_MAX_BYTES:,} are allowed: "
+            f"the payload is too large: at most {limits.PAYLOAD_MAX_BYTES:,} bytes are allowed; "
             "store what is large elsewhere and send a reference to it"
         )
     try:
@@ -137,7 +148,7 @@ def _priority(value: object) -> int | None:
     text = _text(value)
     priority = int(text) if text is not None and text.isdecimal() and len(text) == 1 else value
     if isinstance(priority, bool) or priority not in _PRIORITIES:
-        raise InvalidEvent(f"the header 'priority' must be 1, 2 or 3, not {value!r}")
+        raise InvalidEvent(f"the header 'priority' must be 1, 2 or 3, not {_brief(value)}")
     return int(priority)
 
 
@@ -147,7 +158,10 @@ def _metadata(headers: Mapping[str, object]) -> Mapping[str, object]:
         for name, value in headers.items()
         if name not in ("scope", "priority") and not name.startswith("x-")
     }
-    size = len(msgspec.json.encode(metadata)) if metadata else 0
+    try:
+        size = len(msgspec.json.encode(metadata)) if metadata else 0
+    except UnicodeEncodeError:
+        raise InvalidEvent("the name of a header is not UTF-8") from None
     if size > limits.METADATA_MAX_BYTES:
         raise InvalidEvent(
             f"the headers have {size:,} bytes as JSON; at most {limits.METADATA_MAX_BYTES:,} are allowed"
@@ -172,7 +186,12 @@ def _json_value(value: object, header: str, depth: int = 0) -> object:
         return {str(name): _json_value(item, header, depth + 1) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(item, header, depth + 1) for item in value]
-    raise InvalidEvent(f"the header {header!r} holds a {type(value).__name__} that is no JSON value")
+    raise InvalidEvent(f"the header {header!r} holds {_brief(value)}, which is no JSON value")
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
 
 
 def _text(value: object) -> str | None:
@@ -229,8 +248,7 @@ class Sighting(Generic[AnyEvent]):
 
     def facts_for_filter(self, payload: Mapping[str, object]) -> Facts:
         event = self.event
-        return Facts(
-            input=self.payload,
+        return self.facts.and_also(
             payload=payload,
             additional_metadata=event.metadata,
             event_key=event.key,

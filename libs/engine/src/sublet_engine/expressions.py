@@ -15,6 +15,7 @@ from typing import Any
 from cel_expr_python import cel
 
 from sublet_engine import limits
+from sublet_engine.costs import Cost, Extent, TooCostly, extent_of, read_cost
 
 EVENT_VARIABLES = ("input",)
 """Of an event condition: ``input`` is the event's payload."""
@@ -36,38 +37,68 @@ class ExpressionError(ValueError):
 class Facts:
     """The values of the variables, made ready once for any number of expressions."""
 
-    __slots__ = ("_activations", "_values")
+    __slots__ = ("_activations", "_base", "_extents", "_presentable", "_values")
 
     def __init__(self, **values: object) -> None:
         self._values = values
+        self._base: Facts | None = None
+        self._presentable: dict[str, object] = {}
+        self._extents: dict[tuple[str, ...], Extent] = {}
         self._activations: dict[tuple[str, ...], Any] = {}
+
+    def and_also(self, **values: object) -> Facts:
+        """With more variables. What these hold is made ready once for all that are made of them."""
+        more = Facts(**self._values, **values)
+        more._base = self
+        return more
+
+    def extent(self, variables: tuple[str, ...]) -> Extent:
+        """How much there is to look at."""
+        extent = self._extents.get(variables)
+        if extent is None:
+            extent = extent_of(self._values[name] for name in variables if name in self._values)
+            self._extents[variables] = extent
+        return extent
 
     def activation(self, variables: tuple[str, ...]) -> Any:
         """CEL's own form of the values. Raises RecursionError for data nested deeper than the stack allows."""
         activation = self._activations.get(variables)
         if activation is None:
-            values = {name: presentable(self._values[name]) for name in variables if name in self._values}
+            values = {name: self._made_ready(name) for name in variables if name in self._values}
             activation = self._activations[variables] = _environment(variables).Activation(values)
         return activation
+
+    def _made_ready(self, name: str) -> object:
+        if self._base is not None and name in self._base._values:
+            return self._base._made_ready(name)
+        if name not in self._presentable:
+            self._presentable[name] = presentable(self._values[name])
+        return self._presentable[name]
 
 
 class Expression:
     """A compiled expression. Evaluating it has no effects and is bounded in time and memory."""
 
-    __slots__ = ("_program", "text", "variables")
+    __slots__ = ("_cost", "_program", "text", "variables")
 
-    def __init__(self, text: str, variables: tuple[str, ...], program: Any) -> None:
+    def __init__(self, text: str, variables: tuple[str, ...], program: Any, cost: Cost) -> None:
         self.text = text
         self.variables = variables
         self._program = program
+        self._cost = cost
 
     def true(self, **values: object) -> bool:
         """Whether it is true for these values of its variables. Errors and other types than bool are not true."""
         return self.verdict(Facts(**values)) is True
 
     def verdict(self, facts: Facts) -> bool | None:
-        """True or False; None if it failed on these values, or gave something else than a boolean."""
+        """True or False; None if it failed on these values, would cost too much, or gave no boolean."""
         try:
+            extent = facts.extent(self.variables)
+            if extent.values > limits.EXPRESSION_VALUES_MAX:
+                return None
+            if self._cost.work(extent) > limits.EXPRESSION_WORK_MAX_BYTES:
+                return None
             result = self._program.eval(facts.activation(self.variables))
             # An error comes back as a value, and a truthy one: only the type tells.
             return bool(result.plain_value()) if result.type() == cel.Type.BOOL else None
@@ -82,7 +113,8 @@ def compile_expression(text: str, variables: tuple[str, ...] = EVENT_VARIABLES) 
     """Compile an expression over these variables; equal texts are compiled once.
 
     Raises:
-        ExpressionError: it is empty, too long, malformed, uses an unknown name, or can never be true or false.
+        ExpressionError: it is empty, too long, malformed, uses an unknown name, can never be true or false, or could
+            cost more than can be bounded.
     """
     if not text.strip():
         raise ExpressionError("an expression must not be empty; leave it out to accept everything")
@@ -102,7 +134,11 @@ def compile_expression(text: str, variables: tuple[str, ...] = EVENT_VARIABLES) 
         raise ExpressionError(
             f"the expression {_shown(text)} gives {kind.name()}, not true or false; compare it with something"
         )
-    return Expression(text, variables, program)
+    try:
+        cost = read_cost(text)
+    except TooCostly as error:
+        raise ExpressionError(f"the expression {_shown(text)} could cost too much: {error}") from error
+    return Expression(text, variables, program, cost)
 
 
 @lru_cache(maxsize=16)

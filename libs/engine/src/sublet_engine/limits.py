@@ -17,6 +17,23 @@ METADATA_MAX_BYTES = 65_536
 EXPRESSION_MAX_CHARS = 2_048
 """One CEL expression. Longer ones cost more to compile than anybody can read."""
 
+EXPRESSION_LOOP_DEPTH_MAX = 2
+"""Loops (``exists``, ``all``, ``map``, …) inside each other in one expression: a list in the elements of a list."""
+
+EXPRESSION_COPIES_MAX = 8
+"""Values that one expression adds up, or makes a list of: in a loop each may double what there is."""
+
+EXPRESSION_VALUES_MAX = 10_000
+"""Fields and elements in what an expression is asked about: it is not true of larger data. Reading them takes tens of
+milliseconds, and as many turns are what the CEL library takes in a loop before it gives up."""
+
+EXPRESSION_WORK_MAX_BYTES = 128 * 1_048_576
+"""Bytes that one evaluation may look at or copy, as `costs` estimates: some tenths of a second, and as much memory.
+An expression that may need more for an event is not true of it."""
+
+REGEX_STATES_MAX = 1_000
+"""Characters of a regular expression with its repetitions written out: each is a state of the machine that reads."""
+
 NAME_MAX_CHARS = 128
 """Workflow, task, worker, event-key and condition names: they become routing keys (255 bytes at most) and labels."""
 
@@ -54,6 +71,10 @@ REPORT_MAX_BYTES = 2 * 1_048_576
 
 RUN_PREFETCH = 2_000
 """Unacknowledged messages a shard may hold: two full batches, so that the next gathers while one commits."""
+
+EVENT_PREFETCH = 256
+"""Unacknowledged messages that event-ingest may hold. Anybody may publish events, and RabbitMQ bounds what it hands
+out by number alone: this times `PAYLOAD_MAX_BYTES`, 256 MiB, is what they can make it keep in memory."""
 
 # --- events ---------------------------------------------------------------------------------------------------
 
@@ -123,6 +144,9 @@ TICK_INTERVAL_S = 1.0
 EVENT_RETENTION_S = 7 * 86_400
 """Events are kept this long for waits that look back. A durable task that took longer since its previous
 operation does not see older ones."""
+
+CLOCK_AHEAD_MAX_S = 3_600.0
+"""A place in the order of events that is further in the future is no clock's: it does not move the order."""
 
 RUN_CACHE_MAX = 5_000
 """Runs that one shard keeps in memory although nothing of them is ready or running."""

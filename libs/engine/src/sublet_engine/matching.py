@@ -105,7 +105,8 @@ def listens_from(subscribe: Subscribe) -> int:
     """Events with a greater seq than this can satisfy the wait."""
     condition = subscribe.condition
     if isinstance(condition, EventCondition) and condition.since_s is not None:
-        return min(subscribe.since, int(condition.since_s * 1_000_000) - 1)
+        start = max(condition.since_s, 0.0) * 1_000_000
+        return subscribe.since if start > subscribe.since else int(start) - 1
     return subscribe.since
 
 

@@ -20,7 +20,8 @@ exchange               routing key                                              
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -556,10 +557,32 @@ def encode_one(record: Record) -> bytes:
     return _encoder.encode(record)
 
 
-decode_for_shard = msgspec.json.Decoder(list[ToShard]).decode
-decode_for_worker = msgspec.json.Decoder(list[ToWorker]).decode
-decode_for_client = msgspec.json.Decoder(list[ToClient]).decode
-decode_for_timer = msgspec.json.Decoder(list[ToTimer]).decode
-decode_for_ingest = msgspec.json.Decoder(list[ToIngest]).decode
-decode_queries = msgspec.json.Decoder(list[Query]).decode
-decode_ticket = msgspec.json.Decoder(Ticket).decode
+class MalformedMessage(ValueError):
+    """A body that is none of ours. The text says why, for the person who finds it among the dead letters."""
+
+
+AnyMessage = TypeVar("AnyMessage")
+
+
+def _decoder(type_: type[AnyMessage]) -> Callable[[bytes], AnyMessage]:
+    decode_json = msgspec.json.Decoder(type_).decode
+
+    def decode(body: bytes) -> AnyMessage:
+        """Raises MalformedMessage, and nothing else."""
+        try:
+            return decode_json(body)
+        except RecursionError:
+            raise MalformedMessage("nested too deeply") from None
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise MalformedMessage(str(error)) from error
+
+    return decode
+
+
+decode_for_shard = _decoder(list[ToShard])
+decode_for_worker = _decoder(list[ToWorker])
+decode_for_client = _decoder(list[ToClient])
+decode_for_timer = _decoder(list[ToTimer])
+decode_for_ingest = _decoder(list[ToIngest])
+decode_queries = _decoder(list[Query])
+decode_ticket = _decoder(Ticket)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from sublet_engine import limits
 from sublet_platform.backoff import Backoff
@@ -25,6 +25,11 @@ from sublet_platform.ports import (
 from sublet_platform.topology import DEAD
 
 log = logging.getLogger(__name__)
+
+LETTER_HEADERS_MAX_BYTES = 65_536
+"""Headers that a dead letter keeps of what it was: half of an AMQP frame, which has to hold all the headers of a
+message. A frame that is larger costs the connection."""
+_SHORT_TEXT_MAX_BYTES = 255
 
 Refuse = Callable[[Delivery, str], Awaitable[None]]
 """Puts a message that nobody can use among the dead letters, with the reason; see `dead_letter`."""
@@ -190,12 +195,66 @@ async def dead_letter(broker: Broker, delivery: Delivery, reason: str, metrics: 
     Raises:
         BrokerUnavailable: not confirmed.
     """
-    headers = {
-        **delivery.headers,
-        "x-sublet-reason": reason[:REASON_MAX_CHARS],
-        "x-sublet-exchange": delivery.exchange,
-        "x-sublet-routing-key": delivery.routing_key,
-    }
-    copy = Outgoing(DEAD, delivery.routing_key, delivery.body, message_id=delivery.message_id, headers=headers)
-    await broker.publish([copy])
+    await broker.publish([letter_for(delivery, reason)])
     metrics.dead_lettered(name)
+
+
+def letter_for(delivery: Delivery, reason: str) -> Outgoing:
+    """What was delivered can be anything that AMQP knows; what is published here can be encoded, whatever it was."""
+    headers = {
+        **_headers_kept(delivery.headers),
+        "x-sublet-reason": _encodable(reason[:REASON_MAX_CHARS]),
+        "x-sublet-exchange": delivery.exchange,
+        "x-sublet-routing-key": _short(delivery.routing_key),
+    }
+    message_id = None if delivery.message_id is None else _short(delivery.message_id)
+    return Outgoing(DEAD, _short(delivery.routing_key), delivery.body, message_id=message_id, headers=headers)
+
+
+def _headers_kept(headers: Mapping[str, object]) -> dict[str, object]:
+    kept: dict[str, object] = {}
+    room = LETTER_HEADERS_MAX_BYTES
+    for name, value in headers.items():
+        plain = _plain(value)
+        room -= _weight(name) + _weight(plain)
+        if room < 0:
+            kept["x-sublet-headers-left-out"] = len(headers) - len(kept)
+            break
+        kept[_encodable(name)] = plain
+    return kept
+
+
+def _plain(value: object) -> object:
+    """What is no JSON value as text."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, bytes | bytearray):
+        return bytes(value).decode(errors="backslashreplace")
+    if isinstance(value, Mapping):
+        return {_encodable(str(name)): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return _encodable(str(value))
+
+
+def _weight(value: object) -> int:
+    """At least as many bytes as it takes in an AMQP frame."""
+    own = 16
+    if isinstance(value, str):
+        return own + len(_encodable(value).encode())
+    if isinstance(value, Mapping):
+        return own + sum(_weight(name) + _weight(item) for name, item in value.items())
+    if isinstance(value, list):
+        return own + sum(map(_weight, value))
+    return own
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates stand for bytes that were no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _short(text: str) -> str:
+    return _encodable(text).encode()[:_SHORT_TEXT_MAX_BYTES].decode(errors="ignore")

@@ -27,6 +27,7 @@ from sublet_platform.backoff import Backoff
 from sublet_platform.ports import BrokerUnavailable, Delivery, Handler, Outgoing
 from sublet_platform.settlement import Settlement
 from sublet_platform.topology import INBOXES, MUST_ARRIVE, Topology, topology
+from sublet_platform.wire import read_leniently
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class Rabbit:
     told how long each call of `publish` took."""
 
     def __init__(self, url: str, *, name: str = "sublet", on_published: Callable[[float], None] | None = None) -> None:
+        read_leniently()
         self._on_published = on_published
         self.faststream = RabbitBroker(
             with_heartbeat(url),

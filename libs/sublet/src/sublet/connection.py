@@ -262,7 +262,7 @@ class Connection:
     def _on_message(self, body: bytes) -> None:
         try:
             arrived = messages.decode_for_client(body)
-        except msgspec.MsgspecError as error:
+        except messages.MalformedMessage as error:
             _log.error("a message in the inbox could not be read: %s", error)
             return
         for record in arrived:

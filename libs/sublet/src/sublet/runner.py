@@ -13,8 +13,6 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from sublet import branches
 from sublet.config import ClientConfig
 from sublet.execution import Execution
@@ -31,6 +29,7 @@ from sublet_engine.messages import (
     HandedBack,
     Heartbeat,
     Hello,
+    MalformedMessage,
     NothingToDo,
     Ping,
     Record,
@@ -236,7 +235,7 @@ class Runner:
     def _on_message(self, body: bytes) -> None:
         try:
             records = decode_for_worker(body)
-        except msgspec.MsgspecError as error:
+        except MalformedMessage as error:
             _log.error("a message in the inbox could not be read: %s", error)
             return
         for record in records:

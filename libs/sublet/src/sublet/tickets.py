@@ -8,10 +8,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable
 from contextvars import Context
 
-import msgspec
-
 from sublet.transport import TicketDelivery, Transport
-from sublet_engine.messages import Claim, Record, Ticket, decode_ticket, encode
+from sublet_engine.messages import Claim, MalformedMessage, Record, Ticket, decode_ticket, encode
 from sublet_engine.workflows import SlotKind
 
 INBOXES = "sublet.inboxes"
@@ -104,7 +102,7 @@ class Tickets:
         self._channels[kind] = delivery.channel
         try:
             ticket = HeldTicket(decode_ticket(delivery.body), kind, delivery)
-        except msgspec.MsgspecError as error:
+        except MalformedMessage as error:
             _log.error("a ticket could not be read and is dropped: %s", error)
             self._transport.ack(delivery)
             return

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
-from sublet_engine import events
-from sublet_engine.messages import RegisterTriggers, Subscribe, Unsubscribe, decode_for_ingest
+from sublet_engine import events, limits
+from sublet_engine.messages import MalformedMessage, RegisterTriggers, Subscribe, Unsubscribe, decode_for_ingest
 from sublet_platform.ports import Clock, Delivery, StoredEvent
 from sublet_platform.topology import EVENTS
 
@@ -50,7 +48,7 @@ class Reader:
                     self._read_commands(batch, delivery)
             except events.InvalidEvent as error:
                 batch.refused.append((delivery, f"not an event: {error}"))
-            except (msgspec.MsgspecError, RecursionError) as error:
+            except MalformedMessage as error:
                 batch.refused.append((delivery, f"not a message for event-ingest: {error}"))
         return batch
 
@@ -95,7 +93,9 @@ class Reader:
             match command:
                 case Subscribe():
                     # An event that comes after the wait must have a later place than it, whoever's clock is ahead.
-                    self.sequence.pass_by(command.since)
+                    # A place that no clock of ours can have given must not carry all events with it.
+                    ahead = int((self._clock.now() + limits.CLOCK_AHEAD_MAX_S) * 1_000_000)
+                    self.sequence.pass_by(min(command.since, ahead))
                     batch.unsubscribes.pop(command.id, None)
                     batch.subscribes[command.id] = command
                 case Unsubscribe():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from sublet_engine import limits
 from sublet_event_ingest.ingest import Ingest
 from sublet_platform.batching import BatchLoop
 from sublet_platform.metrics import IngestMetrics, ServiceMetrics
-from sublet_platform.ports import Broker, Clock, Consumer, EventStore
-from sublet_platform.topology import INGEST
+from sublet_platform.ports import Broker, Clock, Consumer, Delivery, EventStore
+from sublet_platform.topology import EVENTS, INGEST
 
 
 class IngestShell:
@@ -33,7 +34,13 @@ class IngestShell:
     async def start(self) -> None:
         """Raises BrokerUnavailable."""
         self._batches.start()
-        self._consumer = await self._broker.consume(INGEST, self._batches.handle, prefetch=limits.RUN_PREFETCH)
+        self._consumer = await self._broker.consume(INGEST, self._arrived, prefetch=limits.EVENT_PREFETCH)
+
+    def _arrived(self, delivery: Delivery) -> None:
+        """Of an event that will be refused for its size, no more is kept than what shows it to be too large."""
+        if delivery.exchange == EVENTS and len(delivery.body) > limits.PAYLOAD_MAX_BYTES:
+            delivery = replace(delivery, body=delivery.body[: limits.PAYLOAD_MAX_BYTES + 1])
+        self._batches.handle(delivery)
 
     async def stop(self) -> None:
         """Finish what has arrived: an event without message id that came again would be another event."""

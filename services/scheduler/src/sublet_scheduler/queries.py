@@ -23,7 +23,7 @@ import msgspec
 
 from sublet_engine import durable, ids, limits
 from sublet_engine.explain import why
-from sublet_engine.messages import Query, Reply, decode_queries, encode
+from sublet_engine.messages import MalformedMessage, Query, Reply, decode_queries, encode
 from sublet_platform.batching import Refuse
 from sublet_platform.ports import Broker, Clock, Delivery, Outgoing, RunFilter, RunStore
 from sublet_scheduler import views
@@ -51,7 +51,7 @@ class Queries:
         for delivery in deliveries:
             try:
                 queries = decode_queries(delivery.body)
-            except msgspec.MsgspecError as error:
+            except MalformedMessage as error:
                 await self._refuse(delivery, f"not a query: {error}")
                 continue
             for query in queries:

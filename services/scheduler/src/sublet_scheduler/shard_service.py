@@ -13,7 +13,7 @@ import msgspec
 
 from sublet_engine import durable, ids, limits
 from sublet_engine.batch import Batch, DurableGrant, Publication, Resend, WorkerChange
-from sublet_engine.messages import RunRequest, Satisfied, ToShard, decode_for_shard, encode_one
+from sublet_engine.messages import MalformedMessage, RunRequest, Satisfied, ToShard, decode_for_shard, encode_one
 from sublet_engine.runs import LogRecord
 from sublet_engine.shard import Shard
 from sublet_engine.workflows import SlotKind
@@ -91,7 +91,7 @@ class ShardService:
             try:
                 decoded = decode_for_shard(delivery.body)
                 _check_size(delivery.body, decoded)
-            except (msgspec.MsgspecError, _TooLarge) as error:
+            except (MalformedMessage, _TooLarge) as error:
                 await self._refuse(delivery, f"not a message for a scheduler: {error}")
             else:
                 messages.extend(decoded)

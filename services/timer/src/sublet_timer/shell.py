@@ -18,10 +18,8 @@ import logging
 from collections.abc import Coroutine, Hashable, Sequence
 from typing import Any
 
-import msgspec
-
 from sublet_engine import ids, limits
-from sublet_engine.messages import CancelTimer, SetTimer, Tick, TimerFired, decode_for_timer, encode
+from sublet_engine.messages import CancelTimer, MalformedMessage, SetTimer, Tick, TimerFired, decode_for_timer, encode
 from sublet_engine.packing import pack
 from sublet_engine.timers import Horizon, plan
 from sublet_platform.backoff import Backoff
@@ -235,7 +233,7 @@ def _read(deliveries: Sequence[Delivery]) -> tuple[list[SetTimer | CancelTimer],
     for delivery in deliveries:
         try:
             messages += decode_for_timer(delivery.body)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except MalformedMessage as error:
             refused.append((delivery, f"not a message for the timer: {error}"))
     return messages, refused
 

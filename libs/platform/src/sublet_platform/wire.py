@@ -1,0 +1,164 @@
+"""Reading AMQP values that no client library would send, and a broker takes nevertheless.
+
+Whoever may publish an event decides about its routing key, its message id and its headers, byte by byte. The client
+library raises on bytes that are no UTF-8, on times beyond the year 9999 and on deep nesting, in the middle of its
+reader: the connection ends, the message comes again, and nothing else ever does. So what cannot be read is read as
+something that can be refused later, message by message.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from pamqp import decode
+
+TABLE_MAX_DEPTH = 32
+"""Levels of nesting in headers: no broker nests its own deeper than four."""
+
+
+class Unreadable:
+    """A header that cannot be read. ``str`` says why."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __str__(self) -> str:
+        return self._reason
+
+    __repr__ = __str__
+
+
+def read_leniently() -> None:
+    """From now on the client library reads every message, in all of this process. Calling it again does nothing."""
+    decode.METHODS["shortstr"] = _short_text
+    decode.METHODS["timestamp"] = _property_time
+    decode.METHODS["table"] = read_headers
+
+
+def text_of(content: bytes) -> str:
+    """Bytes that are no UTF-8 become lone surrogates, which no text that was UTF-8 has."""
+    return content.decode("utf-8", "surrogateescape")
+
+
+def _short_text(data: bytes) -> tuple[int, str]:
+    end = 1 + data[0]
+    return end, text_of(data[1:end])
+
+
+def _property_time(data: bytes) -> tuple[int, datetime | None]:
+    """Nobody looks at it: what is no time is none."""
+    time = _time(data, 0)[1]
+    return 8, time if isinstance(time, datetime) else None
+
+
+def read_headers(data: bytes) -> tuple[int, dict[str, Any]]:
+    """A table with its length before it: the place after it, and what it holds."""
+    try:
+        return _table(data, 0, 0)
+    except (struct.error, IndexError, KeyError):
+        return _extent(data, 0)[1], {"": Unreadable("headers in no form of AMQP's")}
+
+
+# --- values, each from a place in the data to the place after it, so that reading them all takes one pass -----------
+
+_Read = tuple[int, Any]
+
+
+def _value(data: bytes, at: int, depth: int) -> _Read:
+    kind = data[at : at + 1]
+    if kind in _NESTED:
+        return _NESTED[kind](data, at + 1, depth)
+    return _PLAIN[kind](data, at + 1)
+
+
+def _table(data: bytes, at: int, depth: int) -> _Read:
+    at, end = _extent(data, at)
+    if depth > TABLE_MAX_DEPTH:
+        return end, Unreadable(f"a table nested deeper than {TABLE_MAX_DEPTH} levels")
+    table: dict[str, Any] = {}
+    while at < end:
+        after = at + 1 + data[at]
+        name = text_of(data[at + 1 : after])
+        at, table[name] = _value(data, after, depth + 1)
+    return end, table
+
+
+def _array(data: bytes, at: int, depth: int) -> _Read:
+    at, end = _extent(data, at)
+    if depth > TABLE_MAX_DEPTH:
+        return end, Unreadable(f"a list nested deeper than {TABLE_MAX_DEPTH} levels")
+    items: list[Any] = []
+    while at < end:
+        at, item = _value(data, at, depth + 1)
+        items.append(item)
+    return end, items
+
+
+def _extent(data: bytes, at: int) -> tuple[int, int]:
+    (length,) = struct.unpack_from(">I", data, at)
+    return at + 4, at + 4 + length
+
+
+def _long_text(data: bytes, at: int) -> _Read:
+    at, end = _extent(data, at)
+    content = data[at:end]
+    try:
+        return end, content.decode()
+    except UnicodeDecodeError:
+        return end, content
+
+
+def _bytes(data: bytes, at: int) -> _Read:
+    at, end = _extent(data, at)
+    return end, bytearray(data[at:end])
+
+
+def _time(data: bytes, at: int) -> _Read:
+    (seconds,) = struct.unpack_from(">Q", data, at)
+    try:
+        return at + 8, datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return at + 8, Unreadable(f"the time {seconds}")
+
+
+def _decimal(data: bytes, at: int) -> _Read:
+    scale, digits = struct.unpack_from(">Bi", data, at)
+    return at + 5, Unreadable(f"the decimal number {digits}e-{scale}")
+
+
+def _nothing(data: bytes, at: int) -> _Read:
+    return at, None
+
+
+def _number(form: str) -> Callable[[bytes, int], _Read]:
+    layout = struct.Struct(form)
+
+    def read(data: bytes, at: int) -> _Read:
+        return at + layout.size, layout.unpack_from(data, at)[0]
+
+    return read
+
+
+_NESTED = {b"F": _table, b"A": _array}
+_PLAIN: dict[bytes, Callable[[bytes, int], _Read]] = {
+    b"t": _number(">?"),
+    b"b": _number(">b"),
+    b"B": _number(">B"),
+    b"s": _number(">h"),
+    b"u": _number(">H"),
+    b"I": _number(">i"),
+    b"i": _number(">I"),
+    b"l": _number(">q"),
+    b"L": _number(">q"),
+    b"f": _number(">f"),
+    b"d": _number(">d"),
+    b"D": _decimal,
+    b"S": _long_text,
+    b"T": _time,
+    b"V": _nothing,
+    b"\0": _nothing,
+    b"x": _bytes,
+}
