@@ -183,22 +183,6 @@ async def test_what_is_given_back_comes_again_marked_redelivered(world: World) -
     assert len(inbox) == 4
 
 
-async def test_a_cancelled_consumer_gets_nothing_new_and_can_still_acknowledge(world: World) -> None:
-    client, queue = await filled(world, 4)
-    inbox, rest = Inbox(), Inbox()
-    consumer = await client.consume(queue, inbox, prefetch=2)
-    await until(lambda: len(inbox) == 2, "two deliveries")
-    await consumer.cancel()
-    client.ack([inbox[0]])
-    await a_while()
-    assert len(inbox) == 2
-    await consumer.close()
-    await client.consume(queue, rest, prefetch=10)
-    await until(lambda: len(rest) == 3, "the rest")
-    assert rest.bodies == [b"1", b"2", b"3"]
-    assert [delivery.redelivered for delivery in rest] == [True, False, False]
-
-
 async def test_a_message_that_was_given_back_too_often_is_dead_lettered(world: World) -> None:
     graveyard = await new_queue(world)
     exchange = await new_exchange(world, "fanout", {graveyard: ""})
@@ -284,18 +268,13 @@ async def test_a_lost_connection_voids_deliveries_and_brings_them_again(world: W
     assert {delivery.channel for delivery in before}.isdisjoint({delivery.channel for delivery in inbox})
 
 
-@pytest.mark.parametrize("cancelled_first", [False, True])
-async def test_a_consumer_that_was_closed_without_a_connection_does_not_come_back_with_it(
-    world: World, cancelled_first: bool
-) -> None:
+async def test_a_consumer_that_was_closed_without_a_connection_does_not_come_back_with_it(world: World) -> None:
     client, queue = await filled(world, 2, quorum=True, x_single_active_consumer=True)
     gone, other = Inbox(), Inbox()
     consumer = await client.consume(queue, gone, prefetch=2)
     await until(lambda: len(gone) == 2, "deliveries")
     world.cut(client)
     await until(lambda: not client.connected, "the cut")
-    if cancelled_first:
-        await consumer.cancel()
     await consumer.close()
     world.mend(client)
     await until(lambda: client.connected, "the reconnect")

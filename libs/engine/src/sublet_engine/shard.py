@@ -122,6 +122,10 @@ class Shard:
         if registered_at >= self._current.get(spec.name, (0.0, spec))[0]:
             self._current[spec.name] = (registered_at, spec)
 
+    def has_workflow(self, name: str) -> bool:
+        """In any version."""
+        return name in self._current
+
     def load_pool(self, pool: str, actions: Iterable[str], at: float) -> None:
         """What a pool can run, from an earlier owner's time."""
         self.workers.offer(pool, actions, at)

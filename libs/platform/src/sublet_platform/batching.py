@@ -76,14 +76,15 @@ class BatchLoop:
         self._waiting: deque[Delivery] = deque()
         self._wake_up = asyncio.Event()
         self._stopping = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._resting = False
+        self._at_rest = asyncio.Event()
+        """No batch is under way."""
+        self._at_rest.set()
         self._task: asyncio.Task[None] | None = None
 
     def handle(self, delivery: Delivery) -> None:
         """The handler to consume with."""
         self._waiting.append(delivery)
-        self._idle.clear()
         self._wake_up.set()
 
     def start(self) -> None:
@@ -96,9 +97,18 @@ class BatchLoop:
         if self._task is not None:
             await self._task
 
-    async def idle(self) -> None:
-        """Returns when what has arrived is handled."""
-        await self._idle.wait()
+    async def rest(self) -> None:
+        """Returns when the batch that is under way is settled; no other is begun before `go_on`.
+
+        Whoever gives up a place as the single active consumer rests and then closes its channel, so that the next one
+        is served what was not handled here, and nothing before all else is done.
+        """
+        self._resting = True
+        await self._at_rest.wait()
+
+    def go_on(self) -> None:
+        self._resting = False
+        self._wake_up.set()
 
     @property
     def alive(self) -> bool:
@@ -107,9 +117,10 @@ class BatchLoop:
     async def _run(self) -> None:
         while True:
             await self._wake_up.wait()
-            while self._waiting:
+            while self._waiting and not self._resting:
+                self._at_rest.clear()
                 await self._settle(self._take())
-            self._idle.set()
+            self._at_rest.set()
             if self._stopping:
                 return
             self._wake_up.clear()
@@ -136,7 +147,7 @@ class BatchLoop:
                 await self._attempt(batch)
             except (StoreUnavailable, BrokerUnavailable) as error:
                 self._on_failure()
-                if self._stopping:
+                if self._stopping or self._resting:
                     return self._broker.requeue(batch)
                 delay_s = backoff.next_s()
                 log.warning("%s: %s; again in %.1f s", self._name, error, delay_s, extra={"batch": len(batch)})
@@ -180,7 +191,7 @@ class BatchLoop:
             try:
                 await dead_letter(self._broker, delivery, reason, self._metrics, self._name)
             except BrokerUnavailable:
-                if self._stopping:
+                if self._stopping or self._resting:
                     return self._broker.requeue([delivery])
                 await asyncio.sleep(backoff.next_s())
             else:

@@ -62,11 +62,8 @@ class Outgoing:
 
 
 class Consumer(Protocol):
-    async def cancel(self) -> None:
-        """No new deliveries. Those that are out can still be acknowledged until :meth:`close`."""
-
     async def close(self) -> None:
-        """Cancel, and give what is unacknowledged back to the queue."""
+        """No new deliveries; what is unacknowledged goes back to the queue before anybody else is served."""
 
 
 Handler = Callable[[Delivery], None]

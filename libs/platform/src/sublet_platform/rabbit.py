@@ -111,9 +111,6 @@ class RabbitConsumer:
         self._subscriber = subscriber
         self._channel = channel
 
-    async def cancel(self) -> None:
-        await self._rabbit.stop_subscriber(self._subscriber)
-
     async def close(self) -> None:
         # Not cancelled first: the next consumer of a single-active-consumer queue would be served at once, before
         # what this one has in hand is back in its place.

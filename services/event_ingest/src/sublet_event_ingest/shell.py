@@ -43,12 +43,11 @@ class IngestShell:
         self._batches.handle(delivery)
 
     async def stop(self) -> None:
-        """Finish what has arrived: an event without message id that came again would be another event."""
-        if self._consumer is not None:
-            await self._consumer.cancel()
-        await self._batches.stop()
+        """Finish what is in hand: an event without message id that came again would be another event."""
+        await self._batches.rest()
         if self._consumer is not None:
             await self._consumer.close()
+        await self._batches.stop()
 
     @property
     def alive(self) -> bool:

@@ -58,12 +58,12 @@ class Holding:
     async def step_back(self) -> None:
         """Give what is not handled back, and join the end of the line."""
         await self._leave()
+        self._loop.go_on()
         await self.line_up()
 
     async def _leave(self) -> None:
+        await self._loop.rest()
         if self._consumer is not None:
-            await self._consumer.cancel()
-            await self._loop.idle()
             await self._consumer.close()
             self._consumer = None
         self.service.drop()

@@ -7,14 +7,14 @@ shard is built again from what is stored, and the effects of the last update of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from sublet_engine import durable, ids, limits
 from sublet_engine.batch import Batch, DurableGrant, Publication, Resend, WorkerChange
 from sublet_engine.messages import MalformedMessage, RunRequest, Satisfied, ToShard, decode_for_shard, encode_one
-from sublet_engine.runs import LogRecord
+from sublet_engine.runs import LogRecord, Run
 from sublet_engine.shard import Shard
 from sublet_engine.workflows import SlotKind
 from sublet_platform.batching import Refuse
@@ -125,8 +125,7 @@ class ShardService:
             new_id=self._new_id,
             now=now,
         )
-        for record in await self._store.load_workflows():
-            shard.load_workflow(record.spec, record.registered_at)
+        await self._load_workflows(shard)
         for worker in await self._store.load_workers():
             shard.load_pool(worker.pool, worker.actions, worker.started_at)
             if not worker.gone and now - worker.last_seen_at <= _RECENTLY_S:
@@ -137,7 +136,7 @@ class ShardService:
         shard.census.waiting.update(await self._store.count_waiting(self._slots))
         runs = 0
         async for chunk in self._store.load_live(self._slots):
-            shard.load(chunk)
+            await self._load(shard, chunk)
             runs += len(chunk)
         logger.info("shard %d taken over with %d live runs", self.index, runs)
         return shard
@@ -146,7 +145,20 @@ class ShardService:
         needed = {run_id for message in messages if (run_id := Shard.run_needed(message)) is not None}
         missing = needed.difference(shard.runs)
         if missing:
-            shard.load(await self._store.load_runs(sorted(missing)))
+            await self._load(shard, await self._store.load_runs(sorted(missing)))
+        if any(isinstance(message, RunRequest) and not shard.has_workflow(message.workflow) for message in messages):
+            await self._load_workflows(shard)
+
+    async def _load(self, shard: Shard, runs: Sequence[Run]) -> None:
+        """Who owned the shard before may have been slow to leave: it begins runs of definitions that came to it, and
+        that it saved after this shard was built."""
+        if any(shard.workflow_of(run) is None and not run.terminal for run in runs):
+            await self._load_workflows(shard)
+        shard.load(runs)
+
+    async def _load_workflows(self, shard: Shard) -> None:
+        for record in await self._store.load_workflows():
+            shard.load_workflow(record.spec, record.registered_at)
 
     # --- effects ----------------------------------------------------------------------------------------------
 

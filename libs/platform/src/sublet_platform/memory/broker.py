@@ -17,9 +17,6 @@ class MemoryConsumer:
         self._broker = broker
         self._registration = registration
 
-    async def cancel(self) -> None:
-        self._broker.cancel_consumer(self._registration)
-
     async def close(self) -> None:
         await self._broker.close_consumer(self._registration)
 
@@ -44,9 +41,6 @@ class MemoryBroker(MemoryConnection):
         except KeyError as error:
             raise BrokerUnavailable(f"there is no queue {registration.queue.name!r}") from error
         return MemoryConsumer(self, registration)
-
-    def cancel_consumer(self, registration: Registration) -> None:
-        self._cancel(registration)
 
     async def close_consumer(self, registration: Registration) -> None:
         await self._close(registration)
