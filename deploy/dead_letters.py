@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.exceptions import AMQPError
 
+from sublet_engine.addresses import addresses
 from sublet_platform.wire import read_leniently
 
 DEAD = "sublet.dead"
@@ -80,13 +83,22 @@ async def put_back(channel: AbstractChannel, message: AbstractIncomingMessage, o
     return True
 
 
+async def connect(urls: str) -> AbstractConnection:
+    """To the first node that answers."""
+    *others, last = addresses(urls)
+    for url in others:
+        with contextlib.suppress(OSError, AMQPError):
+            return await aio_pika.connect(url)
+    return await aio_pika.connect(last)
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("show", "put-back", "drop"))
     what = parser.parse_args().what
     count = 0
     read_leniently()
-    async with await aio_pika.connect(os.environ["SUBLET_AMQP_URL"]) as connection:
+    async with await connect(os.environ["SUBLET_AMQP_URL"]) as connection:
         channel = await connection.channel(on_return_raises=True)
         async for message in letters(channel):
             origin = origin_of(message)

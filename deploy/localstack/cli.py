@@ -1,5 +1,6 @@
 """The verbs of `deploy/local`."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ Usage: deploy/local VERB [ARGUMENTS]
   logs [NAME]        show the end of all logs, or of one
   simulate [...]     run the simulation
   fuzz [...]         attack every decoder and service with hostile input: --minutes N for each --target NAME
+  turmoil [...]      kill, freeze and restart everything under load, and audit what is left; -h says more
   bench [...]        run the benchmarks against the started servers
   install            install what is missing; every verb that needs it does so first
   help               show this
@@ -129,6 +131,16 @@ def test(arguments: list[str]) -> int:
         return _pytest(arguments, Addresses(amqp_url or own.amqp_url, mongo_url or own.mongo_url))
 
 
+def turmoil(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="deploy/local turmoil")
+    parser.add_argument("--seeds", default="1,2,3,4,5", help="each decides an order of blows (default: 1,2,3,4,5)")
+    parser.add_argument("--blows", default="20", help="for each seed (default: 20)")
+    parser.add_argument("--runs", default="2000", help="for each seed, children included (default: 2000)")
+    for name, value in vars(parser.parse_args(arguments)).items():
+        os.environ[f"SUBLET_TURMOIL_{name.upper()}"] = value
+    return test(["-q", "--capture=no", "--timeout=0", "tests/acceptance/test_turmoil.py"])
+
+
 def _pytest(arguments: list[str], addresses: Addresses) -> int:
     # Every test that needs a server must find it here: what is skipped on a laptop fails.
     environment = addresses.environment("SUBLET_TEST") | {"SUBLET_REQUIRE_SERVERS": "1"}
@@ -177,5 +189,6 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "simulate": simulate,
     "status": status,
     "test": test,
+    "turmoil": turmoil,
     "up": up,
 }

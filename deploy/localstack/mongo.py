@@ -37,12 +37,16 @@ class MongoServer:
 
     def start(self, timeout: float = 60.0) -> None:
         """Starts the server and waits until it takes writes; does nothing if it runs."""
+        self.start_as_member(timeout)
+        initiate_replica_set(self.url)
+
+    def start_as_member(self, timeout: float = 60.0) -> None:
+        """Starts the server, which others may have to make a replica set before it takes writes."""
         if self.pid is None:
             self._check_port()
             (self.base_dir / "data").mkdir(parents=True, exist_ok=True)
             self._process.start(self._arguments(), os.environ)
         self._process.wait_until_ready(lambda: accepts_connections(self.port), timeout)
-        initiate_replica_set(self.url)
 
     def stop(self) -> None:
         self._process.stop(grace=30)
@@ -77,9 +81,9 @@ class MongoServer:
 
 
 def initiate_replica_set(url: str, member: str | None = None) -> None:
-    """Makes the server a replica set of one, if it is not yet, and waits until it takes writes.
+    """Makes the servers a replica set, if they are none yet, and waits until it takes writes.
 
-    The member is the server's address as it finds itself, if that is not the one in the URL.
+    The member is the address of a single server as it finds itself, if that is not the one in the URL.
     """
     options = ["--member", member] if member else []
     arguments = [command("python"), "-m", "sublet_platform.replica_set", url, *options]

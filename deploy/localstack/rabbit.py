@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from .places import ROOT, LocalError
@@ -21,21 +22,70 @@ def find_script(name: str) -> str | None:
     return str(debian) if debian.exists() else shutil.which(name, path=SYSTEM_PATH)
 
 
+@dataclass(frozen=True)
+class Node:
+    """A broker's place. By itself it is one of its own; see `tests/clusters.py` for several."""
+
+    name: str = "sublet"
+    address: str = "127.0.0.1"
+    """By which other nodes know it. Not a host name: bare machines cannot resolve their own."""
+    client_address: str = "127.0.0.1"
+    vhost: str = "/"
+    enter: tuple[str, ...] = ()
+    """The command that runs another one where the node stands."""
+    settings: str = ""
+    """More lines of its configuration."""
+    erlang_arguments: str = ""
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}@{self.address}"
+
+
+class PortMapper:
+    """Erlang's own, by which nodes find each other. Erlang would start it itself, and leave it behind as a daemon that
+    nobody can name."""
+
+    def __init__(self, port: int, directory: Path, log_dir: Path, node: Node) -> None:
+        self.port = port
+        self._node = node
+        self._process = ManagedProcess("epmd", directory, log_dir / "epmd.log")
+
+    @property
+    def running(self) -> bool:
+        return self._process.pid is not None
+
+    def start(self) -> None:
+        if not self.running:
+            arguments = [*self._node.enter, _required("epmd"), "-address", self._node.address, "-port", str(self.port)]
+            self._process.start(arguments, os.environ | {"PATH": SYSTEM_PATH})
+
+    def stop(self) -> None:
+        self._process.stop()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
 class RabbitServer:
-    """Keeps its state and its port over stop, kill and start."""
+    """Keeps its state and its port over stop, kill and start. A ``mapper`` that is given is shared, and not ours."""
 
     name = "rabbitmq"
 
-    def __init__(self, base_dir: Path, log_dir: Path | None = None) -> None:
+    def __init__(
+        self, base_dir: Path, log_dir: Path | None = None, *, node: Node | None = None, mapper: PortMapper | None = None
+    ) -> None:
         self.base_dir = base_dir.resolve()
+        self.node = node or Node()
         logs = log_dir or self.base_dir / "logs"
         self._ports = remembered_ports(self.base_dir / "ports.json", "amqp", "distribution", "epmd")
         self._broker = ManagedProcess(self.name, self.base_dir, logs / "rabbitmq.log")
-        self._epmd = ManagedProcess("epmd", self.base_dir, logs / "epmd.log")
+        self._own_mapper = None if mapper else PortMapper(self._ports["epmd"], self.base_dir, logs, self.node)
+        self._mapper_port = mapper.port if mapper else self._ports["epmd"]
 
     @property
     def url(self) -> str:
-        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+        return f"amqp://guest:guest@{self.node.client_address}:{self.port}/{self.node.vhost.removeprefix('/')}"
 
     @property
     def port(self) -> int:
@@ -49,25 +99,28 @@ class RabbitServer:
     def health(self) -> str:
         if self.pid is None:
             return "down"
-        return "ok" if speaks_amqp("127.0.0.1", self.port) else "not ready: no answer"
+        return "ok" if speaks_amqp(self.node.client_address, self.port) else "not ready: no answer"
 
     def start(self, timeout: float = 120.0) -> None:
         """Starts the broker and waits until clients can connect; does nothing if it runs."""
         if self.pid is None:
             self._check_ports()
             self._write_configuration()
-            self._start_epmd()
-            self._broker.start([_required("rabbitmq-server")], self._environment())
-        self._broker.wait_until_ready(lambda: speaks_amqp("127.0.0.1", self.port), timeout)
+            if self._own_mapper:
+                self._own_mapper.start()
+            self._broker.start([*self.node.enter, _required("rabbitmq-server")], self._environment())
+        self._broker.wait_until_ready(lambda: speaks_amqp(self.node.client_address, self.port), timeout)
 
     def stop(self) -> None:
         self._broker.stop(grace=30)
-        self._epmd.stop()
+        if self._own_mapper:
+            self._own_mapper.stop()
 
     def kill(self) -> None:
         """Ends the broker as a power cut would."""
         self._broker.kill()
-        self._epmd.kill()
+        if self._own_mapper:
+            self._own_mapper.kill()
 
     def restart(self) -> None:
         self.stop()
@@ -76,7 +129,7 @@ class RabbitServer:
     def ctl(self, *arguments: str) -> str:
         """What `rabbitmqctl` of this broker answers."""
         done = subprocess.run(
-            [_required("rabbitmqctl"), "--quiet", *arguments],
+            [*self.node.enter, _required("rabbitmqctl"), "--quiet", *arguments],
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -89,7 +142,7 @@ class RabbitServer:
 
     def _check_ports(self) -> None:
         # A port mapper that an earlier broker left behind is no stranger.
-        ours = {"epmd"} if self._epmd.pid else set()
+        ours = {"epmd"} if self._own_mapper is None or self._own_mapper.running else set()
         for name, port in self._ports.items():
             if name not in ours and not is_free(port):
                 raise LocalError(
@@ -100,34 +153,31 @@ class RabbitServer:
     def _write_configuration(self) -> None:
         (self.base_dir / "rabbitmq.conf").write_text(
             f"{SETTINGS.read_text()}\n"
-            f"listeners.tcp.local = 127.0.0.1:{self.port}\n"
+            f"listeners.tcp.local = {self.node.client_address}:{self.port}\n"
             "log.file = false\n"
             "log.console = true\n"
             "log.console.level = info\n"
             "disk_free_limit.absolute = 50MB\n"
+            f"{self.node.settings}\n"
         )
         (self.base_dir / "enabled_plugins").write_text("[].\n")
         # Empty, and named in the environment, so that the settings of the system's own broker are not read.
         (self.base_dir / "rabbitmq-env.conf").write_text("")
 
-    def _start_epmd(self) -> None:
-        # Erlang would start its port mapper itself, and leave it behind as a daemon that nobody can name.
-        if self._epmd.pid is None:
-            self._epmd.start([_required("epmd"), "-address", "127.0.0.1"], self._environment())
-
     def _environment(self) -> dict[str, str]:
         base = str(self.base_dir)
+        interface = "{" + self.node.address.replace(".", ",") + "}"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RABBITMQ_")}
         return inherited | {
             "PATH": SYSTEM_PATH,
             "HOME": base,  # the Erlang cookie lives there
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_EPMD_PORT": str(self._ports["epmd"]),
-            # An address instead of a host name: bare machines cannot resolve their own name.
+            "ERL_EPMD_ADDRESS": self.node.address,
+            "ERL_EPMD_PORT": str(self._mapper_port),
             "RABBITMQ_USE_LONGNAME": "true",
-            "RABBITMQ_NODENAME": "sublet@127.0.0.1",
+            "RABBITMQ_NODENAME": self.node.full_name,
             "RABBITMQ_DIST_PORT": str(self._ports["distribution"]),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-kernel inet_dist_use_interface {interface} "
+            + self.node.erlang_arguments,
             "RABBITMQ_CONFIG_FILE": f"{base}/rabbitmq.conf",
             "RABBITMQ_CONF_ENV_FILE": f"{base}/rabbitmq-env.conf",
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{base}/enabled_plugins",

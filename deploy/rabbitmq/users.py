@@ -1,7 +1,8 @@
 """Creates Sublet's RabbitMQ users with no more rights than each needs. Runs again without harm.
 
 Speaks to the management API. Settings, all from the environment: RABBITMQ_API (the API's address),
-RABBITMQ_ADMIN_USER and RABBITMQ_ADMIN_PASSWORD, and a password for each user of the table below.
+RABBITMQ_ADMIN_USER and RABBITMQ_ADMIN_PASSWORD, a password for each user of the table below, and RABBITMQ_VHOST
+(default: ``/``).
 """
 
 import base64
@@ -86,7 +87,7 @@ def main() -> int:
             os.environ["RABBITMQ_ADMIN_PASSWORD"],
         )
         for user in USERS:
-            create(api, user, os.environ[user.password_variable])
+            create(api, user, os.environ[user.password_variable], os.environ.get("RABBITMQ_VHOST", "/"))
             print(f"User {user.name} is there, with its permissions.", flush=True)
     except KeyError as missing:
         print(f"{missing.args[0]} is not set: run deploy/compose-env first.", file=sys.stderr)

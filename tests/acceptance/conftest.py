@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from deploy.localstack.places import LocalError
 
+import namespaces
 from acceptance.lab import Lab
 from acceptance.stack import Stack
 
@@ -24,6 +25,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "amqp-publish": _has("amqp-publish"),
         "amqplib": _node_has_amqplib(),
         "compose": os.environ.get("SUBLET_TEST_COMPOSE") == "1",
+        "netns": namespaces.may_be_made(),
     }
     out = [item for item in items if not all(there[name] for mark in item.iter_markers("tries") for name in mark.args)]
     if out:

@@ -132,7 +132,7 @@ class Lab:
     # --- as any AMQP client can -------------------------------------------------------------------------------
 
     async def amqp(self) -> aio_pika.abc.AbstractConnection:
-        return await aio_pika.connect(self.stack.rabbit.url)
+        return await aio_pika.connect(self.stack.broker.url)
 
     async def publish_event(self, key: str, body: bytes, **properties: Any) -> None:
         """Without the SDK. The key is given its namespace, as the workflows of this lab know it."""

@@ -10,7 +10,7 @@ from sublet_platform.settings import ServiceSettings
 
 async def leftovers(stack: Stack) -> list[str]:
     """The timers and the waits for events whose run has ended, of all runs that the stack has seen."""
-    database = connect(stack.mongo.url, ServiceSettings().mongo_database)
+    database = connect(stack.environment["SUBLET_MONGO_URL"], ServiceSettings().mongo_database)
     try:
         ended = {run["_id"] for run in await database.find("runs", {"finished_at": {"$gt": 0}})}
         waits = [*await database.find("timers", {}), *await database.find("subscriptions", {})]

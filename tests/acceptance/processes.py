@@ -9,7 +9,8 @@ import signal
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,17 @@ class Process:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of all samples of this name that have these labels; 0 if nobody answers."""
-        _, body = self._ask("/metrics")
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(body)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return sum(value for found, value in self._samples(name) if labels.items() <= found.items())
+
+    def metric_by(self, label: str, name: str) -> Counter[str]:
+        """The samples of this name, by the value of this label; empty if nobody answers."""
+        return Counter({labels[label]: int(value) for labels, value in self._samples(name)})
+
+    def _samples(self, name: str) -> Iterator[tuple[Mapping[str, str], float]]:
+        for family in text_string_to_metric_families(self.metrics()):
+            for sample in family.samples:
+                if sample.name == name:
+                    yield sample.labels, sample.value
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self._port}{path}"

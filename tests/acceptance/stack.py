@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from deploy.localstack.places import command
 
 from acceptance.processes import STOP_TIMEOUT_S, Process
+from clusters import RabbitCluster
 from servers import MongoServer, RabbitServer
 
 SERVICES = ("scheduler", "timer", "event-ingest")
@@ -21,6 +23,11 @@ class Stack:
         self.mongo = MongoServer(directory / "mongodb", directory)
         self.processes: list[Process] = []
         self._started = 0
+
+    @property
+    def broker(self) -> RabbitServer:
+        """One that answers, to look at queues."""
+        return self.rabbit
 
     @property
     def environment(self) -> dict[str, str]:
@@ -93,3 +100,41 @@ class Stack:
         """The end of every log, for whoever reads about a failure."""
         for process in self.processes:
             print(process.last_words())
+
+
+class Database(Protocol):
+    """A MongoDB, of one member or several."""
+
+    @property
+    def url(self) -> str: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class ClusterStack(Stack):
+    """Services, workers and clients know all nodes. The single broker of an ordinary stack is never started."""
+
+    def __init__(self, directory: Path, cluster: RabbitCluster, database: Database | None = None) -> None:
+        super().__init__(directory)
+        self.cluster = cluster
+        self._database: Database = database or self.mongo
+
+    @property
+    def broker(self) -> RabbitServer:
+        return self.cluster.living
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"SUBLET_AMQP_URL": self.cluster.url, "SUBLET_MONGO_URL": self._database.url}
+
+    def start_servers(self) -> None:
+        self.cluster.start()
+        self.cluster.create_vhost()
+        self._database.start()
+
+    def stop(self) -> None:
+        super().stop()
+        self._database.stop()
+        self.cluster.stop()

@@ -19,7 +19,7 @@ from sublet_platform.mongo_events import MongoEventStore
 from sublet_platform.mongo_runs import MongoRunStore
 from sublet_platform.mongo_timers import MongoTimerStore
 from sublet_platform.ports import RunChange, StoredTimer, StoreUnavailable
-from sublet_platform.replica_set import ensure_replica_set, member_of
+from sublet_platform.replica_set import ensure_replica_set, members_of
 
 pytestmark = pytest.mark.real
 
@@ -87,12 +87,13 @@ async def test_making_a_replica_set_of_one_again_is_no_trouble(own_mongo: MongoS
 
 
 @pytest.mark.parametrize(
-    ("url", "member"),
+    ("url", "members"),
     [
-        ("mongodb://127.0.0.1:27017/?directConnection=true", "127.0.0.1:27017"),
-        ("mongodb://mongo/", "mongo:27017"),
-        ("mongodb://user:secret@mongo:1,other:2/?replicaSet=rs0", "mongo:1"),
+        ("mongodb://127.0.0.1:27018/?directConnection=true", ["127.0.0.1:27018"]),
+        ("mongodb://user:p%40ss@db.example/", ["db.example:27017"]),
+        ("mongodb://a:1,b:2/?replicaSet=rs0", ["a:1", "b:2"]),
+        ("mongodb://user:secret@a,b:2,c/sublet?replicaSet=rs0", ["a:27017", "b:2", "c:27017"]),
     ],
 )
-def test_the_member_of_a_replica_set_is_the_first_host_of_its_url(url: str, member: str) -> None:
-    assert member_of(url) == member
+def test_the_members_of_a_replica_set_are_the_hosts_of_its_url(url: str, members: list[str]) -> None:
+    assert members_of(url) == members

@@ -127,11 +127,29 @@ def test_deadlines_are_known_to_the_next_owner_and_struck_once_it_has_listened()
     grant = there.granted("a", workflow="retried")
     there.now += 60
     there.take_over()
+    there.tick()
     there.heartbeat("w1", grant.lease)
-    there.tick(limits.WORKER_SILENT_S - 1)
+    there.tick(limits.WORKER_SILENT_S - 2)
+    there.heartbeat("w1", grant.lease)
     assert there.task("a").status == "RUNNING"
     there.tick(1)
     assert there.task("a").status == "BACKOFF"
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_the_last_words_of_a_dead_worker_that_are_heard_late_do_not_make_its_task_a_timeout(taken_over: bool) -> None:
+    """They were said before the outage in which it died, and stood in the queue with it."""
+    there = world()
+    grant = there.granted("a", workflow="retried")
+    there.now += 60
+    if taken_over:
+        there.take_over()
+    there.handle(heartbeat("w1", grant.lease), Tick(there.now))
+    for _ in range(int(limits.WORKER_LOST_S)):
+        there.tick()
+        assert there.task("a").status == "RUNNING"
+    there.tick()
+    assert (there.task("a").status, there.task("a").losses) == ("READY", 1)
 
 
 def test_a_kept_ticket_goes_on_under_the_next_owner() -> None:

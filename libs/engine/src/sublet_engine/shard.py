@@ -7,6 +7,7 @@ Nothing here does I/O or reads a clock. Messages and time come in; what a batch 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
@@ -82,6 +83,8 @@ class Shard:
         self._idle: dict[str, None] = {}
         self._satisfied_at: dict[str, tuple[int, float]] = {}
         self._ticked_at = now
+        self._fresh_since = math.inf
+        """What is handled after this was said after the last outage: it came behind the tick that ended it."""
         self._patient_until = now + limits.WORKER_SILENT_S
 
     def take(self) -> Batch:
@@ -475,7 +478,9 @@ class Shard:
         at = min(at, self._now)
         if at - self._ticked_at > limits.WORKER_SILENT_S:
             self._patient_until = self._now + limits.WORKER_SILENT_S
+            self._fresh_since = self._now
             self.workers.excuse(self._now)
+        self._fresh_since = min(self._fresh_since, self._now)
         self._ticked_at = max(self._ticked_at, at)
         if at >= self._patient_until:
             self._strike_deadlines(at)
@@ -496,11 +501,12 @@ class Shard:
             self._put(run, strike(run, task, spec, turn), turn)
 
     def _slow_or_dead(self, task: TaskRun, deadline: float) -> bool:
-        """Not clear yet: its worker has not been heard since. It speaks soon, or is lost."""
+        """Not clear yet: its worker has not been heard since, but for what may be the last words of the dead, which an
+        outage delayed. It speaks soon, or is lost."""
         if task.lease is None:
             return False
         worker = self.workers.get(task.lease.worker)
-        return worker is None or worker.last_seen < deadline
+        return worker is None or worker.last_seen < deadline or worker.last_seen <= self._fresh_since
 
     def _sweep(self) -> None:
         """Find what no message told: tickets that got lost, ready tasks of pools that are gone."""

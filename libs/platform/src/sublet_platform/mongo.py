@@ -273,9 +273,9 @@ class Mongo:
         answer: Document = await self._ask("hello", self._client.admin.command("hello"))
         return answer
 
-    async def initiate_replica_set(self, name: str, member: str) -> bool:
-        """Make the server a replica set of one member; False when it was one already."""
-        config = {"_id": name, "members": [{"_id": 0, "host": member}]}
+    async def initiate_replica_set(self, name: str, members: Sequence[str]) -> bool:
+        """Make the servers a replica set; False when they were one already."""
+        config = {"_id": name, "members": [{"_id": place, "host": member} for place, member in enumerate(members)]}
         try:
             await self._ask("initiate", self._client.admin.command("replSetInitiate", config))
         except OperationFailure as error:

@@ -12,18 +12,20 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from itertools import cycle
 from typing import Any, cast
-from urllib.parse import parse_qs, urlsplit
 
 import aio_pika
 import aiormq
 from aio_pika.abc import AbstractConnection, AbstractRobustChannel, AbstractRobustConnection
-from aio_pika.exceptions import AMQPError, ChannelPreconditionFailed
+from aio_pika.exceptions import AMQPError, ChannelPreconditionFailed, DeliveryError
 from faststream import AckPolicy
 from faststream.rabbit import Channel, ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.rabbit.subscriber.usecase import RabbitSubscriber
 
 from sublet_platform.backoff import Backoff
+from sublet_platform.nodes import CONNECT_TIMEOUT_S, NodeConnection, nodes_of
 from sublet_platform.ports import BrokerUnavailable, Delivery, Handler, Outgoing
 from sublet_platform.settlement import Settlement
 from sublet_platform.topology import INBOXES, MUST_ARRIVE, Topology, topology
@@ -31,25 +33,18 @@ from sublet_platform.wire import read_leniently
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 10
-"""A silent peer is noticed after two to three of these; RabbitMQ's own default would make that minutes."""
 RECONNECT_INTERVAL_S = 1.0
 CONFIRM_TIMEOUT_S = 10.0
 """A majority of a healthy cluster confirms within milliseconds; a blocked broker (no disk, no memory) never does."""
+HINTS_CHANNEL_S = 10.0
+"""How long one channel is used for hints, which nobody confirms. RabbitMQ 3.10 refuses for ever what comes on a channel
+that met a quorum queue while its leader was dead."""
 REQUEST_TIMEOUT_S = 10.0
 """Starting or ending a consumer."""
 
 _UNREACHABLE = (AMQPError, OSError, RuntimeError, asyncio.InvalidStateError, asyncio.CancelledError)
 """What a publish raises when connection or channel go away under it. The cancellation is aiormq's, of its own tasks."""
 _TRANSIENT, _PERSISTENT = 1, 2
-
-
-def with_heartbeat(url: str) -> str:
-    """The URL, asking for our heartbeat unless it asks for one itself."""
-    query = urlsplit(url).query
-    if "heartbeat" in parse_qs(query):
-        return url
-    return f"{url}{'&' if query else '?'}heartbeat={HEARTBEAT_S}"
 
 
 class _DistinctQueue(RabbitQueue):
@@ -120,26 +115,32 @@ class RabbitConsumer:
 
 
 class Rabbit:
-    """See `ports.Broker`. ``faststream`` is the broker to build a FastStream app around; ``on_published(seconds)`` is
-    told how long each call of `publish` took."""
+    """See `ports.Broker`. ``url`` may name several nodes of a cluster, with commas between them: they are tried in
+    turn. ``faststream`` is the broker to build a FastStream app around; ``on_published(seconds)`` is told how long each
+    call of `publish` took."""
 
     def __init__(self, url: str, *, name: str = "sublet", on_published: Callable[[float], None] | None = None) -> None:
         read_leniently()
         self._on_published = on_published
+        urls = nodes_of(url)
         self.faststream = RabbitBroker(
-            with_heartbeat(url),
+            urls[0],
             apply_types=False,
             logger=None,
             ack_policy=AckPolicy.MANUAL,
             fail_fast=False,
+            timeout=CONNECT_TIMEOUT_S,
             reconnect_interval=RECONNECT_INTERVAL_S,
             graceful_timeout=None,
             default_channel=Channel(on_return_raises=True),
             app_id=name,
         )
+        # FastStream has no word for several nodes; what stands here goes to aio-pika as it is.
+        self.faststream._connection_kwargs["connection_class"] = partial(NodeConnection, urls=urls)
         self._connection: AbstractRobustConnection | None = None
         self._confirmed: AbstractRobustChannel | None = None
         self._hints: AbstractRobustChannel | None = None
+        self._hints_until = 0.0
         self._waiting_hints: deque[Outgoing] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._opened: dict[Channel, AbstractRobustChannel] = {}
@@ -152,7 +153,14 @@ class Rabbit:
             return
         self._connection = await self.faststream.connect()
         self._confirmed = await self._connection.channel(on_return_raises=True)
-        self._hints = await self._connection.channel(publisher_confirms=False)
+        await self._renew_hints()
+
+    async def _renew_hints(self) -> None:
+        assert self._connection is not None  # by open
+        old, self._hints = self._hints, await self._connection.channel(publisher_confirms=False)
+        self._hints_until = asyncio.get_running_loop().time() + HINTS_CHANNEL_S
+        if old is not None:
+            await old.close()
 
     @property
     def connected(self) -> bool:
@@ -302,6 +310,9 @@ class Rabbit:
                     *(_publish(channel, message, mandatory=message.exchange in MUST_ARRIVE) for message in messages),
                     return_exceptions=True,
                 )
+                if any(type(outcome) is DeliveryError for outcome in outcomes):
+                    # It would refuse the next ones too, see HINTS_CHANNEL_S. The robust channel opens another.
+                    await channel.close(AMQPError("a message was refused"))
         except TimeoutError as error:
             raise BrokerUnavailable(f"not confirmed within {CONFIRM_TIMEOUT_S:g} s") from error
         except (AMQPError, OSError, RuntimeError) as error:
@@ -330,6 +341,8 @@ class Rabbit:
             if self._hints is None or not self.connected:
                 raise BrokerUnavailable("not connected")
             async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                if asyncio.get_running_loop().time() > self._hints_until:
+                    await self._renew_hints()
                 channel = await _opened(self._hints)
             while self._waiting_hints:
                 async with asyncio.timeout(CONFIRM_TIMEOUT_S):
@@ -431,9 +444,10 @@ async def declare(url: str, wanted: Topology) -> None:
         ValueError: something is there already with other arguments.
     """
     backoff = Backoff()
+    nodes = cycle(nodes_of(url))
     while True:
         try:
-            async with await aio_pika.connect(with_heartbeat(url)) as connection:
+            async with await aio_pika.connect(next(nodes), timeout=CONNECT_TIMEOUT_S) as connection:
                 return await _declare(connection, wanted)
         except ChannelPreconditionFailed as error:
             raise ValueError(f"the broker has something else under one of our names: {error}") from error

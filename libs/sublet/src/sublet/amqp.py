@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from functools import partial
+from itertools import cycle
 from typing import Any, cast
 
 import aio_pika
@@ -26,6 +27,7 @@ from aio_pika.exceptions import (
 
 from sublet.lifeline import Lifeline
 from sublet.transport import TicketDelivery, TransportUnavailable
+from sublet_engine.addresses import addresses
 
 HEARTBEAT_S = 10
 """AMQP heartbeat: a peer that vanished without a word is noticed after two or three of these."""
@@ -41,11 +43,8 @@ REPEAT_FIRST_S = 0.05
 REPEAT_MAX_S = 1.0
 """The same between attempts to publish."""
 
-WAIT_FOR_TOPOLOGY_S = 0.5
+WAIT_FOR_TOPOLOGY_S, LOOKS_PER_WARNING = 0.5, 20
 """Between looks for an exchange that the services have not declared yet, or for an inbox that is still locked."""
-
-HINT_EVERY = 20
-"""Of these looks, one in so many says in the log what is waited for."""
 
 POOL_EXPIRES_MS = 3_600_000
 """RabbitMQ drops a pool's queue when no worker has consumed it for an hour."""
@@ -93,9 +92,16 @@ class _Session:
                 if self._confirmed is None or self._confirmed.is_closed:
                     self._confirmed = await _opened(self.connection.channel(on_return_raises=True))
         channel = await self._confirmed.get_underlay_channel()
-        await channel.basic_publish(
-            body, exchange=exchange, routing_key=routing_key, properties=properties, mandatory=True
-        )
+        try:
+            await channel.basic_publish(
+                body, exchange=exchange, routing_key=routing_key, properties=properties, mandatory=True
+            )
+        except PublishError:
+            raise
+        except DeliveryError:
+            # A channel that met a quorum queue while its leader was dead is refused for ever (RabbitMQ 3.10).
+            await channel.close(AMQPError("RabbitMQ refused a message on this channel"))
+            raise
 
     async def hint(self, exchange: str, routing_key: str, body: bytes) -> None:
         if exchange not in self._exchanges:
@@ -165,8 +171,10 @@ class AmqpTransport:
     """`sublet.transport.Transport`, which says what the methods do. Belongs to the event loop that connects it."""
 
     def __init__(self, url: str, *, publish_timeout_s: float = 60.0, name: str = "sublet") -> None:
-        """``name`` is what RabbitMQ's management shows for the connection."""
-        self._url = url
+        """``url`` may name several nodes, with commas: tried in turn. ``name`` is for RabbitMQ's management."""
+        self._urls = cycle(addresses(url))
+        self._url = next(self._urls)
+        """The node that is connected, or is tried."""
         self._publish_timeout_s = publish_timeout_s
         self._name = name
         self._session: _Session | None = None
@@ -326,9 +334,9 @@ class AmqpTransport:
         return self._session
 
     async def _open_session(self, give_up: tuple[type[Exception], ...] = ()) -> _Session:
-        options: dict[str, Any] = {} if "heartbeat=" in self._url else {"heartbeat": HEARTBEAT_S}
         pause_s = RETRY_FIRST_S
         while True:
+            options: dict[str, Any] = {} if "heartbeat=" in self._url else {"heartbeat": HEARTBEAT_S}
             try:
                 with Lifeline().held():
                     connecting = aio_pika.connect(self._url, timeout=CONNECT_TIMEOUT_S, name=self._name, **options)
@@ -337,6 +345,7 @@ class AmqpTransport:
                 raise
             except _BROKEN as error:
                 _log.warning("cannot connect to RabbitMQ at %s, trying again: %s", self._shown_url(), error)
+            self._url = next(self._urls)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RETRY_MAX_S)
 
@@ -346,6 +355,7 @@ class AmqpTransport:
             self._session = None
             self._changed.clear()
             _log.warning("lost the connection to RabbitMQ at %s: connecting afresh", self._shown_url())
+            self._url = next(self._urls)
             session = await self._open_session()
             self._use(session)
             try:
@@ -413,11 +423,8 @@ class _PoolConsumer:
         await channel.declare_queue(
             self._queue,
             durable=True,
-            arguments={
-                "x-queue-type": "classic",
-                "x-expires": POOL_EXPIRES_MS,
-                "x-consumer-timeout": POOL_CONSUMER_TIMEOUT_MS,
-            },
+            # Of the virtual host's default type: in a cluster that should be quorum, where a queue outlives its node.
+            arguments={"x-expires": POOL_EXPIRES_MS, "x-consumer-timeout": POOL_CONSUMER_TIMEOUT_MS},
         )
         underlay: Any = await channel.get_underlay_channel()
         unacked = session.unacked[underlay] = set()
@@ -462,7 +469,7 @@ async def _start_inbox(name: str, on_message: Callable[[bytes], None], session: 
         except AMQPError as error:
             if session.closed.is_set():
                 raise
-            if looks % HINT_EVERY == 0:
+            if looks % LOOKS_PER_WARNING == 0:
                 _log.warning("%s", _waiting_for(error, name))
         looks += 1
         await asyncio.sleep(WAIT_FOR_TOPOLOGY_S)
