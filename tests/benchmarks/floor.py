@@ -76,10 +76,7 @@ class Floor:
             documents: list[Document] = [{"_id": name, "input": BODY.decode(), "revision": 1} for name in names]
             await self._mongo.write("runs", inserts=documents)
         for revision in range(steps.updates):
-            updates = [
-                Update({"_id": name, "revision": revision + 1}, {"status": "RUNNING", "revision": revision + 2})
-                for name in names
-            ]
+            updates = [Update(name, revision + 1, {"status": "RUNNING", "revision": revision + 2}) for name in names]
             await self._mongo.write("runs", updates=updates)
         for _ in range(steps.reads):
             await self._mongo.find("runs", {"_id": {"$in": names}})
