@@ -13,8 +13,6 @@ from .process import ManagedProcess
 # own data directory. The scripts behind it have neither habit.
 DEBIAN_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 SETTINGS = ROOT / "deploy" / "rabbitmq" / "sublet.conf"
-# Erlang's threads spin for a while before they sleep: good on a machine of its own, a waste where cores are shared.
-NO_BUSY_WAITING = "+sbwt none +sbwtdcpu none +sbwtdio none"
 SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
 
 
@@ -129,7 +127,7 @@ class RabbitServer:
             "RABBITMQ_USE_LONGNAME": "true",
             "RABBITMQ_NODENAME": "sublet@127.0.0.1",
             "RABBITMQ_DIST_PORT": str(self._ports["distribution"]),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-kernel inet_dist_use_interface {{127,0,0,1}} {NO_BUSY_WAITING}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             "RABBITMQ_CONFIG_FILE": f"{base}/rabbitmq.conf",
             "RABBITMQ_CONF_ENV_FILE": f"{base}/rabbitmq-env.conf",
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{base}/enabled_plugins",
