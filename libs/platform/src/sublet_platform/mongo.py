@@ -279,6 +279,11 @@ class Mongo:
         answer: Document = await self._ask("hello", self._client.admin.command("hello"))
         return answer
 
+    async def server_status(self) -> Document:
+        """What the server counts: operations, documents, bytes."""
+        status: Document = _plain(await self._ask("status", self._client.admin.command("serverStatus")))
+        return status
+
     async def initiate_replica_set(self, name: str, member: str) -> bool:
         """Make the server a replica set of one member; False when it was one already."""
         config = {"_id": name, "members": [{"_id": 0, "host": member}]}
