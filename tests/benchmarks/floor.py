@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
 
 from sublet_platform.mongo import Document, Mongo, Update, connect
 from sublet_platform.ports import Delivery, Outgoing
@@ -76,10 +74,7 @@ class Floor:
             documents: list[Document] = [{"_id": name, "input": BODY.decode(), "revision": 1} for name in names]
             await self._mongo.write("runs", inserts=documents)
         for revision in range(steps.updates):
-            updates = [
-                Update({"_id": name, "revision": revision + 1}, {"status": "RUNNING", "revision": revision + 2})
-                for name in names
-            ]
+            updates = [Update(name, revision + 1, {"status": "RUNNING", "revision": revision + 2}) for name in names]
             await self._mongo.write("runs", updates=updates)
         for _ in range(steps.reads):
             await self._mongo.find("runs", {"_id": {"$in": names}})
@@ -98,24 +93,14 @@ class Floor:
         self._in_hand.clear()
 
 
-def rate_and_latency(amqp_url: str, mongo_url: str, name: str, *, batch: int = 100) -> Coroutine[Any, Any, Measured]:
-    return _measure(amqp_url, mongo_url, STEPS[name], batch)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """``per_second`` in batches; ``latency_s`` (median) one at a time."""
-
-    per_second: float
-    latency_s: float
-
-
-async def _measure(amqp_url: str, mongo_url: str, steps: Steps, batch: int) -> Measured:
+async def rate_and_latency(amqp_url: str, mongo_url: str, name: str, *, batch: int = 100) -> dict[str, float]:
+    """How many a second in batches, and the median of one at a time."""
+    steps = STEPS[name]
     async with Floor(amqp_url, mongo_url) as floor:
         await floor.one(steps, batch)
         in_batches = [await floor.one(steps, batch) for _ in range(10)]
         singly = [await floor.one(steps, 1) for _ in range(30)]
-    return Measured(batch / median(in_batches), median(singly))
+    return {"floor_per_s": batch / median(in_batches), "floor_p50_ms": median(singly) * 1e3}
 
 
 def median(values: list[float]) -> float:

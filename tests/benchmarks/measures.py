@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from benchmarks import workloads
+from benchmarks.costs import cost
 from benchmarks.floor import percentile
 from sublet import BulkPushEventWithMetadata
 
@@ -113,4 +114,5 @@ MEASURES: dict[str, Callable[[float], Awaitable[Figures]]] = {
     "event": event,
     "sleeper": sleeper,
     "fan-out": fan_out,
+    "cost": cost,
 }

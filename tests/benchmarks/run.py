@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS))
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from benchmarks import workloads  # noqa: E402
-from benchmarks.floor import rate_and_latency  # noqa: E402
+from benchmarks.floor import STEPS, rate_and_latency  # noqa: E402
 from benchmarks.measures import MEASURES  # noqa: E402
 from sublet import UnknownWorkflowError  # noqa: E402
 
@@ -77,9 +77,8 @@ async def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     figures = {}
     for name in arguments.only.split(","):
         print(f"measuring {name} …", file=sys.stderr, flush=True)
-        floor = await rate_and_latency(amqp_url, mongo_url, name)
-        measured = await MEASURES[name](arguments.scale)
-        figures[name] = {**measured, "floor_per_s": floor.per_second, "floor_p50_ms": floor.latency_s * 1e3}
+        floor = await rate_and_latency(amqp_url, mongo_url, name) if name in STEPS else {}
+        figures[name] = {**await MEASURES[name](arguments.scale), **floor}
     machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
     return {"at": time.time(), "machine": machine, "slots": arguments.slots, "figures": figures}
 
@@ -113,7 +112,7 @@ def _print(report: dict[str, Any]) -> None:
 def _floor_of(figure: str, figures: dict[str, float]) -> float | None:
     if figure.endswith("_per_s") and figure != "tasks_per_s":
         return figures["floor_per_s"]
-    return figures["floor_p50_ms"] if figure.endswith("p50_ms") else None
+    return figures.get("floor_p50_ms") if figure.endswith("p50_ms") else None
 
 
 if __name__ == "__main__":

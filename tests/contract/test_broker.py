@@ -70,6 +70,28 @@ async def test_hints_arrive_too(world: World) -> None:
     assert inbox.bodies == [b"a", b"b", b"c"]
 
 
+async def test_hints_of_any_size_arrive_in_order(world: World) -> None:
+    client = await world.client()
+    queue = await new_queue(world)
+    sizes = [1, 0, 131_064, 131_065, 300_000, 2]
+    inbox = Inbox()
+    await client.consume(queue, inbox, prefetch=10)
+    client.publish_soon([Outgoing("", queue, b"x" * size, persistent=False) for size in sizes])
+    await until(lambda: len(inbox) == len(sizes), "all hints")
+    assert [len(body) for body in inbox.bodies] == sizes
+
+
+async def test_a_hint_that_cannot_be_sent_takes_no_other_with_it(world: World) -> None:
+    client = await world.client()
+    queue = await new_queue(world)
+    inbox = Inbox()
+    await client.consume(queue, inbox, prefetch=10)
+    impossible = Outgoing("", "k" * 300, b"lost", persistent=False)
+    client.publish_soon([*to(queue, "a"), impossible, *to(queue, "b")])
+    await until(lambda: len(inbox) == 2, "the other hints")
+    assert inbox.bodies == [b"a", b"b"]
+
+
 @pytest.mark.parametrize(
     ("kind", "pattern", "fits", "fits_not"),
     [

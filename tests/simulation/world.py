@@ -261,6 +261,7 @@ class World:
                 new_id=self._new_id,
                 metrics=metrics,
                 ingest_metrics=IngestMetrics(metrics.registry),
+                shards=self.plan.shards,
             )
 
         await self._serve(seat, broker, make)

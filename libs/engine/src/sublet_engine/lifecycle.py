@@ -433,9 +433,8 @@ def _fresh(task: TaskRun) -> TaskRun:
 
 
 def _settle(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
-    """Decide every task that can be decided. One pass is enough: parents stand before children, but an on-failure
-    task may stand anywhere and depends on all."""
-    for spec in sorted(workflow.tasks, key=lambda spec: spec.on_failure):
+    """Decide every task that can be decided. One pass is enough, in the order of what depends on what."""
+    for spec in workflow.in_order:
         task = run.task(spec.name)
         if task.status == "PENDING":
             run = _decide(run, spec, task, workflow, turn)

@@ -93,6 +93,10 @@ WORKER_SILENT_S = 10.0
 WORKER_LOST_S = 30.0
 """A worker silent for this long has lost its leases: their tasks are ready again."""
 
+REQUEST_REPEATED_S = 60.0
+"""For this long after it took a shard over, a scheduler looks for every requested run in the store: clients publish a
+request again for about as long, and its predecessor may have created the run. Its own runs it remembers."""
+
 WORKER_SAVE_INTERVAL_S = 15.0
 """How often a worker's last sign of life is written down, for people and for the next owner of a shard."""
 

@@ -125,6 +125,8 @@ class Workers:
         pools = self._pools_of.get(action)
         if not pools:
             return None
+        if len(pools) == 1:
+            return next(iter(pools))
         return max(pools, key=lambda pool: (self.alive(pool, now), pools[pool]))
 
     def capacity(self, pool: str, kind: SlotKind, now: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -47,8 +48,8 @@ SlotKind = Literal["task", "durable"]
 SLOT_KINDS: tuple[SlotKind, ...] = ("task", "durable")
 
 
-class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One task of a workflow. Times in seconds."""
+class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
+    """One task of a workflow. Times in seconds. What is derived is derived once."""
 
     name: str
     durable: bool = False
@@ -68,20 +69,20 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     def slot_kind(self) -> SlotKind:
         return "durable" if self.durable else "task"
 
-    @property
+    @cached_property
     def conditions(self) -> tuple[Condition, ...]:
         """All conditions of the three lists."""
         lists = (self.wait_for, self.skip_if, self.cancel_if)
         return tuple(condition for groups in lists for group in groups for condition in group)
 
-    @property
+    @cached_property
     def dependencies(self) -> tuple[str, ...]:
         """The tasks that must be done first: the parents, and those that parent conditions look at."""
         looked_at = (c.parent for c in self.conditions if isinstance(c, ParentCondition))
         return tuple(dict.fromkeys((*self.parents, *looked_at)))
 
 
-class WorkflowSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+class WorkflowSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     """One workflow version. ``version`` is a digest of the rest, so equal code registers the same version."""
 
     name: str
@@ -95,10 +96,19 @@ class WorkflowSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """The user's own ``version=`` text, for people."""
 
     def task(self, name: str) -> TaskSpec:
-        for spec in self.tasks:
-            if spec.name == name:
-                return spec
-        raise KeyError(f"workflow {self.name!r} has no task {name!r}")
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise KeyError(f"workflow {self.name!r} has no task {name!r}") from None
+
+    @cached_property
+    def _by_name(self) -> dict[str, TaskSpec]:
+        return {spec.name: spec for spec in self.tasks}
+
+    @cached_property
+    def in_order(self) -> tuple[TaskSpec, ...]:
+        """The tasks so that each stands behind all that it depends on: those on failure depend on all the others."""
+        return tuple(sorted(self.tasks, key=lambda spec: spec.on_failure))
 
 
 class EventFilter(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -11,6 +11,7 @@ import msgspec
 from sublet_engine import ids
 from sublet_engine.census import waiting_reason
 from sublet_engine.runs import Run
+from sublet_platform.mongo import Update
 
 TAG_MAX_CHARS = 256
 """Longer metadata entries are indexed by their digest: an index entry costs memory in the server."""
@@ -55,8 +56,8 @@ def document_of(run: Run) -> dict[str, Any]:
     return document
 
 
-def changes_of(before: Run, after: Run) -> dict[str, Any]:
-    """What must be set (dotted paths) so that the document of ``before`` becomes that of ``after``."""
+def update_of(before: Run, after: Run) -> Update:
+    """What makes the document of ``before`` that of ``after``."""
     changes: dict[str, Any] = {}
     for name in _CHANGING:
         if getattr(before, name) is not getattr(after, name):
@@ -68,13 +69,15 @@ def changes_of(before: Run, after: Run) -> dict[str, Any]:
         changes["waiting"] = waiting
     if before.live != after.live:
         changes["live"] = after.live
-    if len(before.tasks) != len(after.tasks):
+    if len(before.tasks) != len(after.tasks) or len(after.tasks) == 1:
         changes["tasks"] = msgspec.to_builtins(after.tasks)
-        return changes
-    for place, (old, new) in enumerate(zip(before.tasks, after.tasks, strict=True)):
-        if old is not new:
-            changes[f"tasks.{place}"] = msgspec.to_builtins(new)
-    return changes
+        return Update(after.id, before.revision, changes)
+    tasks = {
+        place: msgspec.to_builtins(new)
+        for place, (old, new) in enumerate(zip(before.tasks, after.tasks, strict=True))
+        if old is not new
+    }
+    return Update(after.id, before.revision, changes, {"tasks": tasks} if tasks else {})
 
 
 def _stored_field(run: Run, name: str) -> Any:
@@ -88,7 +91,7 @@ def _stored_field(run: Run, name: str) -> Any:
 
 
 def run_of(document: dict[str, Any]) -> Run:
-    """The run in a document as `document_of` and `changes_of` leave it. The document is used up."""
+    """The run in a document as `document_of` and `update_of` leave it. The document is used up."""
     document["id"] = document.pop("_id")
     if "metadata" in document:
         document["metadata"] = msgspec.json.decode(document["metadata"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from bson.int64 import Int64
@@ -39,6 +39,7 @@ SOCKET_TIMEOUT_MS = 10_000
 WRITE_TIMEOUT_MS = 10_000
 """How long the primary waits for a majority."""
 
+_ARRAY_MAX = 2**31 - 1
 _DUPLICATE_KEY = 11_000
 _ALREADY_INITIALIZED = 23
 _TRANSIENT_LABELS = ("RetryableWriteError", "TransientTransactionError")
@@ -65,17 +66,22 @@ _TRANSIENT_CODES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One conditional update: the document that matches ``where`` gets the ``changes`` (dotted paths allowed)."""
+    """Changes to one document, unless its revision is another one.
 
-    where: Mapping[str, Any]
+    ``changes`` are fields to set, a new revision among them; ``elements`` are places in arrays, by field.
+    """
+
+    key: str
+    revision: int
     changes: Mapping[str, Any]
+    elements: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a bulk write did: how many updates found their document, and which inserts were there already."""
+    """What a bulk write did: how many updates changed their document, and which inserts were there already."""
 
-    matched: int = 0
+    updated: int = 0
     duplicates: frozenset[int] = frozenset()
     """Places in the list of inserts."""
 
@@ -189,7 +195,7 @@ class Mongo:
     ) -> Written:
         """One unordered bulk write. An insert whose id is there is left out and reported."""
         operations: list[Any] = [InsertOne(document) for document in inserts]
-        operations += [UpdateOne(update.where, {"$set": update.changes}) for update in updates]
+        operations += [_conditional(update) for update in updates]
         if deletes:
             operations.append(DeleteMany({"_id": {"$in": list(deletes)}}))
         if not operations:
@@ -198,7 +204,7 @@ class Mongo:
             result = await self._ask("write", self._bulk(collection, operations))
         except BulkWriteError as error:
             return self._duplicates_of(error, len(inserts))
-        return Written(result.matched_count)
+        return Written(result.modified_count)
 
     @staticmethod
     def _duplicates_of(error: BulkWriteError, inserts: int) -> Written:
@@ -206,7 +212,7 @@ class Mongo:
         errors = details["writeErrors"]
         if any(each["code"] != _DUPLICATE_KEY or each["index"] >= inserts for each in errors):
             raise error
-        return Written(details["nMatched"], frozenset(each["index"] for each in errors))
+        return Written(details["nModified"], frozenset(each["index"] for each in errors))
 
     async def replace(self, collection: str, documents: Sequence[Document], deletes: Sequence[str] = ()) -> None:
         """Write these documents whole, whether they are there or not, and delete others."""
@@ -273,6 +279,11 @@ class Mongo:
         answer: Document = await self._ask("hello", self._client.admin.command("hello"))
         return answer
 
+    async def server_status(self) -> Document:
+        """What the server counts: operations, documents, bytes."""
+        status: Document = _plain(await self._ask("status", self._client.admin.command("serverStatus")))
+        return status
+
     async def initiate_replica_set(self, name: str, members: Sequence[str]) -> bool:
         """Make the servers a replica set; False when they were one already."""
         config = {"_id": name, "members": [{"_id": place, "host": member} for place, member in enumerate(members)]}
@@ -283,6 +294,29 @@ class Mongo:
                 return False
             raise
         return True
+
+
+def _conditional(update: Update) -> UpdateOne:
+    """The condition stands in the change, not in the query: what is found by nothing but its id needs no query plan,
+    which costs the server more than the change itself."""
+    new: list[Any] = ["$$ROOT", {"$literal": update.changes}]
+    if update.elements:
+        new.append({name: _spliced(name, elements) for name, elements in update.elements.items()})
+    unchanged = {"$eq": ["$revision", update.revision]}
+    return UpdateOne({"_id": update.key}, [{"$replaceWith": {"$cond": [unchanged, {"$mergeObjects": new}, "$$ROOT"]}}])
+
+
+def _spliced(name: str, elements: Mapping[int, Any]) -> Document:
+    """The array of this name with other elements at some places."""
+    parts: list[Any] = []
+    start = 0
+    for place in sorted(elements):
+        if place > start:
+            parts.append({"$slice": [f"${name}", start, place - start]})
+        parts.append([{"$literal": elements[place]}])
+        start = place + 1
+    parts.append({"$slice": [f"${name}", start, _ARRAY_MAX]})
+    return {"$concatArrays": parts}
 
 
 def _plain(value: Any) -> Any:
@@ -313,7 +347,9 @@ def connect(
             serverSelectionTimeoutMS=SERVER_SELECTION_TIMEOUT_MS,
             connectTimeoutMS=SERVER_SELECTION_TIMEOUT_MS,
             socketTimeoutMS=SOCKET_TIMEOUT_MS,
-            retryWrites=True,
+            # Whoever writes does it again itself, from what is stored then. The driver's way costs a write of its own
+            # for every document: the server remembers each that it must not do twice.
+            retryWrites=False,
             retryReads=True,
             **options,
         )

@@ -12,8 +12,8 @@ import msgspec
 from sublet_engine.census import WAITING_REASONS
 from sublet_engine.runs import LogRecord, Run
 from sublet_engine.workflows import WorkflowSpec
-from sublet_platform.documents import changes_of, document_of, json_text, metadata_tags, run_of
-from sublet_platform.mongo import Index, Mongo, Update
+from sublet_platform.documents import document_of, json_text, metadata_tags, run_of, update_of
+from sublet_platform.mongo import Index, Mongo
 from sublet_platform.ports import (
     GONE_WORKER_RETENTION_S,
     Clock,
@@ -78,17 +78,10 @@ class MongoRunStore:
 
     async def commit(self, changes: Sequence[RunChange]) -> None:
         inserts = [document_of(change.after) for change in changes if change.before is None]
-        updates = [
-            Update(
-                {"_id": change.after.id, "revision": change.before.revision},
-                changes_of(change.before, change.after),
-            )
-            for change in changes
-            if change.before is not None
-        ]
+        updates = [update_of(change.before, change.after) for change in changes if change.before is not None]
         written = await self._mongo.write("runs", inserts=inserts, updates=updates)
-        if written.duplicates or written.matched < len(updates):
-            lost = len(written.duplicates) + len(updates) - written.matched
+        if written.duplicates or written.updated < len(updates):
+            lost = len(written.duplicates) + len(updates) - written.updated
             raise RevisionConflict(f"{lost} of {len(changes)} runs have another writer")
 
     async def save_workflow(self, spec: WorkflowSpec, registered_at: float) -> None:

@@ -20,9 +20,12 @@ import aio_pika
 import aiormq
 from aio_pika.abc import AbstractConnection, AbstractRobustChannel, AbstractRobustConnection
 from aio_pika.exceptions import AMQPError, ChannelPreconditionFailed, DeliveryError
+from aiormq.abc import ChannelFrame
 from faststream import AckPolicy
 from faststream.rabbit import Channel, ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.rabbit.subscriber.usecase import RabbitSubscriber
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
 
 from sublet_platform.backoff import Backoff
 from sublet_platform.nodes import CONNECT_TIMEOUT_S, NodeConnection, nodes_of
@@ -39,6 +42,8 @@ CONFIRM_TIMEOUT_S = 10.0
 HINTS_CHANNEL_S = 10.0
 """How long one channel is used for hints, which nobody confirms. RabbitMQ 3.10 refuses for ever what comes on a channel
 that met a quorum queue while its leader was dead."""
+HINTS_AT_ONCE = 100
+"""Written together."""
 REQUEST_TIMEOUT_S = 10.0
 """Starting or ending a consumer."""
 
@@ -343,10 +348,10 @@ class Rabbit:
             async with asyncio.timeout(CONFIRM_TIMEOUT_S):
                 if asyncio.get_running_loop().time() > self._hints_until:
                     await self._renew_hints()
-                channel = await _opened(self._hints)
             while self._waiting_hints:
+                taken = [self._waiting_hints.popleft() for _ in range(min(len(self._waiting_hints), HINTS_AT_ONCE))]
                 async with asyncio.timeout(CONFIRM_TIMEOUT_S):
-                    await _publish(channel, self._waiting_hints.popleft(), mandatory=False, wait=False)
+                    await _send_unconfirmed(await _opened(self._hints), taken)
         except (BrokerUnavailable, *_UNREACHABLE) as error:
             log.info("hints lost: %s", error or type(error).__name__, extra={"count": len(self._waiting_hints)})
             self._waiting_hints.clear()
@@ -413,19 +418,43 @@ async def _opened(channel: AbstractRobustChannel) -> aiormq.Channel:
     return cast("aiormq.Channel", await channel.get_underlay_channel())
 
 
-async def _publish(channel: aiormq.Channel, message: Outgoing, *, mandatory: bool, wait: bool = True) -> None:
+async def _publish(channel: aiormq.Channel, message: Outgoing, *, mandatory: bool) -> None:
     await channel.basic_publish(
         message.body,
         exchange=message.exchange,
         routing_key=message.routing_key,
-        properties=aiormq.spec.Basic.Properties(
-            content_type="application/json",
-            delivery_mode=_PERSISTENT if message.persistent else _TRANSIENT,
-            message_id=message.message_id,
-            headers=cast("Any", dict(message.headers)) if message.headers else None,
-        ),
+        properties=_properties(message),
         mandatory=mandatory,
-        wait=wait,
+    )
+
+
+async def _send_unconfirmed(channel: aiormq.Channel, messages: Sequence[Outgoing]) -> None:
+    """All in one write: one by one, each would cost several times its share of it."""
+    payload = b"".join(_on_the_wire(channel, message) for message in messages)
+    async with channel.lock:
+        await channel.write_queue.put(ChannelFrame(payload=payload, should_close=False))
+
+
+def _on_the_wire(channel: aiormq.Channel, message: Outgoing) -> bytes:
+    frames: list[Any] = [
+        aiormq.spec.Basic.Publish(exchange=message.exchange, routing_key=message.routing_key),
+        ContentHeader(properties=_properties(message), body_size=len(message.body)),
+    ]
+    for start in range(0, len(message.body), channel.max_content_size):
+        frames.append(ContentBody(message.body[start : start + channel.max_content_size]))
+    try:
+        return ChannelFrame.marshall(channel.number, frames).payload
+    except (TypeError, ValueError) as error:
+        log.error("a hint to %r cannot be sent: %s", message.routing_key, error)
+        return b""
+
+
+def _properties(message: Outgoing) -> aiormq.spec.Basic.Properties:
+    return aiormq.spec.Basic.Properties(
+        content_type="application/json",
+        delivery_mode=_PERSISTENT if message.persistent else _TRANSIENT,
+        message_id=message.message_id,
+        headers=cast("Any", dict(message.headers)) if message.headers else None,
     )
 
 

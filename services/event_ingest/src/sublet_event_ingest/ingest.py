@@ -71,8 +71,10 @@ class Ingest:
         new_id: Callable[[], str],
         metrics: ServiceMetrics,
         ingest_metrics: IngestMetrics,
+        shards: int = ids.HASH_SLOTS,
     ) -> None:
         self._store, self._broker, self._clock = store, broker, clock
+        self._shards = shards
         self._metrics, self._counts = metrics, ingest_metrics
         self._reader = Reader(clock, new_id)
         self._channel: Hashable = None
@@ -252,7 +254,7 @@ class Ingest:
 
     async def _tell(self, matches: Sequence[Match], runs: Sequence[RunRequest]) -> None:
         """Publish, and only then forget the waits."""
-        await self._publish(_addressed(matches, runs))
+        await self._publish(_addressed(matches, runs, self._shards))
         if matches:
             await self._store.change_subscriptions([], [match.subscribe.id for match in matches])
         self._counts.matches.inc(len(matches) + len(runs))
@@ -280,12 +282,12 @@ class Ingest:
             self._count_again_at = now + COUNT_INTERVAL_S
 
 
-def _addressed(matches: Iterable[Match], runs: Iterable[RunRequest]) -> Iterator[tuple[str, Record]]:
+def _addressed(matches: Iterable[Match], runs: Iterable[RunRequest], shards: int) -> Iterator[tuple[str, Record]]:
     """Each message with the routing key of its shard."""
     for subscribe, event in matches:
-        yield ids.slot_key(ids.run_of(subscribe.task_run_id)), event_matched(subscribe, event)
+        yield ids.slot_key(ids.run_of(subscribe.task_run_id), shards), event_matched(subscribe, event)
     for run in runs:
-        yield ids.slot_key(run.run_id), run
+        yield ids.slot_key(run.run_id, shards), run
 
 
 def _event_key(subscribe: Subscribe) -> str:

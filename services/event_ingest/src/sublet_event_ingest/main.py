@@ -24,6 +24,7 @@ async def start(service: Service) -> None:
         new_id=service.new_id,
         metrics=service.metrics,
         ingest_metrics=_metrics(service.registry),
+        shards=service.shards,
     )
 
     async def batches_have_ended() -> str | None:

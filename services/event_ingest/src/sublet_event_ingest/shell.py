@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from sublet_engine import limits
+from sublet_engine import ids, limits
 from sublet_event_ingest.ingest import Ingest
 from sublet_platform.batching import BatchLoop
 from sublet_platform.metrics import IngestMetrics, ServiceMetrics
@@ -23,9 +23,16 @@ class IngestShell:
         new_id: Callable[[], str],
         metrics: ServiceMetrics,
         ingest_metrics: IngestMetrics,
+        shards: int = ids.HASH_SLOTS,
     ) -> None:
         ingest = Ingest(
-            store=store, broker=broker, clock=clock, new_id=new_id, metrics=metrics, ingest_metrics=ingest_metrics
+            store=store,
+            broker=broker,
+            clock=clock,
+            new_id=new_id,
+            metrics=metrics,
+            ingest_metrics=ingest_metrics,
+            shards=shards,
         )
         self._broker = broker
         self._batches = BatchLoop(ingest.process, broker, metrics, name="ingest", on_failure=ingest.drop)

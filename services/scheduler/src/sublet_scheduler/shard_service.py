@@ -6,6 +6,7 @@ shard is built again from what is stored, and the effects of the last update of 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
@@ -54,6 +55,7 @@ class ShardService:
         self._latest: Delivery | None = None
         """Of the shard's queue."""
         self._heard_at = 0.0
+        self._built_at = 0.0
 
     def active(self, within_s: float = 3.0) -> bool:
         """This process owns the shard: it was given messages of its queue just now (the timer ticks each second)."""
@@ -80,13 +82,13 @@ class ShardService:
             return  # claims that came while another process owns the shard; their workers ask again
         await self._load_missing(shard, messages)
         now = self._clock.now()
-        for message in messages:
+        for _, message in messages:
             shard.handle(message, now)
         await self._carry_out(shard.take())
         self._exports.observe(self.index, shard)
 
-    async def _decode(self, deliveries: list[Delivery]) -> list[ToShard]:
-        messages: list[ToShard] = []
+    async def _decode(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ToShard]]:
+        messages: list[tuple[Delivery, ToShard]] = []
         for delivery in deliveries:
             try:
                 decoded = decode_for_shard(delivery.body)
@@ -94,7 +96,7 @@ class ShardService:
             except (MalformedMessage, _TooLarge) as error:
                 await self._refuse(delivery, f"not a message for a scheduler: {error}")
             else:
-                messages.extend(decoded)
+                messages.extend((delivery, message) for message in decoded)
         return messages
 
     # --- ownership --------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ class ShardService:
         return self._shard
 
     async def _build(self) -> Shard:
-        now = self._clock.now()
+        now = self._built_at = self._clock.now()
         shard = Shard(
             epoch=self._new_id(),
             claim_key=self.claim_key,
@@ -141,12 +143,16 @@ class ShardService:
         logger.info("shard %d taken over with %d live runs", self.index, runs)
         return shard
 
-    async def _load_missing(self, shard: Shard, messages: list[ToShard]) -> None:
-        needed = {run_id for message in messages if (run_id := Shard.run_needed(message)) is not None}
+    async def _load_missing(self, shard: Shard, messages: list[tuple[Delivery, ToShard]]) -> None:
+        needed = {
+            run_id
+            for delivery, message in messages
+            if (run_id := Shard.run_needed(message)) is not None and not self._surely_new(delivery, message)
+        }
         missing = needed.difference(shard.runs)
         if missing:
             await self._load(shard, await self._store.load_runs(sorted(missing)))
-        if any(isinstance(message, RunRequest) and not shard.has_workflow(message.workflow) for message in messages):
+        if any(isinstance(message, RunRequest) and not shard.has_workflow(message.workflow) for _, message in messages):
             await self._load_workflows(shard)
 
     async def _load(self, shard: Shard, runs: Sequence[Run]) -> None:
@@ -160,6 +166,16 @@ class ShardService:
         for record in await self._store.load_workflows():
             shard.load_workflow(record.spec, record.registered_at)
 
+    def _surely_new(self, delivery: Delivery, message: ToShard) -> bool:
+        """A request for a run that cannot be stored yet: its id is random, and it has not been here before.
+
+        Should that be wrong after all, the commit conflicts: then the shard is built again, and the request comes
+        again, marked as redelivered.
+        """
+        if delivery.redelivered or self._clock.now() - self._built_at < limits.REQUEST_REPEATED_S:
+            return False
+        return isinstance(message, RunRequest) and message.parent is None and message.trigger is None
+
     # --- effects ----------------------------------------------------------------------------------------------
 
     async def _carry_out(self, batch: Batch) -> None:
@@ -171,12 +187,19 @@ class ShardService:
             await self._store.save_worker(_record_of(change))
         if batch.log:
             await self._store.append_log(batch.log)
+        # What the grants need of the log is stored by now, so it is read while the runs are written.
+        with_logs, committed = await asyncio.gather(
+            self._with_logs(batch.durable_grants, batch.resends), self._commit(batch), return_exceptions=True
+        )
+        if isinstance(committed, BaseException):
+            raise committed
+        if isinstance(with_logs, BaseException):
+            raise with_logs
+        await self._publish(with_logs + batch.publications)
+
+    async def _commit(self, batch: Batch) -> None:
         if batch.changes:
             await self._store.commit([RunChange(before, after) for before, after in batch.changes])
-        publications = batch.publications
-        if batch.durable_grants or batch.resends:
-            publications = await self._with_logs(batch.durable_grants, batch.resends) + publications
-        await self._publish(publications)
 
     async def _publish(self, publications: list[Publication]) -> None:
         hints = [publication for publication in publications if not publication.durable]
@@ -188,6 +211,8 @@ class ShardService:
 
     async def _with_logs(self, grants: list[DurableGrant], resends: list[Resend]) -> list[Publication]:
         """Put the durable logs into grants, and results into repeated notices: one query for all."""
+        if not grants and not resends:
+            return []
         wanted = {item.task_run_id for item in grants} | {ids.task_run_of(item.lease) for item in resends}
         records: dict[str, list[LogRecord]] = {task_run: [] for task_run in wanted}
         for record in await self._store.load_logs(list(wanted)):

@@ -68,6 +68,7 @@ class TimerShell:
     ) -> None:
         self._store, self._broker, self._clock = store, broker, clock
         self._metrics, self._timer_metrics = metrics, timer_metrics
+        self._shards = shards
         self._tick_keys = [slot_key(ids.slots_of_shard(shard, shards)[0]) for shard in range(shards)]
         self._horizon: Horizon[StoredTimer] = Horizon(HORIZON_CAPACITY)
         self._store_and_horizon = asyncio.Lock()
@@ -195,7 +196,10 @@ class TimerShell:
         if not timers:
             return
         fired = (
-            (ids.slot_key(ids.run_of(each.task_run_id)), TimerFired(each.task_run_id, each.node, each.key))
+            (
+                ids.slot_key(ids.run_of(each.task_run_id), self._shards),
+                TimerFired(each.task_run_id, each.node, each.key),
+            )
             for each in timers
         )
         await self._broker.publish([Outgoing(REQUESTS, key, body) for key, body in pack(fired)])

@@ -158,6 +158,7 @@ class World:
             new_id=self.new_id,
             metrics=metrics,
             ingest_metrics=IngestMetrics(metrics.registry),
+            shards=SHARDS,
         ).start()
 
     async def _notice(self, operation: str) -> None:
