@@ -91,6 +91,40 @@ async def test_what_has_arrived_is_handled_together_and_acknowledged(bench: Benc
     assert bench.batches == [[b"1", b"2", b"3"]]
 
 
+async def test_who_rests_finishes_what_is_under_way_and_begins_nothing_else(bench: Bench) -> None:
+    gate = asyncio.Event()
+
+    async def wait(_: list[bytes]) -> None:
+        await gate.wait()
+
+    bench.behave = wait
+    await bench.send("1")
+    await until(lambda: bench.batches == [[b"1"]], "the first batch")
+    await bench.send("2", "3")
+    resting = asyncio.create_task(bench.loop.rest())
+    await a_while()
+    assert not resting.done()
+    gate.set()
+    await resting
+    await a_while()
+    assert bench.batches == [[b"1"]]
+    assert bench.unsettled == 2
+    bench.loop.go_on()
+    await until(lambda: bench.unsettled == 0, "the rest")
+    assert bench.batches == [[b"1"], [b"2", b"3"]]
+
+
+async def test_who_is_to_rest_gives_back_what_cannot_be_settled_now(bench: Bench) -> None:
+    async def fail(_: list[bytes]) -> None:
+        raise StoreUnavailable("away")
+
+    bench.behave = fail
+    await bench.send("1")
+    await until(lambda: bench.failures > 0, "a failure")
+    await bench.loop.rest()
+    assert bench.unsettled == 1
+
+
 async def test_the_next_batch_gathers_while_one_is_under_way(bench: Bench) -> None:
     gate = asyncio.Event()
 

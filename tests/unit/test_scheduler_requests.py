@@ -1,4 +1,4 @@
-"""Requests for runs, as a scheduler takes them: which of them it looks for in the store."""
+"""Requests for runs, as a scheduler takes them: which runs and definitions it looks for in the store."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import msgspec
 import pytest
 
 from clocks import ManualClock
-from sublet_engine import ids, limits
-from sublet_engine.messages import ParentLink, RunRequest, RunResult, decode_for_client, encode
+from sublet_engine import ids, lifecycle, limits
+from sublet_engine.messages import CancelRun, ParentLink, RunRequest, RunResult, decode_for_client, encode
+from sublet_engine.turn import Turn
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryRunStore
 from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import Delivery, Outgoing
-from sublet_platform.topology import REQUESTS, topology
+from sublet_platform.topology import DEAD, REQUESTS, topology
 from sublet_scheduler.scheduler import Scheduler
+from unit.engine_builders import workflow
 from waiting import until
 
 INBOX = "sublet.inbox.client.test"
@@ -52,6 +54,10 @@ class Desk:
         for result in decode_for_client(delivery.body):
             if isinstance(result, RunResult):
                 self.results[result.run_id] = result
+
+    async def save(self, name: str) -> None:
+        """As an owner does to whom a worker has introduced itself."""
+        await MemoryRunStore(self.database, self.clock).save_workflow(workflow("task", name=name), self.clock.now())
 
     async def request(self, run_id: str, parent: ParentLink | None = None) -> RunResult:
         """How the run ended."""
@@ -91,3 +97,23 @@ async def test_a_run_that_is_stored_after_all_is_found_and_not_written_over(desk
     result = await desk.request("run-2")
     assert result.status == "FAILED"
     assert desk.database.runs["run-2"].workflow == "another"
+
+
+async def test_a_workflow_that_another_owner_saved_is_not_unknown(desk: Desk) -> None:
+    await desk.request("run-1")  # builds the shard, without the workflow
+    await desk.save("flow")
+    await desk.broker.publish([Outgoing(REQUESTS, "slot.00", encode([RunRequest("run-2", "flow")]))])
+    await until(lambda: "run-2" in desk.database.runs, "the run")
+    assert desk.database.runs["run-2"].status == "QUEUED"
+
+
+async def test_a_run_that_another_owner_began_with_its_own_definition_is_carried_on(desk: Desk) -> None:
+    await desk.request("run-1")
+    await desk.save("flow")
+    spec = workflow("task", name="flow")
+    begun = lifecycle.create(RunRequest("run-2", "flow"), spec, Turn(desk.clock.now(), "another"))
+    desk.database.runs["run-2"] = msgspec.structs.replace(begun, revision=1, epoch="another")
+    await desk.broker.publish([Outgoing(REQUESTS, "slot.00", encode([CancelRun("run-2")]))])
+    await until(lambda: desk.database.runs["run-2"].terminal, "the end of the run")
+    assert desk.database.runs["run-2"].status == "CANCELLED"
+    assert not desk.cluster.queues[DEAD].ready
