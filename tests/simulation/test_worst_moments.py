@@ -115,7 +115,7 @@ EVICTED = Kind(
 REPLAYED = Kind(
     "a durable task under replay",
     "leaver",
-    [["memo"], ["child", "task", [["work", 0.5]]], ["sleep", 2.0], ["now"], ["sleep", 2.0], ["work", 3.0]],
+    [["memo"], ["child", "task", [["work", 0.5]]], ["sleep", 2.0], ["now"], ["sleep", 2.0], ["work", 4.0]],
     bodies=4,
     moments=(
         Moment("as its second grant comes", received(Grant, 2), 1, ("is away", "freezes", "hangs")),
