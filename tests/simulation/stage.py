@@ -35,10 +35,12 @@ STRICT_TIMEOUT_S = 12.0
 """The same, of ``strict``."""
 
 HASTE_S = 5.0
-"""Schedule timeout of ``hasty``."""
+"""Schedule timeout of ``hasty`` and ``hasty_leaver``."""
 
 AFTERMATH_S = 40.0
 """Then the workers that were lost are known to be lost, and tickets that were lost are forgotten."""
+
+DURABLE = ("leaver", "stayer", "hasty_leaver")
 
 Script = Callable[["Stage"], Coroutine[Any, Any, None]]
 Act = Callable[[Seat], None]
@@ -122,9 +124,9 @@ class Prompter:
 
 class StageWorld(World):
     def declare(self, sublet: Sublet) -> dict[str, Any]:
-        """``task`` is ordinary, ``hasty`` must find a slot soon, ``strict`` has little time, ``leaver`` is durable and
-        leaves when it waits, ``stayer`` stays. A task that fails is tried twice more, after 3 and 9 seconds; ``hasty``
-        and ``strict`` are not."""
+        """``task`` is ordinary, ``strict`` has little time, ``leaver`` is durable and leaves when it waits, ``stayer``
+        stays. ``hasty`` and ``hasty_leaver`` must find a slot soon. ``mixed`` is a DAG of a durable task that waits and
+        one that fails. A ``task``, ``leaver`` or ``stayer`` that fails is tried twice more, after 3 and 9 seconds."""
         made: Any = sublet
         workflows: dict[str, Any] = {}
         bodies = Bodies(self.ledger, workflows)
@@ -133,11 +135,16 @@ class StageWorld(World):
         workflows["task"] = made.task(name="task", **patient)(bodies.ordinary)
         strict = {**options, "execution_timeout": timedelta(seconds=STRICT_TIMEOUT_S)}
         workflows["strict"] = made.task(name="strict", **strict)(bodies.ordinary)
-        workflows["hasty"] = made.task(name="hasty", schedule_timeout=timedelta(seconds=HASTE_S), **options)(
-            bodies.ordinary
+        haste = timedelta(seconds=HASTE_S)
+        workflows["hasty"] = made.task(name="hasty", schedule_timeout=haste, **options)(bodies.ordinary)
+        workflows["hasty_leaver"] = made.durable_task(name="hasty_leaver", schedule_timeout=haste, **options)(
+            bodies.durable
         )
         workflows["leaver"] = made.durable_task(name="leaver", **patient)(bodies.durable)
         workflows["stayer"] = made.durable_task(name="stayer", eviction_policy=None, **patient)(bodies.durable)
+        mixed = workflows["mixed"] = made.workflow(name="mixed", input_validator=dict)
+        mixed.durable_task(name="waits")(bodies.fixed([["sleep", 6.0]], durable=True))
+        mixed.task(name="fails")(bodies.fixed([["fail", 1]], durable=False))
         return workflows
 
 
@@ -197,7 +204,7 @@ class Stage(Simulation):
     def start(self, workflow: str, steps: Program) -> None:
         """Request a run."""
         if self.prompter.run_id is None and not self.prompter.kind:
-            self.prompter.kind = "durable" if workflow in ("leaver", "stayer") else "task"
+            self.prompter.kind = "durable" if workflow in DURABLE else "task"
         self._begin(self.world.seats["client-0"], self._request(RunPlan(0.0, workflow, steps)))
 
     def at(self, cue: Cue, act: Act) -> None:
@@ -231,6 +238,11 @@ class Stage(Simulation):
     @property
     def stored(self) -> Run:
         return self.world.database.runs[self.prompter.run_id or ""]
+
+    @property
+    def task(self) -> TaskRun:
+        (task,) = self.stored.tasks
+        return task
 
     @property
     def bodies(self) -> list[Body]:

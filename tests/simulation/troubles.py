@@ -22,6 +22,8 @@ class Trouble:
     text: str
     harm: Harm
     begin: Callable[[Stage, Seat], None]
+    of_the_run: bool = False
+    """It is the client who does something with the run."""
 
 
 def kill(stage: Stage, seat: Seat) -> None:
@@ -120,6 +122,6 @@ TROUBLES = (
     Trouble("its worker freezes until its connection is gone", "freezes", freeze(AWAY_S, cut_after_s=25.0)),
     Trouble("its worker hangs for long", "hangs", freeze(AWAY_S)),
     Trouble("its scheduler is killed", "none", kill_scheduler),
-    Trouble("it is cancelled", "cancelled", cancel),
-    Trouble("its replay is asked for", "none", replay),
+    Trouble("it is cancelled", "cancelled", cancel, of_the_run=True),
+    Trouble("its replay is asked for", "none", replay, of_the_run=True),
 )
