@@ -8,7 +8,7 @@ import pytest
 
 from simulation.programs import Program
 from simulation.stage import HASTE_S, Cue, Stage, play
-from simulation.troubles import AWAY_S, TROUBLES, Trouble, freeze, kill, stop, time_out_tickets
+from simulation.troubles import AWAY_S, TROUBLES, Trouble, cancel, freeze, kill, stop, time_out_tickets
 from simulation.world import Seat
 from sublet_engine import ids, limits
 from sublet_engine.messages import Extended, Grant, Released, Revoked
@@ -84,6 +84,64 @@ def test_the_only_worker_succeeds_itself(workflow: str, steps: Program) -> None:
 
     seen = play(script, workers=1)
     assert (seen.run.status, seen.bodies) == ("COMPLETED", 2)
+
+
+# --- how soon -------------------------------------------------------------------------------------------------
+
+HOLDERS = [
+    pytest.param("task", [["work", 20.0]], id="an ordinary task"),
+    pytest.param("stayer", [["memo"], ["sleep", 20.0]], id="a durable task that waits in its slot"),
+    pytest.param("leaver", [["memo"], ["work", 20.0]], id="a durable task"),
+]
+RELEASED = [
+    pytest.param("task", [["release"], ["work", 20.0]], id="a task that gave its slot away"),
+    pytest.param("leaver", [["memo"], ["release"], ["work", 20.0]], id="a durable task that gave its slot away"),
+]
+
+
+@pytest.mark.parametrize(("workflow", "steps"), HOLDERS)
+def test_the_ticket_of_a_dead_worker_tells_of_its_death_within_seconds(workflow: str, steps: Program) -> None:
+    assert began_again_after_s(workflow, steps) < limits.RECLAIM_GRACE_S + 2 * limits.TICK_INTERVAL_S
+
+
+@pytest.mark.parametrize(("workflow", "steps"), RELEASED)
+def test_the_silence_of_a_dead_worker_tells_of_its_death_where_there_is_no_ticket(
+    workflow: str, steps: Program
+) -> None:
+    assert began_again_after_s(workflow, steps) < limits.WORKER_LOST_S + 2 * limits.TICK_INTERVAL_S
+
+
+def began_again_after_s(workflow: str, steps: Program) -> float:
+    died_at: list[float] = []
+
+    async def script(stage: Stage) -> None:
+        def die(seat: Seat) -> None:
+            died_at.append(seat.process.clock.now())
+            kill(stage, seat)
+
+        stage.at(Cue("received", Grant, then_s=1.0), die)
+        stage.start(workflow, steps)
+        await stage.all_over()
+
+    return play(script).began_at[1] - died_at[0]
+
+
+@pytest.mark.parametrize(("workflow", "steps"), [*HOLDERS, *RELEASED])
+def test_the_code_of_a_cancelled_task_is_stopped_at_once(workflow: str, steps: Program) -> None:
+    async def script(stage: Stage) -> None:
+        def begin(seat: Seat) -> None:
+            cancel(stage, seat)
+            stage.trouble(look())
+
+        async def look() -> None:
+            await asyncio.sleep(limits.CANCEL_GRACE_S + 0.5)
+            assert [body.ended for body in stage.bodies] == [True]
+
+        stage.at(Cue("received", Grant, then_s=1.2), begin)
+        stage.start(workflow, steps)
+        await stage.all_over()
+
+    assert play(script).run.status == "CANCELLED"
 
 
 # --- workers run out ------------------------------------------------------------------------------------------
