@@ -37,7 +37,7 @@ STRICT_TIMEOUT_S = 12.0
 HASTE_S = 5.0
 """Schedule timeout of ``hasty`` and ``hasty_leaver``."""
 
-AFTERMATH_S = 40.0
+AFTERMATH_S = 36.0
 """Then the workers that were lost are known to be lost, and tickets that were lost are forgotten."""
 
 DURABLE = ("leaver", "stayer", "hasty_leaver")

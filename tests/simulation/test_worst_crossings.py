@@ -16,7 +16,7 @@ from sublet_engine.messages import Grant
 WORK_S = 1.0
 """Then the task does what the other thing crosses with."""
 
-CLOSE_S = [-0.05, -0.02, -0.01, -0.007, -0.004, -0.002, 0.0, 0.002, 0.004, 0.007, 0.01, 0.02, 0.05]
+CLOSE_S = [-0.05, -0.02, -0.008, -0.003, 0.0, 0.003, 0.008, 0.02, 0.05]
 """Around a hop of up to four milliseconds to the broker, another from it, and four for a round trip to the database."""
 
 near = pytest.mark.parametrize("after_s", CLOSE_S, ids=lambda after_s: f"{after_s * 1_000:+.0f} ms")
