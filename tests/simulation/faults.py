@@ -16,6 +16,7 @@ refusing       with ``probability`` a database operation fails before it took ef
 forgetting     with ``probability`` it fails after it took effect
 half           with ``probability`` a bulk write fails after a part of it took effect
 slow           database operations take up to ``probability`` seconds longer
+timeout        the broker closes the channel of whoever has held a delivery for longer than ``for_s``
 stepdown       the database changes its primary: what is under way takes effect and fails, then nothing is taken
 rolling        all processes of the seat's role leave and come again, one after the other; workers in a new version
 garbage        messages that nobody can read
@@ -56,11 +57,12 @@ WEIGHTS = {
     "forgetting": 4,
     "half": 3,
     "slow": 3,
+    "timeout": 2,
     "stepdown": 2,
     "rolling": 2,
     "garbage": 1,
 }
-FOR_ALL = ("broker", "doubled", "delayed", "stepdown", "garbage")
+FOR_ALL = ("broker", "doubled", "delayed", "timeout", "stepdown", "garbage")
 STEP_DOWN_S = 0.05
 GARBAGE = b"[{]"
 
@@ -188,6 +190,9 @@ class Driver:
             cluster.stop()
             await asyncio.sleep(fault.for_s)
             cluster.start()
+
+    async def _timeout(self, fault: Fault) -> None:
+        self._world.cluster.time_out_deliveries(fault.for_s)
 
     async def _unconfirmed(self, fault: Fault) -> None:
         seat = self._world.seats.get(fault.seat)

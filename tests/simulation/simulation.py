@@ -10,7 +10,7 @@ import logging
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -57,14 +57,14 @@ class Outcome:
     digest: int = 0
 
 
-def simulate(plan: Plan, *, tell: bool = False) -> Outcome:
-    """``tell``: also collect what the system itself logs into the story."""
+def simulate(plan: Plan, *, tell: bool = False, make: Make | None = None) -> Outcome:
+    """``tell``: also collect what the system itself logs into the story. ``make``: another kind of simulation."""
     gc.disable()
     _keep_what_is_imported()
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     warnings.simplefilter("ignore", RuntimeWarning)
     try:
-        return _simulate(plan, tell)
+        return _simulate(plan, tell, make or Simulation)
     finally:
         _exports.cache_clear()  # it would keep every world
         # Coroutines that were never finished are closed here, where what they still try harms nobody.
@@ -80,9 +80,9 @@ def _keep_what_is_imported() -> None:
     gc.freeze()
 
 
-def _simulate(plan: Plan, tell: bool) -> Outcome:
+def _simulate(plan: Plan, tell: bool, make: Make) -> Outcome:
     loop = ProcessLoop()
-    simulation = Simulation(loop, plan, tell)
+    simulation = make(loop, plan, tell)
     try:
         with _logs(simulation, loop, tell):
             loop.set_exception_handler(simulation.failed_callback)
@@ -229,6 +229,9 @@ class Simulation:
         for key in EVENT_KEYS:
             for n in range(VALUES):
                 await self._publish(0.0, key, {"n": n, "flush": True})
+
+
+Make = Callable[[ProcessLoop, Plan, bool], Simulation]
 
 
 def _digest(world: World) -> int:

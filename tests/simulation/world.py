@@ -117,7 +117,11 @@ class World:
         await asyncio.gather(*(self.start(name) for name in self.plan.seats))
         seat = self._take_seat("client-0")
         self.client = self._sublet(seat)
-        self.workflows = declare(self.client, self.plan, self.ledger, self.version)
+        self.workflows = self.declare(self.client)
+
+    def declare(self, sublet: Sublet) -> dict[str, Any]:
+        """What every process of this world registers or runs."""
+        return declare(sublet, self.plan, self.ledger, self.version)
 
     async def start(self, name: str) -> None:
         """Put a new process into a seat, unless there is one."""
@@ -290,7 +294,7 @@ class World:
 
     async def _start_worker(self, seat: Seat) -> None:
         sublet = self._sublet(seat)
-        workflows = declare(sublet, self.plan, self.ledger, self.version)
+        workflows = self.declare(sublet)
         plan = self.plan.workers[int(seat.name.rpartition("-")[2])]
         worker = sublet.worker(
             "pool", slots=plan.slots, durable_slots=plan.durable_slots, workflows=list(workflows.values())

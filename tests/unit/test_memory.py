@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from clocks import ManualClock
 from contract.records import a_run
 from contract.worlds import Inbox
-from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryRunStore
+from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryRunStore, MemoryTransport
 from sublet_platform.ports import BrokerUnavailable, Outgoing, RevisionConflict, RunChange, StoreUnavailable
-from sublet_platform.topology import Queue
+from sublet_platform.topology import INBOXES, Queue
+from virtual_time import in_virtual_time
 from waiting import a_while, until
 
 QUEUE = "work"
@@ -107,6 +109,52 @@ async def test_a_broker_that_restarts_keeps_persistent_messages_and_loses_the_ot
     await until(lambda: inbox, "the message")
     await a_while()
     assert inbox.bodies == [b"kept"]
+
+
+@in_virtual_time
+async def test_a_channel_that_holds_a_delivery_for_too_long_is_closed_with_all_that_is_out_on_it() -> None:
+    cluster = a_cluster()
+    cluster.declare_queue(Queue("patient", {"x-consumer-timeout": 3_600_000}))
+    client = MemoryBroker(cluster)
+    held, patiently = Inbox(), Inbox()
+    await client.consume(QUEUE, held, prefetch=2)
+    await client.consume("patient", patiently, prefetch=2)
+    await client.publish([*to_queue("1"), Outgoing("", "patient", b"2")])
+    await asyncio.sleep(1_000)
+    await client.publish(to_queue("3"))
+    cluster.time_out_deliveries()
+    await asyncio.sleep(1)
+    assert held.bodies == [b"1", b"3"], "half an hour is allowed"
+    await asyncio.sleep(1_000)
+    cluster.time_out_deliveries()
+    await asyncio.sleep(1)
+    assert held.bodies == [b"1", b"3", b"1", b"3"]
+    assert [client.is_void(delivery) for delivery in held] == [True, True, False, False]
+    assert all(delivery.redelivered for delivery in held[2:])
+    assert patiently.bodies == [b"2"], "that queue allows an hour"
+
+
+@in_virtual_time
+async def test_a_worker_whose_tickets_were_held_for_too_long_connects_afresh_and_gets_them_again() -> None:
+    cluster = a_cluster()
+    worker = MemoryTransport(cluster)
+    tickets: list[Any] = []
+    inbox: list[bytes] = []
+    reconnects: list[bool] = []
+    worker.on_reconnect(lambda: reconnects.append(worker.connected))
+    await worker.open_inbox("inbox", inbox.append)
+    await worker.consume_pool("pool", 1, tickets.append)
+    await worker.publish("", "pool", b"ticket")
+    await asyncio.sleep(10)
+    cluster.time_out_deliveries(held_s=5)
+    await asyncio.sleep(1)
+    assert reconnects == [True]
+    assert [ticket.body for ticket in tickets] == [b"ticket", b"ticket"]
+    worker.ack(tickets[0])
+    await worker.publish(INBOXES, "inbox", b"hello")
+    await asyncio.sleep(1)
+    assert inbox == [b"hello"]
+    assert len(cluster.queues["pool"].subscriptions[0].unacked) == 1, "an acknowledgement on a dead channel counts not"
 
 
 # --- the database -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,9 @@ from sublet_platform.topology import INBOXES, ExchangeType, Queue, Topology
 
 if TYPE_CHECKING:
     from sublet_platform.memory.connection import MemoryConnection
+
+CONSUMER_TIMEOUT_MS = 1_800_000
+"""What a queue allows that does not say anything else."""
 
 Latency = Callable[[], float]
 """Seconds until the next message of a pipe arrives; 0 is the next turn of the event loop."""
@@ -31,6 +35,8 @@ class Message:
     position: int = 0
     redelivered: bool = False
     returns: int = 0
+    delivered_at: float = 0.0
+    """In loop time, while it is out."""
 
 
 Receive = Callable[["Subscription", int, Message], None]
@@ -90,10 +96,18 @@ class Subscription:
         self._last_tag += 1
         tag = self._last_tag
         if self._prefetch is not None:
+            message.delivered_at = asyncio.get_running_loop().time()
             self.unacked[tag] = message
         # The flag as it is now: by the time it arrives, the message may have been given back once more.
         sent = dataclasses.replace(message)
         self._pipe.send(lambda: self._hand_over(tag, sent))
+
+    def holds_for_longer_than(self, held_s: float | None) -> bool:
+        """Whether something has been out, unacknowledged, for longer than that, or (None) than its queue allows."""
+        if held_s is None:
+            held_s = int(self.queue.spec.arguments.get("x-consumer-timeout", CONSUMER_TIMEOUT_MS)) / 1_000
+        oldest = min((message.delivered_at for message in self.unacked.values()), default=math.inf)
+        return asyncio.get_running_loop().time() - oldest > held_s
 
     def _hand_over(self, tag: int, message: Message) -> None:
         if self.open and self.consuming:
@@ -243,6 +257,12 @@ class MemoryCluster:
             self.delete_queue(queue.spec.name)
 
     # --- outages ------------------------------------------------------------------------------------------
+
+    def time_out_deliveries(self, held_s: float | None = None) -> None:
+        """Close the channel of whoever has held a delivery for longer than ``held_s``, or (None) than its queue allows:
+        all that is out on it is ready again. RabbitMQ looks for such once a minute, the cluster when it is told."""
+        for connection in list(self.connections):
+            connection.time_out_deliveries(held_s)
 
     def stop(self) -> None:
         """The broker goes down: connections are lost, transient messages too."""

@@ -54,6 +54,25 @@ class MemoryConnection:
         else:
             asyncio.get_running_loop().call_later(down_s, self._reconnect)
 
+    def time_out_deliveries(self, held_s: float | None) -> None:
+        """See `MemoryCluster.time_out_deliveries`."""
+        for registration in list(self._registrations):
+            subscription = registration.subscription
+            if subscription is not None and subscription.holds_for_longer_than(held_s):
+                self._channel_closed(registration)
+
+    def _channel_closed(self, registration: Registration) -> None:
+        """By the broker. A client whose channels restore themselves opens it again."""
+        assert registration.subscription is not None
+        self._cluster.close([registration.subscription])
+        registration.subscription = None
+        asyncio.get_running_loop().call_soon(self._open_again, registration)
+
+    def _open_again(self, registration: Registration) -> None:
+        there = registration in self._registrations and registration.subscription is None
+        if self.connected and there and not registration.cancelled:
+            self._start(registration)
+
     def reconnect_soon(self) -> None:
         asyncio.get_running_loop().call_soon(self._reconnect)
 

@@ -80,6 +80,10 @@ class MemoryTransport(MemoryConnection):
         self._register(registration)
         return MemoryPoolConsumer(self, registration)
 
+    def _channel_closed(self, registration: Registration) -> None:
+        """The SDK throws away the whole connection with a channel that dies."""
+        self.kill_connection()
+
     def cancel_pool(self, registration: Registration) -> None:
         self._cancel(registration)
 
