@@ -17,7 +17,7 @@ from benchmarks import workloads
 from sublet import BulkPushEventWithMetadata
 from sublet_platform.mongo import Mongo, connect
 
-BUDGET = {"noop_writes": 3.1, "noop_messages": 3.0, "wait_writes": 10.5, "wait_messages": 8.0}
+BUDGET = {"noop_writes": 3.1, "noop_messages": 3.0, "wait_writes": 11.1, "wait_messages": 8.0}
 """At most so many for each run. Writes are certain: a no-op task is inserted, granted and finished. Messages carry many
 runs each, the more the busier the system is; what nobody gathers are one notice of a run's end and one event."""
 
@@ -47,13 +47,16 @@ async def cost(scale: float) -> dict[str, float]:
     notices and the events included."""
     mongo = connect(os.environ["SUBLET_MONGO_URL"], "sublet")
     try:
-        figures = await _of_noops(mongo, int(1_000 * scale)) | await _of_waits(mongo, int(500 * scale))
+        return await _of_noops(mongo, int(1_000 * scale)) | await _of_waits(mongo, int(500 * scale))
     finally:
         mongo.close()
-    too_much = {name: figures[name] for name, most in BUDGET.items() if figures[name] > most}
-    if too_much:
-        raise RuntimeError(f"over the budget: {too_much}")
-    return figures
+
+
+def over_budget(figures: dict[str, float]) -> list[str]:
+    """What costs more than it may, in words."""
+    return [
+        f"{name} is {figures[name]:.1f}, and {most} at most" for name, most in BUDGET.items() if figures[name] > most
+    ]
 
 
 async def _of_noops(mongo: Mongo, count: int) -> dict[str, float]:

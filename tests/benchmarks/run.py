@@ -27,6 +27,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from benchmarks import workloads  # noqa: E402
+from benchmarks.costs import over_budget  # noqa: E402
 from benchmarks.floor import STEPS, rate_and_latency  # noqa: E402
 from benchmarks.measures import MEASURES  # noqa: E402
 from sublet import UnknownWorkflowError  # noqa: E402
@@ -45,7 +46,10 @@ def main() -> int:
     _print(report)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1) + "\n")
-    return 0
+    too_much = over_budget(report["figures"]["cost"]) if "cost" in report["figures"] else []
+    for each in too_much:
+        print(f"over the budget: {each}", file=sys.stderr)
+    return 1 if too_much else 0
 
 
 def _arguments() -> argparse.Namespace:
