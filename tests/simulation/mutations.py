@@ -229,7 +229,7 @@ MUTATIONS: dict[Mutation, int] = {
     forget_the_outbox_at_a_takeover: 50,
     skip_the_look_back: 20,
     store_repeated_events_again: 50,
-    ignore_whose_lease_a_report_is_about: 50,
+    ignore_whose_lease_a_report_is_about: 200,
     lose_the_wake_up_at_the_checkpoint: 5,
     let_a_repeated_claim_take_the_lease: 10,
     fire_timers_early: 10,

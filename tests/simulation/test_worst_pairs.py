@@ -123,7 +123,7 @@ HARMFUL = (
 )
 
 
-@pytest.mark.parametrize("trouble", map(named, HARMFUL), ids=HARMFUL)
+@pytest.mark.parametrize("trouble", [named(each) for each in HARMFUL], ids=HARMFUL)
 @pytest.mark.parametrize(
     ("workflow", "steps"),
     [
