@@ -216,7 +216,7 @@ def cases() -> Iterator[object]:
                     yield pytest.param(kind, moment, trouble, id=f"{kind.text}: {trouble.text} {moment.text}")
 
 
-@pytest.mark.parametrize(("kind", "moment", "trouble"), cases())
+@pytest.mark.parametrize(("kind", "moment", "trouble"), list(cases()))
 def test_it_ends_as_it_should(kind: Kind, moment: Moment, trouble: Trouble) -> None:
     async def script(stage: Stage) -> None:
         stage.at(moment.cue, lambda seat: trouble.begin(stage, seat))

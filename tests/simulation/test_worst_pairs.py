@@ -84,7 +84,7 @@ def pairs() -> Iterator[object]:
                 )
 
 
-@pytest.mark.parametrize(("kind", "moment", "first", "second"), pairs())
+@pytest.mark.parametrize(("kind", "moment", "first", "second"), list(pairs()))
 def test_two_troubles_are_no_worse_than_one(kind: Kind, moment: Moment, first: Trouble, second: Trouble) -> None:
     async def script(stage: Stage) -> None:
         def begin(seat: Seat) -> None:
