@@ -177,7 +177,7 @@ def test_a_grant_that_its_worker_never_lists_was_lost_on_the_way() -> None:
     there.tick(2)
     there.heartbeat()
     assert there.task("a").status == "READY"
-    assert there.shard.census.findings["grant_unseen"] == 1
+    assert there.shard.census.findings["grant_unseen"] == ["a.task@1"]
 
 
 def test_heartbeats_that_were_sent_before_the_grant_and_come_late_do_not_count_against_it() -> None:

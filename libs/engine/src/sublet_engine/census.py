@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 from sublet_engine.runs import Run, TaskRun
 
@@ -40,15 +40,16 @@ class Census:
         """Runs that ended, by status."""
         self.failures: Counter[str] = Counter()
         """Attempts of tasks that ended badly, by error type."""
-        self.findings: Counter[str] = Counter()
-        """What the sweepers found although a message should have told: a bug's smoke, or an outage's."""
+        self.findings: defaultdict[str, list[str]] = defaultdict(list)
+        """What the sweepers found although a message should have told, the leases or tickets by name: a bug's smoke, or
+        an outage's."""
         self.resume_s: list[float] = []
         """From satisfied to granted."""
         self.ready_s: list[float] = []
         """From ready to granted, new tasks."""
 
-    def finding(self, what: str, count: int = 1) -> None:
-        self.findings[what] += count
+    def finding(self, what: str, *names: str) -> None:
+        self.findings[what].extend(names)
 
     def granted(self, task: TaskRun, now: float, *, reused: bool) -> None:
         self.grants += 1

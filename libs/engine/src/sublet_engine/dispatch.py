@@ -129,9 +129,9 @@ class Dispatch:
             issued += [(queue, ticket) for ticket in tickets]
         return issued
 
-    def forget_lost_tickets(self, now: float) -> int:
-        """Tickets that are out for too long while slots are free; returns how many."""
-        lost = 0
+    def forget_lost_tickets(self, now: float) -> list[str]:
+        """Tickets that are out for too long while slots are free; returns them."""
+        lost: list[str] = []
         for key, queue in self._queues.items():
             if len(queue):
                 forgotten = queue.forget_lost_tickets(now)

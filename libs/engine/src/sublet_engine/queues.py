@@ -63,12 +63,12 @@ class ReadyQueue:
             heapq.heappop(self._heap)
         return None
 
-    def forget_lost_tickets(self, now: float) -> int:
-        """Tickets out for too long do not count any more; returns how many."""
+    def forget_lost_tickets(self, now: float) -> list[str]:
+        """Tickets out for too long do not count any more; returns them."""
         lost = [ticket for ticket, issued_at in self.tickets.items() if now - issued_at > limits.TICKET_LOST_S]
         for ticket in lost:
             del self.tickets[ticket]
-        return len(lost)
+        return lost
 
     def issue(self, capacity: int, now: float, new_id: Callable[[], str]) -> list[str]:
         """New tickets, so that there is one out for every ready task that a free slot could take.

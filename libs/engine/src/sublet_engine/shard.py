@@ -427,10 +427,10 @@ class Shard:
             if lease not in held:
                 worker.unlisted[lease] = unlisted.get(lease, self._now)
                 if self._now - worker.unlisted[lease] > limits.GRANT_UNSEEN_S:
-                    self.census.finding("grant_unseen")
+                    self.census.finding("grant_unseen", lease)
                     self._lose(run, lease)
             elif 0 <= held[lease] < task.satisfied and self._settled_for(task_run):
-                self.census.finding("result_unseen")
+                self.census.finding("result_unseen", lease)
                 self._draft.resends.append(Resend(worker.inbox, lease, task, held[lease]))
         worker.listed = frozenset(held)
 
@@ -512,7 +512,7 @@ class Shard:
         """Find what no message told: tickets that got lost, ready tasks of pools that are gone."""
         lost = self.dispatch.forget_lost_tickets(self._now)
         if lost:
-            self.census.finding("ticket_lost", lost)
+            self.census.finding("ticket_lost", *lost)
         self._route_again()
 
     # --- state and its indexes --------------------------------------------------------------------------------

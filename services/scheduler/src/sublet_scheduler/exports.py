@@ -3,6 +3,7 @@ are read from the shards in memory when they are scraped."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from prometheus_client import Counter, Histogram
@@ -14,6 +15,12 @@ from sublet_platform.metrics import LATENCY_BUCKETS_S, WAIT_BUCKETS_S, ServiceMe
 
 _KNOWN_FAILURES = ("TimeoutError", "WorkerLost", "NonDeterminismError", "LogFull", "IllegalTaskOutputError")
 """Error types that get a label of their own; users' exception classes would be unbounded."""
+
+
+NAMED_MAX = 10
+"""Leases or tickets that one log line names."""
+
+logger = logging.getLogger(__name__)
 
 
 class Exports:
@@ -64,8 +71,9 @@ class Exports:
             self._finished.labels(status).inc(count)
         for reason, count in census.failures.items():
             self._failures.labels(reason if reason in _KNOWN_FAILURES else "exception").inc(count)
-        for what, count in census.findings.items():
-            self._service.found(what, count)
+        for what, names in census.findings.items():
+            self._service.found(what, len(names))
+            logger.warning("shard %d: %s: %s", index, what, ", ".join(names[:NAMED_MAX]), extra={"count": len(names)})
         census.clear()
 
     def forget(self, index: int) -> None:
