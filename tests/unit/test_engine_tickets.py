@@ -87,6 +87,15 @@ def test_a_lost_ticket_is_replaced_after_a_while() -> None:
     assert there.shard.census.findings["ticket_lost"] == [lost]
 
 
+def test_a_ticket_that_waits_for_slots_which_others_have_taken_is_not_found_lost() -> None:
+    there = world()
+    there.request("a")
+    for _ in range(int(2 * limits.TICKET_LOST_S)):
+        there.tick()
+        there.heartbeat(taken=1)
+    assert not there.shard.census.findings
+
+
 # --- claims -----------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +215,17 @@ def test_a_kept_ticket_goes_back_after_so_many_tasks_and_the_rest_gets_another(
     assert sent.of(NothingToDo) == [NothingToDo(grant.ticket)]
     assert len(standing) == 1
     assert there.claim(standing[0]) is not None
+
+
+def test_a_kept_ticket_goes_back_after_so_long_a_time() -> None:
+    there = world()
+    there.handle(*(_request(f"run-{n}") for n in range(5)))
+    grant = there.claim(there.tickets()[0])
+    assert grant is not None
+    there.tick(1)
+    (grant,) = there.finish(grant, next=True).of(Grant)
+    there.tick(int(limits.TICKET_REUSED_MAX_S))
+    assert there.finish(grant, next=True).of(NothingToDo) == [NothingToDo(grant.ticket)]
 
 
 def test_a_report_that_comes_twice_grants_one_task() -> None:

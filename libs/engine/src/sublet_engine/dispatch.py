@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from sublet_engine import limits
-from sublet_engine.queues import Parked, ReadyQueue
+from sublet_engine.queues import Parked, ReadyQueue, Uses
 from sublet_engine.runs import Lease, TaskRun
 from sublet_engine.workers import Worker, Workers
 from sublet_engine.workflows import SLOT_KINDS, SlotKind
@@ -21,7 +20,7 @@ class Dispatch:
         self._place: dict[str, ReadyQueue | None] = {}
         """Where each ready task run stands; None: no pool is known that can run it."""
         self._task_run_of: dict[str, str] = {}
-        self._uses: dict[str, int] = {}
+        self._uses: dict[str, Uses] = {}
 
     def __iter__(self) -> Iterator[ReadyQueue]:
         return iter(self._queues.values())
@@ -97,11 +96,11 @@ class Dispatch:
         """Tickets whose uses are counted."""
         return set(self._uses)
 
-    def uses(self, ticket: str) -> int:
-        """Grants under this ticket so far."""
-        return self._uses.get(ticket, 1)
+    def uses(self, lease: Lease) -> Uses:
+        """Of the ticket that this lease stands on."""
+        return self._uses.get(lease.ticket, Uses(1, lease.granted_at))
 
-    def used(self, ticket: str, uses: int) -> None:
+    def used(self, ticket: str, uses: Uses) -> None:
         self._uses[ticket] = uses
 
     # --- tickets ----------------------------------------------------------------------------------------------
@@ -113,11 +112,14 @@ class Dispatch:
         queue.parked.pop(ticket, None)
         self._changed[pool, kind] = None
 
-    def pool_changed(self, pool: str) -> None:
+    def pool_changed(self, pool: str, now: float) -> None:
         """Workers of this pool have come, gone or changed."""
         for kind in SLOT_KINDS:
-            if (pool, kind) in self._queues:
+            queue = self._queues.get((pool, kind))
+            if queue is not None:
                 self._changed[pool, kind] = None
+                if not self._workers.room(pool, kind, now):
+                    queue.full_at = now
 
     def issue(self, now: float, new_id: Callable[[], str]) -> list[tuple[ReadyQueue, str]]:
         """Tickets for what has become ready since the last call."""
@@ -130,19 +132,17 @@ class Dispatch:
         return issued
 
     def forget_lost_tickets(self, now: float) -> list[str]:
-        """Tickets that are out for too long while slots are free; returns them."""
+        """Tickets that are out for too long although slots are free; returns them."""
         lost: list[str] = []
         for key, queue in self._queues.items():
             if len(queue):
-                forgotten = queue.forget_lost_tickets(now)
-                if queue.running < self._workers.capacity(*key, now):
-                    lost += forgotten
+                lost += queue.forget_lost_tickets(now)
                 self._changed[key] = None
         return lost
 
     # --- parked tickets ---------------------------------------------------------------------------------------
 
-    def park(self, ticket: str, worker: Worker, kind: SlotKind, uses: int, now: float) -> bool:
+    def park(self, ticket: str, worker: Worker, kind: SlotKind, uses: Uses, now: float) -> bool:
         """Keep a ticket for which there is nothing to do now; False if it must go.
 
         What becomes ready next is then granted with its creation, without a ticket, a claim and a commit. A parked
@@ -150,7 +150,7 @@ class Dispatch:
         """
         queue = self.queue(worker.pool, kind)
         allowed = self._workers.capacity(worker.pool, kind, now) // (2 * self._shards)
-        if len(queue.parked) >= allowed or uses >= limits.TICKET_REUSE_MAX or worker.draining:
+        if len(queue.parked) >= allowed or uses.spent(now) or worker.draining:
             return False
         queue.parked[ticket] = Parked(worker.id, uses, now)
         return True

@@ -118,6 +118,10 @@ MAX_LOSSES = 10
 TICKET_REUSE_MAX = 64
 """Grants under one ticket before it must go back to its queue, so that every shard and pool gets its share."""
 
+TICKET_REUSED_MAX_S = 2.0
+"""How long one ticket is granted anew: then it must go back as well. Else a shard with tasks of a minute would keep a
+slot for an hour, while others have tasks of their own for it."""
+
 TICKET_PARKED_S = 1.0
 """A ticket for which there is nothing to do may be kept this long for what comes next; below the time after which a
 worker asks again."""

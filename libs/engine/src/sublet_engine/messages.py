@@ -205,6 +205,9 @@ class Heartbeat(Record, frozen=True):
     durable_slots: int
     leases: tuple[HeldLease, ...] = ()
     draining: bool = False
+    taken: int = 0
+    durable_taken: int = 0
+    """Of its slots, by tasks of whatever shard."""
 
 
 class Goodbye(Record, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,11 +13,25 @@ from sublet_engine.runs import TaskRun
 from sublet_engine.workflows import SlotKind
 
 
+class Uses(NamedTuple):
+    """Of a ticket: grants under it so far, and when the first of them was made."""
+
+    grants: int
+    since: float
+
+    def spent(self, now: float) -> bool:
+        """It must go back to its queue."""
+        return self.grants >= limits.TICKET_REUSE_MAX or now - self.since > limits.TICKET_REUSED_MAX_S
+
+    def another(self) -> Uses:
+        return Uses(self.grants + 1, self.since)
+
+
 class Parked(NamedTuple):
-    """A ticket that a shard keeps although nothing is ready: who holds it, grants under it so far, since when."""
+    """A ticket that a shard keeps although nothing is ready: who holds it, how it was used, since when."""
 
     worker: str
-    uses: int
+    uses: Uses
     since: float
 
 
@@ -35,6 +50,8 @@ class ReadyQueue:
         """Tickets that workers hold for us although nothing was ready."""
         self.running = 0
         """Leases of this shard that hold a slot of this pool and kind."""
+        self.full_at = -math.inf
+        """When all slots were taken last, by whatever shard's tasks."""
         self._heap: list[tuple[bool, int, float, int, str]] = []
         self._ready: dict[str, int] = {}
         self._counter = itertools.count()
@@ -64,11 +81,12 @@ class ReadyQueue:
         return None
 
     def forget_lost_tickets(self, now: float) -> list[str]:
-        """Tickets out for too long do not count any more; returns them."""
-        lost = [ticket for ticket, issued_at in self.tickets.items() if now - issued_at > limits.TICKET_LOST_S]
-        for ticket in lost:
+        """Tickets out for too long do not count any more; returns those for which there was room all the time."""
+        late = {ticket: at for ticket, at in self.tickets.items() if now - at > limits.TICKET_LOST_S}
+        for ticket in late:
             del self.tickets[ticket]
-        return lost
+        there_was_room = now - self.full_at > limits.TICKET_LOST_S
+        return list(late) if there_was_room else []
 
     def issue(self, capacity: int, now: float, new_id: Callable[[], str]) -> list[str]:
         """New tickets, so that there is one out for every ready task that a free slot could take.

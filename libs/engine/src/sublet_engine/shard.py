@@ -47,7 +47,7 @@ from sublet_engine.messages import (
     WatchRun,
     encode_one,
 )
-from sublet_engine.queues import Parked
+from sublet_engine.queues import Parked, Uses
 from sublet_engine.runs import Run, TaskRun
 from sublet_engine.turn import Turn
 from sublet_engine.workers import Worker, Workers
@@ -147,7 +147,7 @@ class Shard:
         worker = self.workers.presume(worker_id, pool, inbox, self._now)
         worker.slots = slots
         worker.name, worker.started_at = name, started_at
-        self.dispatch.pool_changed(pool)
+        self.dispatch.pool_changed(pool, self._now)
 
     @staticmethod
     def run_needed(message: ToShard) -> str | None:
@@ -256,11 +256,11 @@ class Shard:
         after = lifecycle.decide(run, report, spec, turn)
         lease = task.lease
         worker = self.workers.add(lease.worker, lease.pool, lease.inbox, self._now)
-        uses = self.dispatch.uses(lease.ticket)
+        uses = self.dispatch.uses(lease)
         self._put(run, after, turn)
         if report.ticket is None or not report.next:
             return
-        if uses >= limits.TICKET_REUSE_MAX:
+        if uses.spent(self._now):
             self._send(worker.inbox, NothingToDo(report.ticket))
         else:
             self._serve(report.ticket, worker, spec.task(task.name).slot_kind, uses)
@@ -314,23 +314,23 @@ class Shard:
             holder.suspected_at = self._now
             self._send(lease.inbox, Ping())
 
-    def _serve(self, ticket: str, worker: Worker, kind: SlotKind, uses: int = 0) -> None:
-        """Grant the best ready task under this ticket, or let the ticket go. ``uses``: grants under it before."""
+    def _serve(self, ticket: str, worker: Worker, kind: SlotKind, uses: Uses | None = None) -> None:
+        """Grant the best ready task under this ticket, or let the ticket go. ``uses``: how it was used before."""
         task_run = self.dispatch.queue(worker.pool, kind).best()
         if task_run is not None and not worker.draining:
             self._grant(task_run, ticket, worker, uses)
-        elif not uses or not self.dispatch.park(ticket, worker, kind, uses, self._now):
+        elif uses is None or not self.dispatch.park(ticket, worker, kind, uses, self._now):
             self._send(worker.inbox, NothingToDo(ticket))
 
-    def _grant(self, task_run: str, ticket: str, worker: Worker, uses: int) -> None:
+    def _grant(self, task_run: str, ticket: str, worker: Worker, uses: Uses | None) -> None:
         run = self.runs[ids.run_of(task_run)]
         spec = self.workflow_of(run)
         assert spec is not None
         task = run.task(ids.task_of(task_run))
         after = leases.grant(run, task.name, worker.id, worker.inbox, worker.pool, ticket, spec, self._now)
-        self.census.granted(task, self._now, reused=uses > 0)
+        self.census.granted(task, self._now, reused=uses is not None)
         self._put(run, after, self._turn())
-        self.dispatch.used(ticket, uses + 1)
+        self.dispatch.used(ticket, uses.another() if uses is not None else Uses(1, self._now))
         self._send_grant(after, after.task(task.name))
 
     def _serve_parked(self) -> None:
@@ -393,7 +393,7 @@ class Shard:
         self.workers.offer(hello.pool, hello.actions, hello.at)
         self._save_worker(worker)
         self._route_again()
-        self.dispatch.pool_changed(hello.pool)
+        self.dispatch.pool_changed(hello.pool, self._now)
 
     def _heard(self, beat: Heartbeat) -> None:
         worker = self.workers.get(beat.worker)
@@ -404,7 +404,8 @@ class Shard:
         worker.seen(self._now)
         worker.inbox, worker.draining = beat.inbox, beat.draining
         worker.slots = {"task": beat.slots, "durable": beat.durable_slots}
-        self.dispatch.pool_changed(beat.pool)
+        worker.taken = {"task": beat.taken, "durable": beat.durable_taken}
+        self.dispatch.pool_changed(beat.pool, self._now)
         if worker.draining:
             self._unpark(lambda parked: parked.worker == worker.id)
         if self._now - worker.saved_at > limits.WORKER_SAVE_INTERVAL_S:

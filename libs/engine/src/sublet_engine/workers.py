@@ -19,6 +19,8 @@ class Worker:
     last_seen: float
     """When it last gave a sign of life. -inf: it is only presumed to live."""
     slots: dict[SlotKind, int] = field(default_factory=dict)
+    taken: dict[SlotKind, int] = field(default_factory=dict)
+    """Of these slots, as it said last."""
     leases: set[str] = field(default_factory=set)
     """Task runs of this shard that it holds a lease on."""
     draining: bool = False
@@ -132,6 +134,11 @@ class Workers:
     def capacity(self, pool: str, kind: SlotKind, now: float) -> int:
         """Slots of this kind of the pool's live workers."""
         return sum(worker.slots.get(kind, 1) for worker in self._by_pool[pool].values() if worker.live(now))
+
+    def room(self, pool: str, kind: SlotKind, now: float) -> int:
+        """Slots of this kind that the pool's live workers had free when they were heard last."""
+        taken = sum(worker.taken.get(kind, 0) for worker in self._by_pool[pool].values() if worker.live(now))
+        return max(self.capacity(pool, kind, now) - taken, 0)
 
     @property
     def pools(self) -> Iterable[str]:

@@ -275,8 +275,11 @@ class Runner:
 
     def _has_room(self, kind: SlotKind) -> bool:
         """For a task without a ticket of its own."""
-        taken = sum(e.kind == kind and not e.released and not e.ended for e in self._executions.values())
-        return taken + self._tickets.idle(kind) < self._registration.capacity.get(kind, 0)
+        return self._taken(kind) + self._tickets.idle(kind) < self._registration.capacity.get(kind, 0)
+
+    def _taken(self, kind: SlotKind) -> int:
+        """Slots in which a task runs."""
+        return sum(e.kind == kind and not e.released and not e.ended for e in self._executions.values())
 
     def _hand_back(self, grant: Grant, ticket: HeldTicket | None) -> None:
         """We are leaving, or have no room: the task is ready again."""
@@ -357,6 +360,8 @@ class Runner:
             durable_slots=self._registration.durable_slots,
             leases=tuple(held),
             draining=self.draining,
+            taken=self._taken("task"),
+            durable_taken=self._taken("durable"),
         )
         self._transport.publish_soon(WORKERS, "", encode([heartbeat]))
 
