@@ -40,9 +40,9 @@ async def start(service: Service) -> None:
     loop.start()
 
     async def stop():
-        await consumer.cancel()
-        await loop.stop()
+        await loop.rest()
         await consumer.close()
+        await loop.stop()
         print("stopped", service.broker.connected, flush=True)
 
     service.on_stop(stop)

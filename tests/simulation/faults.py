@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -64,18 +65,22 @@ WEIGHTS = {
 }
 FOR_ALL = ("broker", "doubled", "delayed", "timeout", "stepdown", "garbage")
 STEP_DOWN_S = 0.05
+MANY = 16
 GARBAGE = b"[{]"
 
 
-def draw_faults(random: Random, plan: Plan) -> Plan:
-    """Add clock skew and faults. One seed in eight goes without any."""
+def draw_faults(random: Random, plan: Plan, kinds: Sequence[str] = ()) -> Plan:
+    """Add clock skew and faults. One seed in eight goes without any. ``kinds``: many faults, of these kinds alone."""
+    if kinds:
+        faults = [_draw(random, random.choice(kinds), plan) for _ in range(MANY)]
+        return dataclasses.replace(plan, faults=tuple(sorted(faults, key=lambda fault: fault.at_s)))
     if random.random() < 0.12:
         return plan
     skew_s = {}
     if random.random() < 0.3:
         skew_s = {seat: random.uniform(-1, 1) * random.choice((0.01, 0.5, 2.0)) for seat in plan.seats}
-    kinds = random.sample(list(WEIGHTS), k=random.randint(1, len(WEIGHTS)), counts=list(WEIGHTS.values()))
-    faults = [_draw(random, random.choice(kinds), plan) for _ in range(random.choice((1, 2, 4, 8, 16)))]
+    drawn = random.sample(list(WEIGHTS), k=random.randint(1, len(WEIGHTS)), counts=list(WEIGHTS.values()))
+    faults = [_draw(random, random.choice(drawn), plan) for _ in range(random.choice((1, 2, 4, 8, MANY)))]
     return dataclasses.replace(plan, skew_s=skew_s, faults=tuple(sorted(faults, key=lambda fault: fault.at_s)))
 
 

@@ -11,5 +11,6 @@ from simulation.workloads import draw_plan
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
 def test_a_deliberate_mistake_is_noticed(mutation: Mutation) -> None:
+    trial = MUTATIONS[mutation]
     with mutation():
-        assert any(simulate(draw_plan(seed)).violations for seed in range(MUTATIONS[mutation]))
+        assert any(simulate(draw_plan(seed, trial.kinds)).violations for seed in range(trial.seeds))

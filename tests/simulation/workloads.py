@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -20,7 +21,8 @@ LAST_WORK_S = 25.0
 """Runs are requested, and events published, up to then."""
 
 
-def draw_plan(seed: int) -> Plan:
+def draw_plan(seed: int, kinds: Sequence[str] = ()) -> Plan:
+    """``kinds``: of the faults, if not all."""
     random = Random(seed)
     dags = tuple(_dag(random, f"dag{number}") for number in range(random.choice((0, 1, 1, 2))))
     plan = Plan(
@@ -40,7 +42,7 @@ def draw_plan(seed: int) -> Plan:
         events=tuple(_event(random) for _ in range(random.randint(0, 12))),
         lingers_s=random.choice((0.0, 0.0, 0.0, 0.0, 45.0)),
     )
-    return draw_faults(random, plan)
+    return draw_faults(random, plan, kinds)
 
 
 def _run(random: Random, dags: tuple[DagPlan, ...]) -> RunPlan:

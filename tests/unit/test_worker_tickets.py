@@ -317,6 +317,29 @@ async def test_released_means_reported_then_confirmed_then_free_and_the_task_goe
         assert len(bench.of(Released)) == 1
 
 
+async def test_a_release_that_is_not_confirmed_makes_no_room_yet() -> None:
+    gate = Gate()
+    go_on = asyncio.Event()
+
+    @client.task(name="releasing")
+    async def releasing(input: EmptyModel, ctx: Context) -> None:
+        await ctx.aio_release_slot()
+        await go_on.wait()
+
+    async with Bench(releasing, gate.task, slots=1) as bench:
+        bench.transport.confirming.clear()
+        bench.run(releasing)
+        await bench.until(lambda: bench.of(Released))
+        bench.put_up(gate.task, run="next")
+        bench.answer("lost")
+        await bench.settled()
+        assert not gate.running
+        bench.transport.confirming.set()
+        await bench.until(lambda: bench.of(HandedBack))
+        go_on.set()
+        await bench.until(lambda: bench.of(Finished))
+
+
 async def test_a_released_slot_runs_the_next_task_while_the_first_goes_on() -> None:
     gate = Gate()
     go_on = asyncio.Event()

@@ -61,6 +61,8 @@ class Execution:
         self.kind: SlotKind = "durable" if task.is_durable else "task"
         self.ticket = ticket
         self.released = False
+        """Its slot is given away, or about to be: the report may be unconfirmed."""
+        self.holds_slot = True
         self.ended = False
         self.is_cancelled = False
         self.clock = ActiveClock(self._loop.time, grant.timeout_s)

@@ -199,6 +199,7 @@ class Runner:
 
     def free_slot(self, execution: Execution) -> None:
         """The task goes on without its slot, or is over."""
+        execution.holds_slot = False
         ticket, execution.ticket = execution.ticket, None
         if ticket is None or ticket.void:
             self._tickets.orphan_ended(execution.kind)
@@ -279,7 +280,7 @@ class Runner:
 
     def _taken(self, kind: SlotKind) -> int:
         """Slots in which a task runs."""
-        return sum(e.kind == kind and not e.released and not e.ended for e in self._executions.values())
+        return sum(e.kind == kind and e.holds_slot and not e.ended for e in self._executions.values())
 
     def _hand_back(self, grant: Grant, ticket: HeldTicket | None) -> None:
         """We are leaving, or have no room: the task is ready again."""
