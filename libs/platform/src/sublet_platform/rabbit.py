@@ -150,7 +150,7 @@ class Rabbit:
         self._tasks: set[asyncio.Task[None]] = set()
         self._opened: dict[Channel, AbstractRobustChannel] = {}
         self._closing_later: set[asyncio.Task[None]] = set()
-        self._hint_task: asyncio.Task[None] | None = None
+        self._sending_hints = False
 
     async def open(self) -> None:
         """Connect, and open the channels for publishing, once. Waits for as long as the broker is away."""
@@ -332,14 +332,9 @@ class Rabbit:
 
     def publish_soon(self, messages: Sequence[Outgoing]) -> None:
         self._waiting_hints.extend(messages)
-        if self._hint_task is None:
-            self._hint_task = asyncio.get_running_loop().create_task(self._send_hints())
-            self._tasks.add(self._hint_task)
-            self._hint_task.add_done_callback(self._hints_sent)
-
-    def _hints_sent(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._hint_task = None
+        if not self._sending_hints:
+            self._sending_hints = True
+            self._soon(self._send_hints())
 
     async def _send_hints(self) -> None:
         try:
@@ -355,6 +350,9 @@ class Rabbit:
         except (BrokerUnavailable, *_UNREACHABLE) as error:
             log.info("hints lost: %s", error or type(error).__name__, extra={"count": len(self._waiting_hints)})
             self._waiting_hints.clear()
+        finally:
+            # Not when the task is done: what comes between its last look and that would lie here.
+            self._sending_hints = False
 
 
 def _raise_if_cancelled() -> None:
