@@ -27,6 +27,7 @@ from faststream.rabbit.subscriber.usecase import RabbitSubscriber
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
+from sublet_engine import limits
 from sublet_platform.backoff import Backoff
 from sublet_platform.nodes import CONNECT_TIMEOUT_S, NodeConnection, nodes_of
 from sublet_platform.ports import BrokerUnavailable, Delivery, Handler, Outgoing
@@ -39,9 +40,6 @@ log = logging.getLogger(__name__)
 RECONNECT_INTERVAL_S = 1.0
 CONFIRM_TIMEOUT_S = 10.0
 """A majority of a healthy cluster confirms within milliseconds; a blocked broker (no disk, no memory) never does."""
-HINTS_CHANNEL_S = 10.0
-"""How long one channel is used for hints, which nobody confirms. RabbitMQ 3.10 refuses for ever what comes on a channel
-that met a quorum queue while its leader was dead."""
 HINTS_AT_ONCE = 100
 """Written together."""
 REQUEST_TIMEOUT_S = 10.0
@@ -163,7 +161,7 @@ class Rabbit:
     async def _renew_hints(self) -> None:
         assert self._connection is not None  # by open
         old, self._hints = self._hints, await self._connection.channel(publisher_confirms=False)
-        self._hints_until = asyncio.get_running_loop().time() + HINTS_CHANNEL_S
+        self._hints_until = asyncio.get_running_loop().time() + limits.HINTS_CHANNEL_S
         if old is not None:
             await old.close()
 
@@ -316,7 +314,7 @@ class Rabbit:
                     return_exceptions=True,
                 )
                 if any(type(outcome) is DeliveryError for outcome in outcomes):
-                    # It would refuse the next ones too, see HINTS_CHANNEL_S. The robust channel opens another.
+                    # It would refuse the next ones too, see limits.HINTS_CHANNEL_S. The robust channel opens another.
                     await channel.close(AMQPError("a message was refused"))
         except TimeoutError as error:
             raise BrokerUnavailable(f"not confirmed within {CONFIRM_TIMEOUT_S:g} s") from error
