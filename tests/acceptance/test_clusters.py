@@ -7,12 +7,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from acceptance.lab import Lab
+from acceptance.lab import Lab, eventually
 from acceptance.stack import ClusterStack, Stack
 from acceptance.trials import everything_goes_on
 from clusters import SIZE, MongoReplicaSet, RabbitCluster
+from contract.worlds import Inbox
+from sublet.amqp import AmqpTransport
+from sublet_platform.rabbit import Rabbit, declare
+from sublet_platform.topology import Queue, Topology
 
 pytestmark = pytest.mark.real
+
+LED = Queue("sublet.test.led", {"x-queue-type": "quorum", "x-queue-leader-locator": "client-local"})
+"""By the node on which it is declared."""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +66,36 @@ async def test_runs_end_without_the_node_that_led_most_queues(lab: Lab, cluster:
 async def test_runs_end_without_the_node_to_which_everybody_was_connected(lab: Lab, cluster: RabbitCluster) -> None:
     host = await asyncio.to_thread(cluster.host)
     await everything_goes_on(lab, "rabbitmq", host.kill)
+
+
+async def test_hints_of_a_worker_that_began_while_a_leader_was_dead_arrive(cluster: RabbitCluster) -> None:
+    leader, *others = cluster.nodes
+    host = others[0].url
+    await declare(leader.url, Topology((), (LED,), ()))
+    watcher = Rabbit(host)
+    await watcher.open()
+    inbox = Inbox()
+    await watcher.consume(LED.name, inbox, prefetch=65_535)
+    workers = [AmqpTransport(host) for _ in range(50)]
+    for worker in workers:
+        await worker.connect()
+    death = asyncio.create_task(asyncio.to_thread(leader.kill))
+    for number, worker in enumerate(workers):
+        await asyncio.sleep(0.02)
+        worker.publish_soon("", LED.name, str(number).encode())
+    await death
+
+    async def everybody_is_heard() -> bool:
+        inbox.clear()
+        for number, worker in enumerate(workers):
+            worker.publish_soon("", LED.name, str(number).encode())
+        await asyncio.sleep(1.0)
+        return len(set(inbox.bodies)) == len(workers)
+
+    await eventually(everybody_is_heard, "a hint of each")
+    for worker in workers:
+        await worker.close()
+    await watcher.close()
 
 
 @pytest.mark.usefixtures("cluster")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 import pytest
@@ -68,6 +69,22 @@ async def test_hints_arrive_too(world: World) -> None:
     client.publish_soon(to(queue, "c"))
     await until(lambda: len(inbox) == 3, "the hints")
     assert inbox.bodies == [b"a", b"b", b"c"]
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_a_hint_that_comes_when_others_have_just_been_sent_needs_no_other_to_follow_it(
+    world: World, steps: int
+) -> None:
+    client = await world.client()
+    queue = await new_queue(world)
+    inbox = Inbox()
+    await client.consume(queue, inbox, prefetch=10)
+    client.publish_soon(to(queue, "a"))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    client.publish_soon(to(queue, "b"))
+    await until(lambda: len(inbox) == 2, "both hints")
+    assert inbox.bodies == [b"a", b"b"]
 
 
 async def test_hints_of_any_size_arrive_in_order(world: World) -> None:

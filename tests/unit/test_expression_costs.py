@@ -11,6 +11,7 @@ from sublet_engine.costs import extent_of, read_cost, regex_states
 from sublet_engine.expressions import ExpressionError, Facts, compile_expression
 
 NUMBERS = {"a": list(range(1_000))}
+LARGE_ITEMS = [{"n": n, "text": "x" * 300} for n in range(2_000)]
 LONG_TEXT = {"s": "a" * 900_000, "a": list(range(5_000))}
 
 
@@ -36,6 +37,8 @@ def verdict(text: str, payload: object) -> bool | None:
         ('matches(input.s, r"[ab]{1001}")', "1,001 characters"),
         ("input.a.exists(x, input.s.matches(x))", "wants its pattern as a text"),
         ("input.s.matches('a' + input.s)", "wants its pattern as a text"),
+        (r"input.s.matches('(a|.)\x7b990\x7d(b|.)\u007b990}')", "5,940 characters"),
+        (r'input.s.matches(""" [ab]\1731000\175""")', "1,001 characters"),
         ("input . s /* a */ == ''", "not valid CEL"),
     ],
 )
@@ -57,6 +60,10 @@ def test_what_cannot_be_bounded_is_refused_when_it_is_made(text: str, reason: st
         ("input.text.contains('needle') && input.text.size() > 3", {"text": "x" * 900_000 + "needle"}),
         (" || ".join(f"input.kind == 'k{n}'" for n in range(80)), {"kind": "k79", "blob": "x" * 900_000}),
         ("input.items.exists(i, i.sku == input.wanted)", {"items": [{"sku": n} for n in range(500)], "wanted": 499}),
+        ("input.items.exists(i, i.n == input.of.wanted)", {"of": {"wanted": 1_999}, "items": LARGE_ITEMS}),
+        ("input.items.all(i, (input.wanted != i.text) || i.n == 0)", {"wanted": "x", "items": LARGE_ITEMS}),
+        ("input.items.exists(i, type(i.n) == int && i.n == 2)", {"items": LARGE_ITEMS}),
+        ("input.text.contains(input.name)", {"text": "so says Ada", "name": "Ada", "items": LARGE_ITEMS}),
     ],
 )  # fmt: skip
 def test_what_people_ask_of_ordinary_events_is_answered(text: str, payload: object) -> None:
@@ -73,6 +80,11 @@ def test_what_people_ask_of_ordinary_events_is_answered(text: str, payload: obje
         "input.a.filter(x, true).filter(x, true).size() == 0",
         "input.a.exists(x, x in input.a)",
         "input.s.contains(input.s)",
+        "input.s.contains(input.a.map(x, 't')[0] + input.s)",
+        "input.a.exists(x, x == input.s.size())",
+        "input.a.exists(x, x > 1 && input.s == input.s)",
+        "input.a.exists(x, x == input.a[x] || x == input.s + 'b')",
+        "[{'a': input.a, 's': input.s}].exists(int, int.a.exists(x, int.s == int.s))",
         "input.s.matches('[ab]*a[ab]{200}[cd]')",
         "[[input.s].map(x, x + x)[0]].map(x, x + x)[0].map(x, x + x + x)[0] == ''",
     ],

@@ -30,6 +30,12 @@ _LOOPS = frozenset(("all", "exists", "exists_one", "map", "filter"))
 _COLLECTING = frozenset(("map", "filter"))
 _WORKING = frozenset(("==", "!=", "<", "<=", ">", ">=", "in", "+", "-", "*", "/", "%"))
 _LITERALS = frozenset(("true", "false", "null", "in"))
+_TYPES = frozenset(("bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"))
+_BEFORE_OPERAND = frozenset(("(", "[", ",", "&&", "||", "?", ":"))
+_AFTER_OPERAND = frozenset((")", "]", ",", "&&", "||", "?", ":"))
+_ESCAPE = re.compile(
+    r"\\ (?: [xX]([0-9a-fA-F]{2}) | u([0-9a-fA-F]{4}) | U([0-9a-fA-F]{8}) | ([0-3][0-7]{2}) | (.) )", re.X | re.S
+)
 
 _ENTRY_BYTES = 64
 """Of an element of a list that CEL copies."""
@@ -46,11 +52,13 @@ class Extent(NamedTuple):
     values: int
     longest: int
     """Elements of the largest list or object."""
+    widest: int
+    """Characters of the longest text."""
 
 
 def extent_of(values: Iterable[object]) -> Extent:
     """Of JSON data, all together. It stops counting where there are more values than expressions are asked about."""
-    size = count = longest = 0
+    size = count = longest = widest = 0
     waiting = list(values)
     while waiting and count <= limits.EXPRESSION_VALUES_MAX:
         value = waiting.pop()
@@ -58,14 +66,16 @@ def extent_of(values: Iterable[object]) -> Extent:
         size += 16
         if isinstance(value, str):
             size += len(value)
+            widest = max(widest, len(value))
         elif isinstance(value, Mapping):
             longest = max(longest, len(value))
             size += sum(map(len, value))
+            widest = max(widest, max(map(len, value), default=0))
             waiting += value.values()
         elif isinstance(value, list | tuple):
             longest = max(longest, len(value))
             waiting += value
-    return Extent(size, count, longest)
+    return Extent(size, count, longest, widest)
 
 
 class TooCostly(ValueError):
@@ -98,7 +108,8 @@ class Cost:
         if not (self.loops or self.copies or self.states or self.searches):
             return 0  # bounded by the length of the text
         turns = max(extent.longest, self.elements)
-        steps = self.operations + self.states * _STATE_BYTES + self.searches * extent.bytes // _SEARCH_BYTES
+        searching = self.searches * (extent.widest << self.copies) // _SEARCH_BYTES
+        steps = self.operations + self.states * _STATE_BYTES + searching
         work = extent.bytes * (steps + 1) * (turns if self.repeats else 1)
         if self.collects:
             total_turns = min(extent.longest**self.depth, limits.EXPRESSION_VALUES_MAX)
@@ -128,17 +139,19 @@ def read_cost(text: str) -> Cost:
         (found.lastgroup or "", found[0]) for found in _TOKEN.finditer(text) if found.lastgroup not in ("space", None)
     ]
     cost = Cost()
+    compared = _compared_paths(tokens)
     brackets = [_Bracket()]
     for place, token in enumerate(tokens):
         before = tokens[place - 1] if place else ("", "")
-        after = tokens[place + 1] if place + 1 < len(tokens) else ("", "")
         if token[0] == "operator" and token[1] in "([{":
             brackets.append(_opened(token[1], tokens, place, cost))
             _check_loops(brackets, cost)
         elif token[0] == "operator" and token[1] in ")]}" and len(brackets) > 1:
             _close(brackets.pop(), brackets, cost)
         else:
-            _count(token, before, after, brackets, cost)
+            _count(token, before, brackets, cost)
+            if token[0] == "name" and before != ("operator", "."):
+                _count_name(token[1], compared.get(place), _text_at(tokens, place + 1), brackets, cost)
     if cost.copies > limits.EXPRESSION_COPIES_MAX:
         raise TooCostly(
             f"it adds up or lists {cost.copies} values; at most {limits.EXPRESSION_COPIES_MAX} are allowed: "
@@ -170,9 +183,7 @@ def _check_loops(brackets: list[_Bracket], cost: Cost) -> None:
         )
 
 
-def _count(
-    token: tuple[str, str], before: tuple[str, str], after: tuple[str, str], brackets: list[_Bracket], cost: Cost
-) -> None:
+def _count(token: tuple[str, str], before: tuple[str, str], brackets: list[_Bracket], cost: Cost) -> None:
     brackets[-1].tokens.append(token)
     kind, text = token
     if text in _WORKING and kind in ("operator", "name"):
@@ -181,12 +192,37 @@ def _count(
     if text == "," and kind == "operator":
         brackets[-1].elements += 1
         cost.elements += 1
-    if kind == "name" and text not in _LITERALS and before != ("operator", "."):
-        for bracket in brackets:
-            bracket.holds_names = True
-        inner = next((bracket for bracket in reversed(brackets) if bracket.variable is not None), None)
-        if inner is not None and after != ("operator", "(") and text != inner.variable:
-            cost.repeats = True
+
+
+def _count_name(name: str, compared_with: str | None, after: str, brackets: list[_Bracket], cost: Cost) -> None:
+    """Of a variable, a function, a type or a literal."""
+    variables = [bracket.variable for bracket in brackets if bracket.variable is not None]
+    if name in _LITERALS or (name in _TYPES and name not in variables):
+        return
+    for bracket in brackets:
+        bracket.holds_names = True
+    # To compare something with the element, or a part of it, takes no more than to look at the element.
+    if variables and after != "(" and variables[-1] not in (name, compared_with):
+        cost.repeats = True
+
+
+def _compared_paths(tokens: list[tuple[str, str]]) -> dict[int, str]:
+    """By the place of a name: the name that it, or a field of it, is tested for equality with, or a field of that."""
+    compared: dict[int, str] = {}
+    for place, token in enumerate(tokens):
+        if token in (("operator", "=="), ("operator", "!=")):
+            left, right, end = place - 1, place + 1, place + 1
+            while _text_at(tokens, left - 1) == ".":
+                left -= 2
+            while _text_at(tokens, end + 1) == ".":
+                end += 2
+            if _text_at(tokens, left - 1) in _BEFORE_OPERAND and _text_at(tokens, end + 1) in _AFTER_OPERAND:
+                compared[left], compared[right] = tokens[right][1], tokens[left][1]
+    return compared
+
+
+def _text_at(tokens: list[tuple[str, str]], place: int) -> str:
+    return tokens[place][1] if 0 <= place < len(tokens) else ""
 
 
 def _close(bracket: _Bracket, outer: list[_Bracket], cost: Cost) -> None:
@@ -199,9 +235,26 @@ def _close(bracket: _Bracket, outer: list[_Bracket], cost: Cost) -> None:
     if bracket.function == "matches":
         if literal is None or not is_whole:
             raise TooCostly("matches() wants its pattern as a text in the expression, so that it can be looked at")
-        cost.states += _checked_states(literal.lstrip("bBrR").strip("\"'"))
+        cost.states += _checked_states(_content(literal))
     elif bracket.function == "contains" and (literal is None or not is_whole):
         cost.searches += 1
+
+
+def _content(literal: str) -> str:
+    """What a text in an expression stands for."""
+    quoted = literal.lstrip("bBrR")
+    is_raw = "r" in literal[: len(literal) - len(quoted)].lower()
+    quotes = 3 if quoted[:3] in ('"""', "'''") else 1
+    content = quoted[quotes:-quotes]
+    return content if is_raw else _ESCAPE.sub(_unescaped, content)
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    *hexadecimal, octal, character = escape.groups()
+    if octal:
+        return chr(int(octal, 8))
+    number = next(filter(None, hexadecimal), None)
+    return character if number is None else chr(int(number, 16))
 
 
 def _checked_states(pattern: str) -> int:

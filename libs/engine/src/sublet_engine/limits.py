@@ -93,6 +93,10 @@ WORKER_SILENT_S = 10.0
 WORKER_LOST_S = 30.0
 """A worker silent for this long has lost its leases: their tasks are ready again."""
 
+HINTS_CHANNEL_S = 10.0
+"""How long one channel is used for what nobody confirms, heartbeats among it. RabbitMQ 3.10 refuses for ever what comes
+for a quorum queue on a channel that first met it while its leader was dead; a worker must not be lost by that."""
+
 REQUEST_REPEATED_S = 60.0
 """For this long after it took a shard over, a scheduler looks for every requested run in the store: clients publish a
 request again for about as long, and its predecessor may have created the run. Its own runs it remembers."""

@@ -27,6 +27,7 @@ from faststream.rabbit.subscriber.usecase import RabbitSubscriber
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
+from sublet_engine import limits
 from sublet_platform.backoff import Backoff
 from sublet_platform.nodes import CONNECT_TIMEOUT_S, NodeConnection, nodes_of
 from sublet_platform.ports import BrokerUnavailable, Delivery, Handler, Outgoing
@@ -39,9 +40,6 @@ log = logging.getLogger(__name__)
 RECONNECT_INTERVAL_S = 1.0
 CONFIRM_TIMEOUT_S = 10.0
 """A majority of a healthy cluster confirms within milliseconds; a blocked broker (no disk, no memory) never does."""
-HINTS_CHANNEL_S = 10.0
-"""How long one channel is used for hints, which nobody confirms. RabbitMQ 3.10 refuses for ever what comes on a channel
-that met a quorum queue while its leader was dead."""
 HINTS_AT_ONCE = 100
 """Written together."""
 REQUEST_TIMEOUT_S = 10.0
@@ -150,7 +148,7 @@ class Rabbit:
         self._tasks: set[asyncio.Task[None]] = set()
         self._opened: dict[Channel, AbstractRobustChannel] = {}
         self._closing_later: set[asyncio.Task[None]] = set()
-        self._hint_task: asyncio.Task[None] | None = None
+        self._sending_hints = False
 
     async def open(self) -> None:
         """Connect, and open the channels for publishing, once. Waits for as long as the broker is away."""
@@ -163,7 +161,7 @@ class Rabbit:
     async def _renew_hints(self) -> None:
         assert self._connection is not None  # by open
         old, self._hints = self._hints, await self._connection.channel(publisher_confirms=False)
-        self._hints_until = asyncio.get_running_loop().time() + HINTS_CHANNEL_S
+        self._hints_until = asyncio.get_running_loop().time() + limits.HINTS_CHANNEL_S
         if old is not None:
             await old.close()
 
@@ -316,7 +314,7 @@ class Rabbit:
                     return_exceptions=True,
                 )
                 if any(type(outcome) is DeliveryError for outcome in outcomes):
-                    # It would refuse the next ones too, see HINTS_CHANNEL_S. The robust channel opens another.
+                    # It would refuse the next ones too, see limits.HINTS_CHANNEL_S. The robust channel opens another.
                     await channel.close(AMQPError("a message was refused"))
         except TimeoutError as error:
             raise BrokerUnavailable(f"not confirmed within {CONFIRM_TIMEOUT_S:g} s") from error
@@ -332,14 +330,9 @@ class Rabbit:
 
     def publish_soon(self, messages: Sequence[Outgoing]) -> None:
         self._waiting_hints.extend(messages)
-        if self._hint_task is None:
-            self._hint_task = asyncio.get_running_loop().create_task(self._send_hints())
-            self._tasks.add(self._hint_task)
-            self._hint_task.add_done_callback(self._hints_sent)
-
-    def _hints_sent(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._hint_task = None
+        if not self._sending_hints:
+            self._sending_hints = True
+            self._soon(self._send_hints())
 
     async def _send_hints(self) -> None:
         try:
@@ -355,6 +348,9 @@ class Rabbit:
         except (BrokerUnavailable, *_UNREACHABLE) as error:
             log.info("hints lost: %s", error or type(error).__name__, extra={"count": len(self._waiting_hints)})
             self._waiting_hints.clear()
+        finally:
+            # Not when the task is done: what comes between its last look and that would lie here.
+            self._sending_hints = False
 
 
 def _raise_if_cancelled() -> None:

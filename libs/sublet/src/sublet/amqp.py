@@ -27,28 +27,23 @@ from aio_pika.exceptions import (
 
 from sublet.lifeline import Lifeline
 from sublet.transport import TicketDelivery, TransportUnavailable
+from sublet_engine import limits
 from sublet_engine.addresses import addresses
 
 HEARTBEAT_S = 10
 """AMQP heartbeat: a peer that vanished without a word is noticed after two or three of these."""
-
 CONNECT_TIMEOUT_S = 10.0
 """One attempt to connect."""
-
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 5.0
 """Pauses between attempts to connect double from the first to the longest."""
-
 REPEAT_FIRST_S = 0.05
 REPEAT_MAX_S = 1.0
 """The same between attempts to publish."""
-
 WAIT_FOR_TOPOLOGY_S, LOOKS_PER_WARNING = 0.5, 20
 """Between looks for an exchange that the services have not declared yet, or for an inbox that is still locked."""
-
 POOL_EXPIRES_MS = 3_600_000
 """RabbitMQ drops a pool's queue when no worker has consumed it for an hour."""
-
 POOL_CONSUMER_TIMEOUT_MS = 86_400_000
 """A ticket is held as long as its slot is taken, so RabbitMQ's usual half hour would be too short."""
 
@@ -81,6 +76,7 @@ class _Session:
         self._exchanges = {""}
         self._confirmed: aio_pika.abc.AbstractChannel | None = None
         self._unconfirmed: aio_pika.abc.AbstractChannel | None = None
+        self._unconfirmed_until = 0.0
         self._closing: asyncio.Task[None] | None = None
         connection.close_callbacks.add(self._on_closed)
 
@@ -106,8 +102,12 @@ class _Session:
     async def hint(self, exchange: str, routing_key: str, body: bytes) -> None:
         if exchange not in self._exchanges:
             await self._check_exchange(exchange)
-        if self._unconfirmed is None or self._unconfirmed.is_closed:
+        old, now = self._unconfirmed, asyncio.get_running_loop().time()
+        if self._unconfirmed is None or self._unconfirmed.is_closed or now > self._unconfirmed_until:
             self._unconfirmed = await self.plain_channel()
+            self._unconfirmed_until = now + limits.HINTS_CHANNEL_S
+            if old is not None:
+                await old.close()
         channel: Any = await self._unconfirmed.get_underlay_channel()
         properties = aio_pika.Message(b"", content_type="application/json").properties
         await channel.basic_publish(body, exchange=exchange, routing_key=routing_key, properties=properties, wait=False)
