@@ -41,7 +41,7 @@ def check(world: World, driver: Driver) -> None:
         _errors_were_planned,
         _children_gave_their_parents_what_they_returned,
         _logs_are_whole,
-        _every_event_is_stored_once,
+        _no_event_is_stored_twice,
         _waits_saw_the_first_event_owed_to_them,
         _nobody_slept_too_little,
         what_is_left,
@@ -149,10 +149,9 @@ def _logs_are_whole(world: World) -> Problems:
 # --- waits ------------------------------------------------------------------------------------------------------
 
 
-def _every_event_is_stored_once(world: World) -> Problems:
-    stored, published = set(world.database.events), world.observers.published
-    if stored != published:
-        yield f"events stored and not published: {sorted(stored - published)}, lost: {sorted(published - stored)}"
+def _no_event_is_stored_twice(world: World) -> Problems:
+    for event in sorted(set(world.database.events).difference(world.observers.published)):
+        yield f"event {event} is stored, which nobody published"
 
 
 def _waits_saw_the_first_event_owed_to_them(world: World) -> Problems:
@@ -213,8 +212,15 @@ def what_is_left(world: World) -> Problems:
     for run, task in _tasks(world):
         if task.lease is not None:
             yield f"{run.task_run_id(task)} still has a lease"
-    for wait in (*world.database.timers, *world.database.subscriptions):
-        yield f"{wait} is left, and nobody waits for it"
+    for timer in world.database.timers:
+        yield f"timer {timer} is left, and nobody waits for it"
+    # An event-ingest that another one has replaced may still write what it had in hand: a subscription that the other
+    # has ended meanwhile. It wakes nobody, but it stays.
+    if not any(fault.seat.startswith("ingest") or not fault.seat for fault in world.plan.faults):
+        for subscription in world.database.subscriptions:
+            yield f"subscription {subscription} is left, and nobody waits for it"
+    for event in sorted(world.observers.published.difference(world.database.events)):
+        yield f"event {event} was published and is not stored"
 
 
 def _sweepers_found_nothing_without_a_fault(world: World) -> Problems:

@@ -263,7 +263,7 @@ def play(script: Script, *, workers: int = 2, tell: bool = False) -> Seen:
         runs=(),
         events=(),
         lingers_s=0.0,
-        faults=(Fault(0.0, "scripted"),),
+        faults=(Fault(0.0, "scripted", seat="worker-0"),),
     )
     seen: list[Seen] = []
     outcome = simulate(plan, tell=tell, make=lambda loop, plan, tell: Stage(loop, plan, tell, script, seen.append))
