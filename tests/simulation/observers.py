@@ -107,8 +107,6 @@ class Observers:
                 first = self._granted_to.setdefault(record.lease, message.routing_key)
                 if first != message.routing_key:
                     self._world.complain(f"{record.lease} was granted to {first} and to {message.routing_key}")
-            elif isinstance(record, Revoked):
-                self._slot_watch.revoked(record.lease)
 
     def _sent_to_client(self, message: Message) -> None:
         for record in decode_for_client(message.body):
@@ -128,12 +126,14 @@ class Observers:
             self._world.note(f"{receiver.name} receives{again} {_summary(message)}")
         if message.routing_key.startswith(POOL_QUEUE):
             self._slot_watch.delivered(receiver, decode_ticket(message.body).id, (subscription, tag))
-        elif message.routing_key.startswith(WORKER_INBOX) and b'"Grant"' in message.body:
+        elif message.routing_key.startswith(WORKER_INBOX):
             for record in decode_for_worker(message.body):
                 if isinstance(record, NothingToDo):
                     self._slot_watch.nothing_to_do(receiver, record.ticket)
                 elif isinstance(record, Grant):
                     self._slot_watch.granted(receiver, record.ticket, record.lease)
+                elif isinstance(record, Revoked):
+                    self._slot_watch.revoked(record.lease)
 
     def acked(self, sender: Process, ticket: Any) -> None:
         if self._world.telling:

@@ -16,7 +16,7 @@ class SlotWatch:
     def __init__(self, complain: Complain) -> None:
         self._complain = complain
         self._told: set[str] = set()
-        """Leases whose end, or release, the broker knows, or that a scheduler has revoked."""
+        """Leases whose end, or release, the broker knows, or whose worker knows that they are revoked."""
         self._delivered: dict[tuple[Process, str], Delivery] = {}
         self._claimed: dict[tuple[Process, str], Delivery] = {}
         self._leases: dict[Delivery, list[str]] = {}
