@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.rabbitmq.users import USERS
@@ -43,3 +45,14 @@ class GuardedStack(Stack):
     def launch(self, service: str, environment: dict[str, str] | None = None) -> Process:
         addresses = {"SUBLET_AMQP_URL": self.url(SERVICE), "SUBLET_MONGO_URL": self.mongo.url}
         return super().launch(service, addresses | (environment or {}))
+
+
+@contextlib.contextmanager
+def guarded_stack(directory: Path) -> Iterator[GuardedStack]:
+    """One that runs within the block."""
+    stack = GuardedStack(directory)
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()

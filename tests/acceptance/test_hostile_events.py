@@ -12,7 +12,7 @@ from random import Random
 import aio_pika
 import pytest
 
-from acceptance.guarded import PUBLISHER, GuardedStack
+from acceptance.guarded import PUBLISHER, GuardedStack, guarded_stack
 from acceptance.lab import Lab, eventually
 from acceptance.processes import Process
 from acceptance.stack import Stack
@@ -79,12 +79,8 @@ REFUSED = (
 @pytest.fixture(scope="module")
 def stack(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedStack]:
     """One of its own: what its services hold, and what is among the dead, is of these tests alone."""
-    own = GuardedStack(tmp_path_factory.mktemp("hostile"))
-    try:
-        own.start()
+    with guarded_stack(tmp_path_factory.mktemp("hostile")) as own:
         yield own
-    finally:
-        own.stop()
 
 
 async def test_each_odd_message_is_an_event_or_dead_with_a_reason_and_those_after_it_are_heard(

@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractChannel
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelPreconditionFailed
 
-from acceptance.guarded import PUBLISHER, SERVICE, WORKER, GuardedStack
+from acceptance.guarded import PUBLISHER, SERVICE, WORKER, GuardedStack, guarded_stack
 from acceptance.lab import Lab, a_while
 from acceptance.stack import Stack
 from sublet_platform.topology import topology
@@ -28,12 +28,8 @@ QUEUES = {queue.name for queue in DECLARED.queues}
 @pytest.fixture(scope="module")
 def stack(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedStack]:
     """In the place of the shared one, which would not be there if this one could not be."""
-    guarded = GuardedStack(tmp_path_factory.mktemp("guarded"))
-    try:
-        guarded.start()
+    with guarded_stack(tmp_path_factory.mktemp("guarded")) as guarded:
         yield guarded
-    finally:
-        guarded.stop()
 
 
 async def test_services_workers_clients_and_publishers_can_do_their_work(lab: Lab, stack: GuardedStack) -> None:

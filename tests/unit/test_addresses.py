@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sublet_engine.addresses import addresses
+from sublet_engine.addresses import addresses, with_heartbeat
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,15 @@ from sublet_engine.addresses import addresses
 )
 def test_commas_stand_between_nodes(urls: str, each: list[str]) -> None:
     assert addresses(urls) == each
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("amqp://a/", "amqp://a/?heartbeat=10"),
+        ("amqp://a/v?name=x", "amqp://a/v?name=x&heartbeat=10"),
+        ("amqp://a/?heartbeat=5", "amqp://a/?heartbeat=5"),
+    ],
+)
+def test_a_node_is_asked_for_our_heartbeat_unless_its_url_asks_for_another(url: str, asked: str) -> None:
+    assert with_heartbeat(url) == asked

@@ -317,15 +317,21 @@ async def test_released_means_reported_then_confirmed_then_free_and_the_task_goe
         assert len(bench.of(Released)) == 1
 
 
-async def test_a_release_that_is_not_confirmed_makes_no_room_yet() -> None:
-    gate = Gate()
-    go_on = asyncio.Event()
+def releasing_until(go_on: asyncio.Event) -> Any:
+    """A task that gives its slot away, and then waits."""
 
     @client.task(name="releasing")
     async def releasing(input: EmptyModel, ctx: Context) -> None:
         await ctx.aio_release_slot()
         await go_on.wait()
 
+    return releasing
+
+
+async def test_a_release_that_is_not_confirmed_makes_no_room_yet() -> None:
+    gate = Gate()
+    go_on = asyncio.Event()
+    releasing = releasing_until(go_on)
     async with Bench(releasing, gate.task, slots=1) as bench:
         bench.transport.confirming.clear()
         bench.run(releasing)
@@ -343,12 +349,7 @@ async def test_a_release_that_is_not_confirmed_makes_no_room_yet() -> None:
 async def test_a_released_slot_runs_the_next_task_while_the_first_goes_on() -> None:
     gate = Gate()
     go_on = asyncio.Event()
-
-    @client.task(name="releasing")
-    async def releasing(input: EmptyModel, ctx: Context) -> None:
-        await ctx.aio_release_slot()
-        await go_on.wait()
-
+    releasing = releasing_until(go_on)
     async with Bench(releasing, gate.task, slots=1) as bench:
         bench.run(releasing)
         bench.run(gate.task)
@@ -402,11 +403,7 @@ async def test_a_task_that_ends_before_its_release_is_confirmed_frees_its_slot_o
 async def test_released_tasks_cannot_pile_up(monkeypatch: Any) -> None:
     monkeypatch.setattr(limits, "RELEASED_MAX_PER_WORKER", 2)
     go_on = asyncio.Event()
-
-    @client.task(name="releasing")
-    async def releasing(input: EmptyModel, ctx: Context) -> None:
-        await ctx.aio_release_slot()
-        await go_on.wait()
+    releasing = releasing_until(go_on)
 
     async with Bench(releasing, slots=1) as bench:
         for number in range(4):
@@ -421,11 +418,7 @@ async def test_released_tasks_cannot_pile_up(monkeypatch: Any) -> None:
 
 async def test_a_released_task_whose_connection_is_lost_is_no_orphan() -> None:
     go_on = asyncio.Event()
-
-    @client.task(name="releasing")
-    async def releasing(input: EmptyModel, ctx: Context) -> None:
-        await ctx.aio_release_slot()
-        await go_on.wait()
+    releasing = releasing_until(go_on)
 
     async with Bench(releasing, slots=1) as bench:
         bench.run(releasing)

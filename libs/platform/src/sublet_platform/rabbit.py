@@ -28,8 +28,9 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from sublet_engine import limits
+from sublet_engine.addresses import CONNECT_TIMEOUT_S
 from sublet_platform.backoff import Backoff
-from sublet_platform.nodes import CONNECT_TIMEOUT_S, NodeConnection, nodes_of
+from sublet_platform.nodes import NodeConnection, nodes_of
 from sublet_platform.ports import BrokerUnavailable, Delivery, Handler, Outgoing
 from sublet_platform.settlement import Settlement
 from sublet_platform.topology import INBOXES, MUST_ARRIVE, Topology, topology

@@ -28,20 +28,18 @@ from aio_pika.exceptions import (
 from sublet.lifeline import Lifeline
 from sublet.transport import TicketDelivery, TransportUnavailable
 from sublet_engine import limits
-from sublet_engine.addresses import addresses
+from sublet_engine.addresses import CONNECT_TIMEOUT_S, addresses, with_heartbeat
 
-HEARTBEAT_S = 10
-"""AMQP heartbeat: a peer that vanished without a word is noticed after two or three of these."""
-CONNECT_TIMEOUT_S = 10.0
-"""One attempt to connect."""
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 5.0
 """Pauses between attempts to connect double from the first to the longest."""
 REPEAT_FIRST_S = 0.05
 REPEAT_MAX_S = 1.0
 """The same between attempts to publish."""
-WAIT_FOR_TOPOLOGY_S, LOOKS_PER_WARNING = 0.5, 20
+WAIT_FOR_TOPOLOGY_S = 0.5
 """Between looks for an exchange that the services have not declared yet, or for an inbox that is still locked."""
+LOOKS_PER_WARNING = 20
+"""One in so many of these looks says in the log what is waited for."""
 POOL_EXPIRES_MS = 3_600_000
 """RabbitMQ drops a pool's queue when no worker has consumed it for an hour."""
 POOL_CONSUMER_TIMEOUT_MS = 86_400_000
@@ -336,11 +334,10 @@ class AmqpTransport:
     async def _open_session(self, give_up: tuple[type[Exception], ...] = ()) -> _Session:
         pause_s = RETRY_FIRST_S
         while True:
-            options: dict[str, Any] = {} if "heartbeat=" in self._url else {"heartbeat": HEARTBEAT_S}
+            url = with_heartbeat(self._url)
             try:
                 with Lifeline().held():
-                    connecting = aio_pika.connect(self._url, timeout=CONNECT_TIMEOUT_S, name=self._name, **options)
-                    return _Session(await connecting)
+                    return _Session(await aio_pika.connect(url, timeout=CONNECT_TIMEOUT_S, name=self._name))
             except give_up:
                 raise
             except _BROKEN as error:
