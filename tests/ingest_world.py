@@ -19,7 +19,7 @@ from sublet_engine.messages import (
 )
 from sublet_engine.workflows import EventCondition
 from sublet_event_ingest.shell import IngestShell
-from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryEventStore
+from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryEventStore, MemoryRunStore
 from sublet_platform.metrics import IngestMetrics, ServiceMetrics, new_registry
 from sublet_platform.ports import Delivery, Outgoing
 from sublet_platform.topology import DEAD, EVENTS, INGEST, shard_queue, topology
@@ -34,10 +34,12 @@ class Instance:
     def __init__(self, world: World, skew_s: float = 0.0) -> None:
         self.broker = MemoryBroker(world.cluster)
         self.metrics = ServiceMetrics(new_registry())
+        clock = VirtualClock(skew_s)
         self.shell = IngestShell(
             store=MemoryEventStore(world.database),
+            runs=MemoryRunStore(world.database, clock),
             broker=self.broker,
-            clock=VirtualClock(skew_s),
+            clock=clock,
             new_id=world.new_id,
             metrics=self.metrics,
             ingest_metrics=IngestMetrics(self.metrics.registry),

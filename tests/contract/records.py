@@ -67,6 +67,7 @@ def a_full_task() -> TaskRun:
         name="charge",
         status="RUNNING",
         retry_count=2,
+        replays=1,
         retries_used=1,
         losses=1,
         invocation=5,

@@ -102,6 +102,14 @@ async def test_withdrawn_subscriptions_are_gone_and_missing_ones_no_trouble(even
     await event_store.change_subscriptions([], [])
 
 
+async def test_all_subscriptions_can_be_looked_at_page_by_page(event_store: EventStore) -> None:
+    waits = [a_subscription(f"w{number}", "k") for number in range(5)]
+    await event_store.change_subscriptions(reversed(waits), [])  # type: ignore[arg-type]
+    assert await event_store.subscriptions_after("", 3) == waits[:3]
+    assert await event_store.subscriptions_after("w2", 3) == waits[3:]
+    assert await event_store.subscriptions_after("w4", 3) == []
+
+
 # --- shapes and triggers ----------------------------------------------------------------------------------
 
 

@@ -57,6 +57,15 @@ async def test_runs_that_are_not_there_are_left_out(run_store: RunStore) -> None
     assert await run_store.load_runs([]) == []
 
 
+async def test_what_tasks_wait_for_comes_back_without_the_rest(run_store: RunStore) -> None:
+    await create(run_store, a_full_run("full"), a_run("bare"))
+    full = a_full_task()
+    waits = TaskRun(full.name, full.status, replays=full.replays, met=full.met, open_waits=full.open_waits)
+    found = await run_store.load_waits(["full", "bare", "missing"])
+    assert {run_id: list(tasks) for run_id, tasks in found.items()} == {"full": [TaskRun("empty"), waits], "bare": []}
+    assert await run_store.load_waits([]) == {}
+
+
 async def test_every_field_can_change(run_store: RunStore) -> None:
     before = a_run("full", tasks=(TaskRun("empty"), TaskRun("charge")))
     after = replace(a_full_run(), workflow=before.workflow, revision=2, epoch="e-2")

@@ -34,6 +34,7 @@ from sublet_platform.clock import SystemClock
 from sublet_platform.metrics import IngestMetrics, ServiceMetrics, TimerMetrics, new_registry
 from sublet_platform.mongo import Mongo
 from sublet_platform.mongo_events import MongoEventStore
+from sublet_platform.mongo_runs import MongoRunStore
 from sublet_platform.mongo_timers import MongoTimerStore
 from sublet_platform.ports import Delivery, Outgoing
 from sublet_platform.rabbit import Rabbit, declare_topology
@@ -110,6 +111,7 @@ class Bench:
             metrics = ServiceMetrics(new_registry())
             shell = IngestShell(
                 store=store,
+                runs=MongoRunStore(self.mongo, SystemClock()),
                 broker=broker,
                 clock=SystemClock(),
                 new_id=lambda: str(uuid.uuid4()),

@@ -173,6 +173,12 @@ def fire_timers_early() -> AbstractContextManager[Any]:
     return patch.object(Horizon, "take_due", take_too_much)
 
 
+def ask_again_under_the_same_id() -> AbstractContextManager[Any]:
+    """What a replay waits for has the ids of what was withdrawn before it."""
+    wait_id = ids.wait_id
+    return patch.object(ids, "wait_id", lambda task_run, node, condition, replay=0: wait_id(task_run, node, condition))
+
+
 def keep_timers_in_memory_only() -> AbstractContextManager[Any]:
     """A timer is not stored before its message is acknowledged."""
     process = TimerShell.process
@@ -243,6 +249,7 @@ MUTATIONS: dict[Mutation, Trial] = {
     lose_the_wake_up_at_the_checkpoint: Trial(5),
     let_a_repeated_claim_take_the_lease: Trial(20, ("cut", "freeze")),
     fire_timers_early: Trial(20),
+    ask_again_under_the_same_id: Trial(30, ("doubled", "freeze")),
     keep_timers_in_memory_only: Trial(20, ("crash",)),
     claim_tickets_that_stand_for_running_tasks: Trial(100, ("cut",)),
     deliver_results_as_they_stand_in_the_code: Trial(20),

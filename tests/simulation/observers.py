@@ -91,7 +91,7 @@ class Observers:
                 case Claim():
                     self._slot_watch.claimed(sender, record.ticket)
                 case TimerFired():
-                    due = self._due.get(ids.wait_id(record.task_run_id, record.node, record.key))
+                    due = self._due.get(ids.wait_id(record.task_run_id, record.node, record.key, record.replay))
                     if due is None or sender.clock.now() < due:
                         self._world.complain(f"{sender.name} fired {record} although it is due at {due}")
                 case ChildFinished():

@@ -35,8 +35,8 @@ FLUSH_INTERVAL_S = 3.0
 PATIENCE_S = 600.0
 """All runs must have ended this long after the healing."""
 
-SETTLE_S = 45.0
-"""At most as long after that tickets have come back, timers that were cancelled are gone, and workers are idle."""
+SETTLE_S = 200.0
+"""At most as long after that tickets have come back, what was cancelled is gone, and workers are idle."""
 
 SETTLE_LOOK_S = 3.0
 """How often it is looked whether this is so."""

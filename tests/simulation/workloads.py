@@ -56,6 +56,8 @@ def _run(random: Random, dags: tuple[DagPlan, ...]) -> RunPlan:
     at_s = random.random() * LAST_WORK_S if random.random() < 0.6 else 0.0
     cancel_at_s = at_s + random.random() * 15 if random.random() < 0.1 else None
     replay_at_s = at_s + random.random() * 40 if random.random() < 0.05 else None
+    if cancel_at_s is not None and random.random() < 0.4:
+        replay_at_s = cancel_at_s + random.random() * random.choice((0.3, 3.0, 12.0))
     return RunPlan(at_s, workflow, steps, cancel_at_s, replay_at_s)
 
 

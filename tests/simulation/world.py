@@ -260,6 +260,7 @@ class World:
             metrics = Metrics(self.found)
             return IngestShell(
                 store=MemoryEventStore(self.database),
+                runs=RunStore(self.database, seat.process.clock),
                 broker=broker,
                 clock=seat.process.clock,
                 new_id=self._new_id,

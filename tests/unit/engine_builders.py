@@ -180,7 +180,7 @@ class Bench:
         self._step(lambda turn: lifecycle.schedule_time_out(self.run, self.task(name), self.workflow, turn))
 
     def fire(self, node: str = lifecycle.DAG_NODE, key: str = "sleep", name: str = "task") -> None:
-        message = TimerFired(self.task_run(name), node, key)
+        message = TimerFired(self.task_run(name), node, key, self.task(name).replays)
         self._step(lambda turn: lifecycle.timer_fired(self.run, message, self.workflow, turn))
 
     def match(
@@ -191,7 +191,9 @@ class Bench:
         seq: int = 1,
         payload: object = None,
     ) -> None:
-        message = EventMatched(self.task_run(name), node, key, f"event-{seq}", seq, raw(payload or {"seq": seq}))
+        message = EventMatched(
+            self.task_run(name), node, key, f"event-{seq}", seq, raw(payload or {"seq": seq}), self.task(name).replays
+        )
         self._step(lambda turn: lifecycle.event_matched(self.run, message, self.workflow, turn))
 
     def child_ended(

@@ -14,6 +14,7 @@ from sublet_engine import durable, lifecycle, limits
 from sublet_engine.ids import child_run_id
 from sublet_engine.messages import (
     CancelTimer,
+    EventMatched,
     ParentLink,
     RunRequest,
     Satisfied,
@@ -23,7 +24,7 @@ from sublet_engine.messages import (
     Unsubscribe,
 )
 from sublet_engine.runs import OpenWait
-from sublet_engine.turn import position_at
+from sublet_engine.turn import Turn, position_at
 from sublet_engine.workflows import TaskSpec
 from unit.engine_builders import (
     INBOX,
@@ -560,6 +561,27 @@ def test_a_replay_arms_only_what_is_still_missing() -> None:
     bench.replay()
     assert [wait.condition.key for wait in bench.sent(Subscribe)] == ["b"]
     assert not bench.sent(SetTimer)
+
+
+def test_a_replay_asks_under_ids_that_no_late_message_withdraws() -> None:
+    bench = Bench(DURABLE)
+    bench.suspend(bench.grant(), wait_op("0", both(event(), sleep())))
+    bench.cancel()
+    (unsubscribe,), (cancel,) = bench.sent(Unsubscribe), bench.sent(CancelTimer)
+    bench.replay()
+    (subscribe,), (timer,) = bench.sent(Subscribe), bench.sent(SetTimer)
+    assert subscribe.id != unsubscribe.id
+    assert timer.id != cancel.id
+
+
+def test_an_event_that_matched_before_a_replay_does_not_count_after_it() -> None:
+    bench = Bench(DURABLE)
+    bench.suspend(bench.grant(), wait_op("0", event()))
+    (before,) = bench.sent(Subscribe)
+    bench.cancel()
+    bench.replay()
+    late = EventMatched(before.task_run_id, before.node, "paid", "event-1", 1, raw({}), before.replay)
+    assert lifecycle.event_matched(bench.run, late, bench.workflow, Turn(NOW)) is bench.run
 
 
 def test_a_replay_asks_for_the_end_of_a_child_that_ended_meanwhile_and_starts_no_other() -> None:

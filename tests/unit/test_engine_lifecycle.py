@@ -16,6 +16,7 @@ from sublet_engine.messages import (
     SetTimer,
     Subscribe,
     TaskNotice,
+    TimerFired,
 )
 from sublet_engine.runs import Run
 from sublet_engine.turn import Turn, position_at
@@ -393,6 +394,17 @@ def test_a_replay_decides_again_what_had_been_cancelled_or_skipped_before_it_beg
     bench.run_task("a", {"skip": True})
     assert bench.status("b") == "SKIPPED"
     assert bench.run.status == "COMPLETED"
+
+
+def test_a_sleep_before_a_task_counts_anew_after_a_replay_and_the_timer_of_before_is_nothing_to_it() -> None:
+    bench = Bench(TaskSpec("task", wait_for=both(sleep())))
+    (before,) = bench.sent(SetTimer)
+    bench.cancel()
+    bench.replay()
+    late = TimerFired(before.task_run_id, before.node, before.key, before.replay)
+    assert lifecycle.timer_fired(bench.run, late, bench.workflow, Turn(NOW)) is bench.run
+    bench.fire()
+    assert bench.status() == "READY"
 
 
 def test_a_replay_gives_every_attempt_again_and_a_new_lease() -> None:

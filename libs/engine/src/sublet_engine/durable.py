@@ -42,17 +42,17 @@ def record(run: Run, task: TaskRun, operations: Iterable[Operation], turn: Turn)
     for operation in operations:
         task = _append(run, task, turn, operation=operation)
         if operation.kind == "wait":
-            task = _open_conditions(task_run, task, operation, turn)
+            task = _open_conditions(run, task, operation, turn)
         elif operation.kind == "run":
             task = _open_child(run, task_run, task, operation, turn)
     return task
 
 
-def _open_conditions(task_run: str, task: TaskRun, operation: Operation, turn: Turn) -> TaskRun:
+def _open_conditions(run: Run, task: TaskRun, operation: Operation, turn: Turn) -> TaskRun:
     wait = OpenWait(operation.node, operation.groups, since=operation.since, asked_at=turn.now)
     for condition in conditions_of(wait):
         if not _over_already(condition):
-            turn.arm(task_run, operation.node, condition, operation.since)
+            turn.arm(run, task, operation.node, condition, operation.since)
     return replace(task, open_waits=(*task.open_waits, wait))
 
 
@@ -185,7 +185,7 @@ def meet(
     wait = replace(wait, met=(*wait.met, (key, value)), position=max(wait.position, seq))
     if not complete(wait):
         return replace(task, open_waits=tuple(wait if w.node == node else w for w in task.open_waits))
-    _withdraw_rest(run.task_run_id(task), wait, turn)
+    _withdraw_rest(run, task, wait, turn)
     position = wait.position if isinstance(condition, EventCondition) else _position_after_sleep(wait, condition, turn)
     result = '{"CREATE":{' + ",".join(f"{_text(k)}:[{v}]" for k, v in wait.met) + "}}"
     return _close(run, task, node, turn, position=position, result=result)
@@ -238,35 +238,34 @@ def complete(wait: OpenWait) -> bool:
     return all(any(condition.key in met for condition in group) for group in wait.groups)
 
 
-def _withdraw_rest(task_run: str, wait: OpenWait, turn: Turn) -> None:
+def _withdraw_rest(run: Run, task: TaskRun, wait: OpenWait, turn: Turn) -> None:
     met = {key for key, _ in wait.met}
     for condition in conditions_of(wait):
         if condition.key not in met:
-            turn.withdraw(task_run, wait.node, condition)
+            turn.withdraw(run, task, wait.node, condition)
 
 
 def withdraw_all(run: Run, task: TaskRun, turn: Turn) -> None:
     """The task has ended: nothing may wake it any more. Its children go on. The waits stay on record: a replay of the
     run arms them again."""
     for wait in task.open_waits:
-        _withdraw_rest(run.task_run_id(task), wait, turn)
+        _withdraw_rest(run, task, wait, turn)
 
 
 def rearm(run: Run, task: TaskRun, turn: Turn) -> None:
     """A finished task runs again: what was open when it ended is armed as it was; sleeps keep their deadlines."""
-    task_run = run.task_run_id(task)
     for wait in task.open_waits:
         if wait.child_run_id is not None:
-            link = ParentLink(task_run, wait.node)
+            link = ParentLink(run.task_run_id(task), wait.node)
             turn.to_run(wait.child_run_id, RunRequest(wait.child_run_id, workflow="", parent=link))
         met = {key for key, _ in wait.met}
         for condition in conditions_of(wait):
             if condition.key in met:
                 continue
             if isinstance(condition, SleepCondition):
-                turn.set_timer(task_run, wait.node, condition.key, wait.asked_at + condition.duration_s)
+                turn.set_timer(run, task, wait.node, condition.key, wait.asked_at + condition.duration_s)
             else:
-                turn.arm(task_run, wait.node, condition, wait.since)
+                turn.arm(run, task, wait.node, condition, wait.since)
 
 
 def may_go_on(task: TaskRun) -> bool:

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from sublet_engine import dag, durable, ids, leases, limits, results
 from sublet_engine.dag import SKIPPED_OUTPUT
 from sublet_engine.messages import (
-    CancelTimer,
     ChildFinished,
     EventMatched,
     Extended,
@@ -26,6 +25,7 @@ from sublet_engine.messages import (
     Revoked,
     RunRequest,
     RunStatus,
+    Subscribe,
     Suspended,
     TaskError,
     TimerFired,
@@ -91,7 +91,7 @@ def _listen(run: Run, spec: TaskSpec, turn: Turn, since: int) -> None:
     """Event conditions of a DAG task count from the start of the run."""
     for condition in spec.conditions:
         if isinstance(condition, EventCondition):
-            turn.arm(ids.task_run_id(run.id, spec.name), DAG_NODE, condition, since)
+            turn.arm(run, run.task(spec.name), DAG_NODE, condition, since)
 
 
 def add_interest(run: Run, request: RunRequest, workflow: WorkflowSpec | None, turn: Turn) -> Run:
@@ -173,7 +173,7 @@ def _fail(run: Run, task: TaskRun, error: TaskError, workflow: WorkflowSpec, tur
     if spec.backoff_factor is None:
         return run.with_task(_ready(task, spec, turn.now, resumed=True))
     delay_s = backoff_delay_s(spec, task.retries_used)
-    turn.set_timer(run.task_run_id(task), RETRY_NODE, str(task.retry_count), turn.now + delay_s)
+    turn.set_timer(run, task, RETRY_NODE, str(task.retry_count), turn.now + delay_s)
     return run.with_task(replace(task, status="BACKOFF"))
 
 
@@ -279,8 +279,8 @@ def record(run: Run, report: Recorded, workflow: WorkflowSpec, turn: Turn) -> Ru
 
 
 def timer_fired(run: Run, message: TimerFired, workflow: WorkflowSpec, turn: Turn) -> Run:
-    task = _named(run, message.task_run_id)
-    if task is None or task.terminal:
+    task = _waiting(run, message)
+    if task is None:
         return run
     if message.node == RETRY_NODE:
         if task.status != "BACKOFF" or message.key != str(task.retry_count):
@@ -293,8 +293,8 @@ def timer_fired(run: Run, message: TimerFired, workflow: WorkflowSpec, turn: Tur
 
 
 def event_matched(run: Run, message: EventMatched, workflow: WorkflowSpec, turn: Turn) -> Run:
-    task = _named(run, message.task_run_id)
-    if task is None or task.terminal:
+    task = _waiting(run, message)
+    if task is None:
         return run
     if message.node == DAG_NODE:
         return _condition_met(run, task, message.key, workflow, turn)
@@ -339,6 +339,22 @@ def _wake_if_due(task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> TaskRun:
     if task.status == "EVICTED" and durable.may_go_on(task):
         return replace(_ready(task, workflow.task(task.name), turn.now, resumed=True), schedule_deadline=None)
     return task
+
+
+def awaits(task: TaskRun | None, asked: Subscribe) -> bool:
+    """An event that matches what the task asked for would still change something."""
+    if task is None or task.terminal or task.replays != asked.replay:
+        return False
+    if asked.node == DAG_NODE:
+        return task.status == "PENDING" and asked.condition.key not in task.met
+    wait = durable.open_wait(task, asked.node)
+    return wait is not None and all(key != asked.condition.key for key, _ in wait.met)
+
+
+def _waiting(run: Run, message: TimerFired | EventMatched) -> TaskRun | None:
+    """The task that asked for it, unless it has ended or been replayed since."""
+    task = _named(run, message.task_run_id)
+    return None if task is None or task.terminal or task.replays != message.replay else task
 
 
 def _named(run: Run, task_run: str) -> TaskRun | None:
@@ -420,6 +436,7 @@ def _fresh(task: TaskRun) -> TaskRun:
     return TaskRun(
         name=task.name,
         retry_count=task.retry_count + 1,
+        replays=task.replays + 1,
         invocation=task.invocation,
         open_waits=task.open_waits,
         satisfied=task.satisfied,
@@ -447,7 +464,7 @@ def _decide(run: Run, spec: TaskSpec, task: TaskRun, workflow: WorkflowSpec, tur
         run = run.with_task(task)
         what, why = dag.verdict(spec, workflow, run, task)
         if what == "wait":
-            _arm_sleeps(run, spec, turn)
+            _arm_sleeps(run, task, spec, turn)
     else:
         what, why = dag.verdict(spec, workflow, run, task)
     if what == "wait":
@@ -460,16 +477,16 @@ def _decide(run: Run, spec: TaskSpec, task: TaskRun, workflow: WorkflowSpec, tur
     return _close_task(run, task, "CANCELLED", workflow, turn, reason=why)
 
 
-def _arm_sleeps(run: Run, spec: TaskSpec, turn: Turn) -> None:
+def _arm_sleeps(run: Run, task: TaskRun, spec: TaskSpec, turn: Turn) -> None:
     for condition in spec.conditions:
         if isinstance(condition, SleepCondition):
-            turn.arm(ids.task_run_id(run.id, spec.name), DAG_NODE, condition, 0)
+            turn.arm(run, task, DAG_NODE, condition, 0)
 
 
 def _withdraw_conditions(run: Run, spec: TaskSpec, task: TaskRun, turn: Turn) -> None:
     for condition in spec.conditions:
         if condition.key not in task.met and (task.armed or isinstance(condition, EventCondition)):
-            turn.withdraw(run.task_run_id(task), DAG_NODE, condition)
+            turn.withdraw(run, task, DAG_NODE, condition)
 
 
 def _ready(task: TaskRun, spec: TaskSpec, now: float, *, resumed: bool = False) -> TaskRun:
@@ -514,7 +531,7 @@ def _close_task(
     if task.status == "PENDING":
         _withdraw_conditions(run, workflow.task(task.name), task, turn)
     if task.status == "BACKOFF":
-        turn.emit("timers", CancelTimer(ids.wait_id(run.task_run_id(task), RETRY_NODE, str(task.retry_count))))
+        turn.cancel_timer(run, task, RETRY_NODE, str(task.retry_count))
     if task.lease is not None and status == "CANCELLED":
         turn.to_inbox(task.lease.inbox, Revoked(ids.lease_id(run.task_run_id(task), task.invocation), "cancelled"))
     durable.withdraw_all(run, task, turn)

@@ -185,4 +185,5 @@ def event_matched(subscribe: Subscribe, event: Event) -> EventMatched:
         event_id=event.id,
         seq=event.seq,
         payload=msgspec.Raw(event.payload.encode()),
+        replay=subscribe.replay,
     )

@@ -124,11 +124,12 @@ class ReplayRun(Record, frozen=True):
 
 
 class TimerFired(Record, frozen=True):
-    """A timer came due. ``task_run_id``, ``node`` and ``key`` say whose; see :class:`SetTimer`."""
+    """A timer came due. The other fields say whose; see :class:`SetTimer`."""
 
     task_run_id: str
     node: str
     key: str
+    replay: int = 0
 
 
 class EventMatched(Record, frozen=True):
@@ -140,6 +141,8 @@ class EventMatched(Record, frozen=True):
     event_id: str
     seq: int
     payload: msgspec.Raw
+    replay: int = 0
+    """As in :class:`Subscribe`."""
 
 
 class ChildFinished(Record, frozen=True):
@@ -462,9 +465,13 @@ class SetTimer(Record, frozen=True):
     task_run_id: str
     node: str
     key: str
+    replay: int = 0
+    """How often the run had been replayed when it was set: what an earlier one waited for does not count any more."""
 
 
 class CancelTimer(Record, frozen=True):
+    """For good: the same id is never set again."""
+
     id: str
 
 
@@ -479,9 +486,13 @@ class Subscribe(Record, frozen=True):
     node: str
     condition: Condition
     since: int
+    replay: int = 0
+    """As in :class:`SetTimer`."""
 
 
 class Unsubscribe(Record, frozen=True):
+    """For good: nobody subscribes again under the same id."""
+
     id: str
 
 

@@ -115,28 +115,19 @@ class Horizon(Generic[AnyTimer]):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a batch of messages asks for. Apply ``clear`` first, then ``set`` and ``cancel`` in one."""
+    """What a batch of messages asks for."""
 
-    clear: tuple[str, ...]
-    """Cancelled, and set anew afterwards."""
     set: tuple[SetTimer, ...]
     cancel: tuple[str, ...]
 
 
 def plan(messages: Iterable[SetTimer | CancelTimer]) -> Changes:
-    """The net effect of messages in their order. A set and a cancel of one id leave the cancel alone: the timer may
-    have been stored before."""
-    cleared: dict[str, None] = {}
+    """The net effect of messages in any order. What is cancelled was set before, whatever comes first here."""
     to_set: dict[str, SetTimer] = {}
     cancelled: dict[str, None] = {}
     for message in messages:
         if isinstance(message, CancelTimer):
-            to_set.pop(message.id, None)
             cancelled[message.id] = None
-        elif message.id not in to_set:
-            to_set[message.id] = message
-            if message.id in cancelled:
-                del cancelled[message.id]
-                cleared[message.id] = None
-    clear = tuple(timer_id for timer_id in cleared if timer_id in to_set)
-    return Changes(clear, tuple(to_set.values()), tuple(cancelled))
+        else:
+            to_set.setdefault(message.id, message)
+    return Changes(tuple(timer for timer in to_set.values() if timer.id not in cancelled), tuple(cancelled))

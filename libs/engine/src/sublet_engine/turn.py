@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sublet_engine import ids
 from sublet_engine.messages import CancelTimer, Record, SetTimer, Subscribe, Unsubscribe
-from sublet_engine.runs import Effect, LogRecord
+from sublet_engine.runs import Effect, LogRecord, Run, TaskRun
 from sublet_engine.workflows import Condition, EventCondition, SleepCondition
 
 
@@ -37,24 +37,30 @@ class Turn:
     def to_inbox(self, inbox: str, message: Record, *, durable: bool = False) -> None:
         self.emit(f"inbox:{inbox}", message, durable=durable)
 
-    def set_timer(self, task_run: str, node: str, key: str, due: float) -> None:
-        timer = SetTimer(id=ids.wait_id(task_run, node, key), due=due, task_run_id=task_run, node=node, key=key)
+    def set_timer(self, run: Run, task: TaskRun, node: str, key: str, due: float) -> None:
+        timer = SetTimer(_wait_id(run, task, node, key), due, run.task_run_id(task), node, key, task.replays)
         self.emit("timers", timer)
 
-    def arm(self, task_run: str, node: str, condition: Condition, since: int) -> None:
+    def cancel_timer(self, run: Run, task: TaskRun, node: str, key: str) -> None:
+        self.emit("timers", CancelTimer(_wait_id(run, task, node, key)))
+
+    def arm(self, run: Run, task: TaskRun, node: str, condition: Condition, since: int) -> None:
         """Start the clock of a sleep, or begin to listen for an event from ``since`` on."""
         if isinstance(condition, SleepCondition):
-            self.set_timer(task_run, node, condition.key, self.now + condition.duration_s)
+            self.set_timer(run, task, node, condition.key, self.now + condition.duration_s)
         elif isinstance(condition, EventCondition):
             if condition.since_s is not None:
                 since = min(since, position_at(condition.since_s))
-            wait = ids.wait_id(task_run, node, condition.key)
-            self.emit("ingest", Subscribe(wait, task_run, node, condition, since))
+            wait = _wait_id(run, task, node, condition.key)
+            self.emit("ingest", Subscribe(wait, run.task_run_id(task), node, condition, since, task.replays))
 
-    def withdraw(self, task_run: str, node: str, condition: Condition) -> None:
+    def withdraw(self, run: Run, task: TaskRun, node: str, condition: Condition) -> None:
         """Undo :meth:`arm`. Harmless when it has come true meanwhile."""
-        wait = ids.wait_id(task_run, node, condition.key)
         if isinstance(condition, SleepCondition):
-            self.emit("timers", CancelTimer(wait))
+            self.cancel_timer(run, task, node, condition.key)
         elif isinstance(condition, EventCondition):
-            self.emit("ingest", Unsubscribe(wait))
+            self.emit("ingest", Unsubscribe(_wait_id(run, task, node, condition.key)))
+
+
+def _wait_id(run: Run, task: TaskRun, node: str, key: str) -> str:
+    return ids.wait_id(run.task_run_id(task), node, key, task.replays)

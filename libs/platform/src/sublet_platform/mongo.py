@@ -150,8 +150,11 @@ class Mongo:
         sort: Sequence[tuple[str, int]] = (),
         limit: int = 0,
         skip: int = 0,
+        only: Sequence[str] = (),
     ) -> list[Document]:
-        cursor = self._database[collection].find(where, sort=list(sort) or None, limit=limit, skip=skip)
+        """``only``: these fields, and the id."""
+        fields = list(only) or None
+        cursor = self._database[collection].find(where, fields, sort=list(sort) or None, limit=limit, skip=skip)
         documents: list[Document] = _plain(await self._ask("find", cursor.to_list(None)))
         return documents
 

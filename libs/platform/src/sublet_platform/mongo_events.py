@@ -62,11 +62,13 @@ class MongoEventStore:
     async def find_subscriptions(self, match_keys: Sequence[str]) -> list[StoredSubscription]:
         if not match_keys:
             return []
-        documents = await self._mongo.find("subscriptions", {"match_key": {"$in": list(match_keys)}})
-        return [
-            StoredSubscription(each["_id"], each["match_key"], msgspec.json.decode(each["subscribe"], type=Subscribe))
-            for each in documents
-        ]
+        found = await self._mongo.find("subscriptions", {"match_key": {"$in": list(match_keys)}})
+        return [_subscription(each) for each in found]
+
+    async def subscriptions_after(self, subscription_id: str, limit: int) -> list[StoredSubscription]:
+        where = {"_id": {"$gt": subscription_id}}
+        found = await self._mongo.find("subscriptions", where, sort=[("_id", 1)], limit=limit)
+        return [_subscription(each) for each in found]
 
     async def count_subscriptions(self) -> int:
         return await self._mongo.count("subscriptions")
@@ -122,6 +124,11 @@ def _event_document(event: StoredEvent) -> Document:
         "seen_at": event.seen_at,
         "expire_at": datetime.fromtimestamp(event.seen_at + limits.EVENT_RETENTION_S, UTC),
     }
+
+
+def _subscription(document: Document) -> StoredSubscription:
+    subscribe = msgspec.json.decode(document["subscribe"], type=Subscribe)
+    return StoredSubscription(document["_id"], document["match_key"], subscribe)
 
 
 def _event(document: Document) -> StoredEvent:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from sublet_engine.census import WAITING_REASONS
-from sublet_engine.runs import LogRecord, Run
+from sublet_engine.runs import LogRecord, Run, TaskRun
 from sublet_engine.workflows import WorkflowSpec
 from sublet_platform.documents import document_of, json_text, metadata_tags, run_of, update_of
 from sublet_platform.mongo import Index, Mongo
@@ -25,6 +25,7 @@ from sublet_platform.ports import (
 )
 
 _LIVE_CHUNK = 500
+_WAITS = tuple(f"tasks.{name}" for name in ("name", "status", "replays", "met", "open_waits"))
 _SCHEDULER_RETENTION_S = 60.0
 _INDEXES = {
     "runs": (
@@ -56,6 +57,12 @@ class MongoRunStore:
         if not run_ids:
             return []
         return [run_of(each) for each in await self._mongo.find("runs", {"_id": {"$in": list(run_ids)}})]
+
+    async def load_waits(self, run_ids: Sequence[str]) -> Mapping[str, Sequence[TaskRun]]:
+        if not run_ids:
+            return {}
+        found = await self._mongo.find("runs", {"_id": {"$in": list(run_ids)}}, only=_WAITS)
+        return {each["_id"]: msgspec.convert(each["tasks"], list[TaskRun]) for each in found}
 
     async def load_live(self, slots: Sequence[int]) -> AsyncIterator[list[Run]]:
         where = {"slot": {"$in": list(slots)}, "live": True}

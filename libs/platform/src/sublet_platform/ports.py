@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sublet_engine.messages import Subscribe
-from sublet_engine.runs import LogRecord, Run
+from sublet_engine.runs import LogRecord, Run, TaskRun
 from sublet_engine.workflows import EventFilter, WorkflowSpec
 
 
@@ -163,6 +163,10 @@ class RunStore(Protocol):
 
     async def load_runs(self, run_ids: Sequence[str]) -> list[Run]: ...
 
+    async def load_waits(self, run_ids: Sequence[str]) -> Mapping[str, Sequence[TaskRun]]:
+        """Of each run that is there its tasks, with nothing but what says whether they wait, and for what: name,
+        status, replays, met and open waits."""
+
     def load_live(self, slots: Sequence[int]) -> AsyncIterator[list[Run]]:
         """All runs of these hash slots of which something is ready or running, in chunks, oldest first."""
 
@@ -208,6 +212,7 @@ class StoredTimer:
     task_run_id: str
     node: str
     key: str
+    replay: int = 0
 
 
 class TimerStore(Protocol):
@@ -274,6 +279,9 @@ class EventStore(Protocol):
 
     async def find_subscriptions(self, match_keys: Sequence[str]) -> list[StoredSubscription]:
         """One query, whatever the number of keys."""
+
+    async def subscriptions_after(self, subscription_id: str, limit: int) -> list[StoredSubscription]:
+        """Those with the next greater ids, in the order of their ids."""
 
     async def count_subscriptions(self) -> int:
         """About how many there are, for people."""

@@ -96,8 +96,8 @@ class Reader:
                     # A place that no clock of ours can have given must not carry all events with it.
                     ahead = int((self._clock.now() + limits.CLOCK_AHEAD_MAX_S) * 1_000_000)
                     self.sequence.pass_by(min(command.since, ahead))
-                    batch.unsubscribes.pop(command.id, None)
-                    batch.subscribes[command.id] = command
+                    if command.id not in batch.unsubscribes:
+                        batch.subscribes[command.id] = command
                 case Unsubscribe():
                     batch.subscribes.pop(command.id, None)
                     batch.unsubscribes[command.id] = None

@@ -7,6 +7,7 @@ from functools import cache
 from sublet_event_ingest.shell import IngestShell
 from sublet_platform.metrics import IngestMetrics
 from sublet_platform.mongo_events import MongoEventStore
+from sublet_platform.mongo_runs import MongoRunStore
 from sublet_platform.service import Service, run_service
 from sublet_platform.settings import ServiceSettings
 
@@ -19,6 +20,7 @@ async def start(service: Service) -> None:
     await store.ensure_indexes()
     shell = IngestShell(
         store=store,
+        runs=MongoRunStore(service.mongo, service.clock),
         broker=service.broker,
         clock=service.clock,
         new_id=service.new_id,

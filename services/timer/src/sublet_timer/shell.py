@@ -130,11 +130,9 @@ class TimerShell:
         later = [_stored(message) for message in changes.set if message.due > now]
         async with self._store_and_horizon:
             self._own(deliveries)
-            if changes.clear:
-                await self._store.change_timers([], changes.clear)
             if later or changes.cancel:
                 await self._store.change_timers(later, changes.cancel)
-            self._horizon.remove((*changes.clear, *changes.cancel))
+            self._horizon.remove(changes.cancel)
             self._horizon.add(later)
         self._changed.set()
         await self._publish(due)
@@ -198,7 +196,7 @@ class TimerShell:
         fired = (
             (
                 ids.slot_key(ids.run_of(each.task_run_id), self._shards),
-                TimerFired(each.task_run_id, each.node, each.key),
+                TimerFired(each.task_run_id, each.node, each.key, each.replay),
             )
             for each in timers
         )
@@ -243,6 +241,4 @@ def _read(deliveries: Sequence[Delivery]) -> tuple[list[SetTimer | CancelTimer],
 
 
 def _stored(message: SetTimer) -> StoredTimer:
-    return StoredTimer(
-        id=message.id, due=message.due, task_run_id=message.task_run_id, node=message.node, key=message.key
-    )
+    return StoredTimer(message.id, message.due, message.task_run_id, message.node, message.key, message.replay)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from sublet_engine import ids
-from sublet_engine.runs import LogRecord, Run
+from sublet_engine.runs import LogRecord, Run, TaskRun
 from sublet_engine.workflows import WorkflowSpec
 from sublet_platform.documents import metadata_tags, waiting_reasons
 from sublet_platform.memory.database import MemoryDatabase
@@ -39,6 +39,13 @@ class MemoryRunStore:
         runs = self._database.runs
         found = [runs[run_id] for run_id in dict.fromkeys(run_ids) if run_id in runs]
         await self._database.after("load_runs")
+        return found
+
+    async def load_waits(self, run_ids: Sequence[str]) -> Mapping[str, Sequence[TaskRun]]:
+        await self._database.before("load_waits")
+        runs = self._database.runs
+        found = {run_id: [_waits_of(each) for each in runs[run_id].tasks] for run_id in run_ids if run_id in runs}
+        await self._database.after("load_waits")
         return found
 
     async def load_live(self, slots: Sequence[int]) -> AsyncIterator[list[Run]]:
@@ -134,6 +141,10 @@ class MemoryRunStore:
         return in_force
 
 
+def _waits_of(task: TaskRun) -> TaskRun:
+    return TaskRun(task.name, task.status, replays=task.replays, met=task.met, open_waits=task.open_waits)
+
+
 def _fits(run: Run, query: RunFilter) -> bool:
     event_id = run.trigger.event_id if run.trigger is not None else None
     parent = run.parent.task_run_id if run.parent is not None else None
@@ -225,6 +236,13 @@ class MemoryEventStore:
         wanted = frozenset(match_keys)
         found = [each for each in self._database.subscriptions.values() if each.match_key in wanted]
         await self._database.after("find_subscriptions")
+        return found
+
+    async def subscriptions_after(self, subscription_id: str, limit: int) -> list[StoredSubscription]:
+        await self._database.before("subscriptions_after")
+        later = sorted(each for each in self._database.subscriptions if each > subscription_id)
+        found = [self._database.subscriptions[each] for each in later[:limit]]
+        await self._database.after("subscriptions_after")
         return found
 
     async def count_subscriptions(self) -> int:

@@ -153,6 +153,7 @@ class World:
         ).start()
         await IngestShell(
             store=MemoryEventStore(self.database),
+            runs=MemoryRunStore(self.database, self.clock),
             broker=MemoryBroker(self.cluster),
             clock=self.clock,
             new_id=self.new_id,
