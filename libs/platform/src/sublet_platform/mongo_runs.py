@@ -62,7 +62,7 @@ class MongoRunStore:
         if not run_ids:
             return {}
         found = await self._mongo.find("runs", {"_id": {"$in": list(run_ids)}}, only=_WAITS)
-        return {each["_id"]: msgspec.convert(each["tasks"], list[TaskRun]) for each in found}
+        return {each["_id"]: msgspec.convert(each.get("tasks", ()), list[TaskRun]) for each in found}
 
     async def load_live(self, slots: Sequence[int]) -> AsyncIterator[list[Run]]:
         where = {"slot": {"$in": list(slots)}, "live": True}
