@@ -6,6 +6,7 @@ They read documents and the ledger alone, and know nothing of the code that wrot
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -177,13 +178,14 @@ def _waits_saw_the_first_event_owed_to_them(world: World) -> Problems:
 
 def _first_fitting(world: World, condition: EventCondition, wait: OpenWait) -> StoredEvent | None:
     events = sorted(world.database.events.values(), key=lambda event: event.seq)
-    return next(
-        (e for e in events if e.seq > wait.since and e.key == condition.event_key and _fits(e, condition)), None
-    )
+    since = wait.since if condition.since_s is None else min(wait.since, int(condition.since_s * 1_000_000) - 1)
+    return next((e for e in events if e.seq > since and e.key == condition.event_key and _fits(e, condition)), None)
 
 
 def _fits(event: StoredEvent, condition: EventCondition) -> bool:
     """The expressions of the generated programs, read without the library that evaluates them."""
+    if condition.scope is not None and condition.scope != event.scope:
+        return False
     if condition.expression is None:
         return True
     _, operator, wanted = condition.expression.split()
@@ -209,6 +211,9 @@ def what_is_left(world: World) -> Problems:
             held = sum(len(subscription.unacked) for subscription in queue.subscriptions)
             if held or queue.ready:
                 yield f"{name}: {held} tickets are held and {len(queue.ready)} are ready although nothing is to do"
+    for run in world.database.runs.values():
+        if not run.terminal:
+            yield f"run {run.id} of {run.workflow} is {run.status}"
     for run, task in _tasks(world):
         if task.lease is not None:
             yield f"{run.task_run_id(task)} still has a lease"
@@ -218,6 +223,20 @@ def what_is_left(world: World) -> Problems:
         yield f"subscription {subscription} is left, and nobody waits for it"
     for event in sorted(world.observers.published.difference(world.database.events)):
         yield f"event {event} was published and is not stored"
+    triggered = Counter((run.trigger.event_id, run.workflow) for run in world.database.runs.values() if run.trigger)
+    due = Counter((e.id, workflow) for e in world.database.events.values() for workflow in _started_by(e))
+    for event_id, workflow in due - triggered:
+        yield f"event {event_id} has not started a run of {workflow}"
+    for event_id, workflow in triggered - due:
+        yield f"event {event_id} has started a run of {workflow} that it should not"
+
+
+def _started_by(event: StoredEvent) -> list[str]:
+    """As the workflows say in `declarations`."""
+    started = ["eager"] if event.key.startswith("order.") else []
+    if event.key == "order.placed" and event.scope == "shop" and json.loads(event.payload)["n"] >= 1:
+        started.append("choosy")
+    return started
 
 
 def _sweepers_found_nothing_without_a_fault(world: World) -> Problems:

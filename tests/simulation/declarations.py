@@ -8,7 +8,7 @@ from typing import Any
 from simulation.ledger import Ledger
 from simulation.plan import DagPlan, Plan, TaskPlan
 from simulation.programs import Bodies
-from sublet import EvictionPolicy, ParentCondition, SleepCondition, Sublet, UserEventCondition, or_
+from sublet import DefaultFilter, EvictionPolicy, ParentCondition, SleepCondition, Sublet, UserEventCondition, or_
 
 EXECUTION_TIMEOUT = timedelta(seconds=12)
 
@@ -31,6 +31,15 @@ def declare(client: Sublet, plan: Plan, ledger: Ledger, version: int) -> dict[st
     workflows["sticky"] = sublet.durable_task(
         name="sticky", eviction_policy=EvictionPolicy(ttl=None, allow_capacity_eviction=True), **options
     )(bodies.durable)
+    workflows["eager"] = sublet.task(name="eager", on_events=["order.*"], **options)(
+        bodies.fixed([["work", 0.1]], durable=False)
+    )
+    workflows["choosy"] = sublet.durable_task(
+        name="choosy",
+        on_events=["order.placed"],
+        default_filters=[DefaultFilter(expression="input.n >= 1", scope="shop")],
+        **options,
+    )(bodies.fixed([["sleep", 1.0]], durable=True))
     for dag in plan.dags:
         workflows[dag.name] = _dag(sublet, dag, bodies, execution_timeout)
     return workflows
@@ -72,6 +81,6 @@ def _condition(spec: list[Any], key: str, made: dict[str, Any]) -> Any:
         case "sleep":
             return SleepCondition(timedelta(seconds=spec[1]), readable_data_key=key)
         case "event":
-            return UserEventCondition(spec[1], spec[2], readable_data_key=key)
+            return UserEventCondition(spec[1], spec[2], readable_data_key=key, scope=spec[3])
         case _:
             return ParentCondition(made[spec[1]], spec[2], readable_data_key=key)

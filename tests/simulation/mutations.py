@@ -125,6 +125,17 @@ def store_repeated_events_again() -> AbstractContextManager[Any]:
     return patch.object(MemoryEventStore, "insert_events", insert_all)
 
 
+def look_at_an_event_only_once() -> AbstractContextManager[Any]:
+    """One that comes again is stored already: nobody is woken by it, and no run started."""
+    store_events = Ingest._store_events
+
+    async def store_new_ones(self: Ingest, events: Any) -> Any:
+        sightings, new = await store_events(self, events)
+        return [sighting for sighting in sightings if sighting.event.id in new], new
+
+    return patch.object(Ingest, "_store_events", store_new_ones)
+
+
 def ignore_whose_lease_a_report_is_about() -> AbstractContextManager[Any]:
     """A report counts for the task, whatever invocation made it."""
 
@@ -245,6 +256,7 @@ MUTATIONS: dict[Mutation, Trial] = {
     forget_the_outbox_at_a_takeover: Trial(100, ("crash", "unconfirmed")),
     skip_the_look_back: Trial(50),
     store_repeated_events_again: Trial(20, ("doubled", "unconfirmed")),
+    look_at_an_event_only_once: Trial(5, ("forgetting",)),
     ignore_whose_lease_a_report_is_about: Trial(100, ("cut", "freeze")),
     lose_the_wake_up_at_the_checkpoint: Trial(5),
     let_a_repeated_claim_take_the_lease: Trial(20, ("cut", "freeze")),

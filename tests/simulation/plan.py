@@ -12,7 +12,7 @@ Role = Literal["scheduler", "timer", "ingest", "worker"]
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """A task of a DAG. Conditions are or-groups of ``["sleep", s]``, ``["event", key, expression]`` and
+    """A task of a DAG. Conditions are or-groups of ``["sleep", s]``, ``["event", key, expression, scope]`` and
     ``["parent", name, expression]``."""
 
     name: str
@@ -49,6 +49,7 @@ class EventPlan:
     at_s: float
     key: str
     payload: dict[str, Any]
+    scope: str | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from sublet import SleepCondition, TaskRunError, UserEventCondition, or_
 
 Program = list[list[Any]]
 
-RECORDED = ("sleep", "event", "wait", "child", "children", "whim")
+LOOKBACK_WINDOW = timedelta(seconds=5)
+
+RECORDED = ("sleep", "event", "wait", "child", "shared", "children", "whim")
 """When one of these has given its answer, what `do_now` and `do_memo` gave before it is recorded too. (Before that a
 lease that ends at the wrong moment may cost it.)"""
 
@@ -132,12 +134,16 @@ class _Machine:
         if slept.over_s is None and not self._body.process.gone:
             slept.over_s = self._ledger.now()
 
-    async def do_event(self, here: str, key: str, expression: str | None) -> Any:
-        payload = await self._waiting(self._ctx.aio_wait_for_event(key, expression))
-        return self._answered(here, ["event", key, expression], payload)
+    async def do_event(self, here: str, key: str, expression: str | None, scope: str | None) -> Any:
+        """With a scope it looks back over some time before the wait, too."""
+        lookback_window = None if scope is None else LOOKBACK_WINDOW
+        payload = await self._waiting(
+            self._ctx.aio_wait_for_event(key, expression, scope=scope, lookback_window=lookback_window)
+        )
+        return self._answered(here, ["event", key, expression, scope], payload)
 
     async def do_wait(self, here: str, groups: list[list[list[Any]]]) -> Any:
-        """Or-groups of ``["sleep", seconds]`` and ``["event", key, expression]``."""
+        """Or-groups of ``["sleep", seconds]`` and ``["event", key, expression, scope]``."""
         made = []
         for g, group in enumerate(groups):
             conditions = [_condition(each, f"{g}.{c}") for c, each in enumerate(group)]
@@ -156,15 +162,19 @@ class _Machine:
     async def do_child(self, here: str, workflow: str, steps: Program) -> Any:
         return self._answered(here, ["child", workflow], await self._child(workflow, steps))
 
+    async def do_shared(self, here: str, workflow: str, steps: Program) -> Any:
+        """The same child for all steps of the task that ask for one of this workflow."""
+        return self._answered(here, ["shared", workflow], await self._child(workflow, steps, child_key=workflow))
+
     async def do_children(self, here: str, workflow: str, programs: list[Program]) -> Any:
         child = self._workflows[workflow]
         items = [child.create_bulk_run_item({"steps": steps}) for steps in programs]
         outcomes = await self._waiting(child.aio_run_many(items, return_exceptions=True))
         return self._answered(here, ["children", workflow, len(programs)], [_outcome(each) for each in outcomes])
 
-    async def _child(self, workflow: str, steps: Program) -> Any:
+    async def _child(self, workflow: str, steps: Program, child_key: str | None = None) -> Any:
         try:
-            return await self._waiting(self._workflows[workflow].aio_run({"steps": steps}))
+            return await self._waiting(self._workflows[workflow].aio_run({"steps": steps}, child_key=child_key))
         except TaskRunError as error:
             return _outcome(error)
 
@@ -207,7 +217,7 @@ class _Machine:
 def _condition(spec: list[Any], key: str) -> Any:
     if spec[0] == "sleep":
         return SleepCondition(timedelta(seconds=spec[1]), readable_data_key=key)
-    return UserEventCondition(spec[1], spec[2], readable_data_key=key)
+    return UserEventCondition(spec[1], spec[2], readable_data_key=key, scope=spec[3])
 
 
 def _outcome(value: Any) -> Any:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from simulation.plan import DagPlan, Fault, Plan, RunPlan, TaskPlan
+from simulation.plan import DagPlan, EventPlan, Fault, Plan, RunPlan, TaskPlan
 from simulation.programs import Program
 from simulation.simulation import Outcome, simulate
 
@@ -57,8 +57,12 @@ def in_words(plan: Plan) -> list[str]:
     lines += [f"the clock of {seat} is {skew_s:+.3f} s off" for seat, skew_s in plan.skew_s.items()]
     lines += [f"{task}" for dag in plan.dags for task in (f"workflow {dag.name}:", *dag.tasks)]
     lines += [f"{run.at_s:6.2f} s: run {run.workflow} {run.steps}{_changes(run)}" for run in plan.runs]
-    lines += [f"{event.at_s:6.2f} s: event {event.key} {event.payload}" for event in plan.events]
+    lines += [f"{event.at_s:6.2f} s: event {event.key} {event.payload}{_scope(event)}" for event in plan.events]
     return lines + [str(fault) for fault in plan.faults]
+
+
+def _scope(event: EventPlan) -> str:
+    return f" of scope {event.scope}" if event.scope is not None else ""
 
 
 def _changes(run: RunPlan) -> str:
@@ -133,7 +137,7 @@ def _smaller_program(steps: Program) -> Iterator[Program]:
 
 def _smaller_step(step: list[Any]) -> Iterator[list[Any]]:
     match step:
-        case ["child" | "start" as verb, workflow, program]:
+        case ["child" | "shared" | "start" as verb, workflow, program]:
             yield from ([verb, workflow, smaller] for smaller in _smaller_program(program))
         case ["children", workflow, programs]:
             yield from (["children", workflow, smaller] for smaller in _smaller_branches(programs))

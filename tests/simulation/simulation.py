@@ -19,7 +19,7 @@ import msgspec
 
 from simulation import checkers
 from simulation.faults import HEALED_AT_S, Driver
-from simulation.plan import Plan, RunPlan
+from simulation.plan import EventPlan, Plan, RunPlan
 from simulation.processes import Endless, ProcessLoop
 from simulation.workloads import EVENT_KEYS, LAST_WORK_S, VALUES
 from simulation.world import World
@@ -115,7 +115,7 @@ class Simulation:
         for run in self._plan.runs:
             self._begin(client, self._request(run))
         for event in self._plan.events:
-            self._begin(client, self._publish(event.at_s, event.key, event.payload))
+            self._begin(client, self._publish(event))
         await asyncio.sleep(LAST_WORK_S)
         await asyncio.wait([faults], timeout=HEALED_AT_S - LAST_WORK_S)
         await self._heal(faults)
@@ -174,10 +174,10 @@ class Simulation:
         with contextlib.suppress(TransportUnavailable, ValueError):
             await getattr(self.world.client.runs, f"aio_{what}")(run_id)
 
-    async def _publish(self, at_s: float, key: str, payload: dict[str, Any]) -> None:
-        await asyncio.sleep(at_s)
+    async def _publish(self, event: EventPlan) -> None:
+        await asyncio.sleep(event.at_s)
         with contextlib.suppress(TransportUnavailable):
-            await self.world.client.event.aio_push(key, payload)
+            await self.world.client.event.aio_push(event.key, event.payload, scope=event.scope)
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -228,7 +228,7 @@ class Simulation:
     async def _flush(self) -> None:
         for key in EVENT_KEYS:
             for n in range(VALUES):
-                await self._publish(0.0, key, {"n": n, "flush": True})
+                await self._publish(EventPlan(0.0, key, {"n": n, "flush": True}, "shop"))
 
 
 Make = Callable[[ProcessLoop, Plan, bool], Simulation]

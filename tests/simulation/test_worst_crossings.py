@@ -44,7 +44,7 @@ def push(stage: Stage, _: Seat) -> None:
 @near
 @pytest.mark.parametrize("workflow", ["leaver", "stayer"])
 def test_an_event_that_crosses_with_the_wait_for_it_is_not_lost(workflow: str, after_s: float) -> None:
-    seen = play(crossing(workflow, [["work", WORK_S], ["event", "paid", None]], push, after_s))
+    seen = play(crossing(workflow, [["work", WORK_S], ["event", "paid", None, None]], push, after_s))
     assert seen.run.status == "COMPLETED"
     assert seen.bodies == (2 if workflow == "leaver" else 1)
     assert (seen.run.finished_at or 0.0) - seen.run.created_at < seen.bodies * WORK_S + 0.5, (
@@ -55,8 +55,8 @@ def test_an_event_that_crosses_with_the_wait_for_it_is_not_lost(workflow: str, a
 @near
 def test_an_event_that_crosses_with_the_end_of_a_sleep_counts_once(after_s: float) -> None:
     """The wait ends by one of the two, and the next wait for the same key finds the event if that one did not."""
-    wait = ["wait", [[["sleep", WORK_S], ["event", "paid", None]]]]
-    steps: Program = [wait, ["wait", [[["sleep", 1.0], ["event", "paid", None]]]]]
+    wait = ["wait", [[["sleep", WORK_S], ["event", "paid", None, None]]]]
+    steps: Program = [wait, ["wait", [[["sleep", 1.0], ["event", "paid", None, None]]]]]
     assert play(crossing("leaver", steps, push, after_s)).run.status == "COMPLETED"
 
 

@@ -11,6 +11,9 @@ from simulation.plan import DagPlan, EventPlan, Plan, RunPlan, TaskPlan, WorkerP
 from simulation.programs import Program
 
 EVENT_KEYS = ("paid", "shipped", "news")
+TRIGGER_KEYS = ("order.placed", "order.sent")
+"""Events of these start runs; see `declarations`."""
+SCOPES = (None, "shop", "desk")
 VALUES = 3
 """Events carry ``n`` from 0 to one less; expressions ask for one of them."""
 
@@ -62,7 +65,8 @@ def _run(random: Random, dags: tuple[DagPlan, ...]) -> RunPlan:
 
 
 def _event(random: Random) -> EventPlan:
-    return EventPlan(random.random() * LAST_WORK_S, random.choice(EVENT_KEYS), {"n": random.randrange(VALUES)})
+    key = random.choice(EVENT_KEYS if random.random() < 0.7 else TRIGGER_KEYS)
+    return EventPlan(random.random() * LAST_WORK_S, key, {"n": random.randrange(VALUES)}, random.choice(SCOPES))
 
 
 # --- programs ---------------------------------------------------------------------------------------------------
@@ -102,6 +106,7 @@ def _durable_step(random: Random, depth: int) -> list[Any]:
         "fail": 4,
         "release": 2,
         "child": 8 if depth else 0,
+        "shared": 3 if depth else 0,
         "children": 6 if depth else 0,
         "start": 4,
         "gather": 8 if depth else 0,
@@ -124,6 +129,8 @@ def _durable_step(random: Random, depth: int) -> list[Any]:
             return ["fail", random.choice((1, 1, 2, 9))]
         case "child":
             return ["child", *_child(random, depth)]
+        case "shared":
+            return ["shared", random.choice(ORDINARY), [["work", 1.0]]]
         case "children":
             workflow = random.choice(ORDINARY)
             return ["children", workflow, [_ordinary_program(random) for _ in range(random.randint(1, 4))]]
@@ -170,9 +177,11 @@ def _condition(random: Random) -> list[Any]:
     return ["event", *_event_wanted(random)]
 
 
-def _event_wanted(random: Random) -> tuple[str, str | None]:
+def _event_wanted(random: Random) -> tuple[str, str | None, str | None]:
+    """Key, expression and scope. Those that are published in the end to wake everybody are of the scope ``shop``."""
     n = random.randrange(VALUES)
-    return random.choice(EVENT_KEYS), random.choice((None, f"input.n == {n}", f"input.n >= {n}"))
+    expression = random.choice((None, f"input.n == {n}", f"input.n >= {n}"))
+    return random.choice(EVENT_KEYS), expression, random.choice((None, None, None, "shop"))
 
 
 def _seconds(random: Random) -> float:
