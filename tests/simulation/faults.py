@@ -115,7 +115,6 @@ class Driver:
         self._world = world
         self._random = random
         self.injected = 0
-        self.garbage = 0
 
     async def run(self, faults: tuple[Fault, ...]) -> None:
         """Returns when all of them are over."""
@@ -224,7 +223,7 @@ class Driver:
     async def _garbage(self, fault: Fault) -> None:
         places = [(REQUESTS, "slot.00"), ("", TIMERS), ("", INGEST), (EVENTS, "paid")]
         for exchange, key in places:
-            self.garbage += 1
+            self._world.garbage += 1
             await self._world.publish(Outgoing(exchange, key, GARBAGE))
 
     # --- the database -------------------------------------------------------------------------------------------

@@ -100,6 +100,8 @@ class Plan:
     events: tuple[EventPlan, ...]
     lingers_s: float
     """How long it goes on when all runs have ended: somebody may still come back who knows nothing of it."""
+    narrow: bool = False
+    """All limits are so small that they are reached; see `narrowness`."""
     faults: tuple[Fault, ...] = field(default=())
 
     @property

@@ -54,6 +54,7 @@ def in_words(plan: Plan) -> list[str]:
     """What a plan holds."""
     counts = f"{plan.shards} shards, {plan.schedulers} schedulers, {plan.timers} timers, {plan.ingests} event-ingests"
     lines = [f"seed {plan.seed}: {counts}, workers {[(each.slots, each.durable_slots) for each in plan.workers]}"]
+    lines += ["all limits are narrow"] if plan.narrow else []
     lines += [f"the clock of {seat} is {skew_s:+.3f} s off" for seat, skew_s in plan.skew_s.items()]
     lines += [f"{task}" for dag in plan.dags for task in (f"workflow {dag.name}:", *dag.tasks)]
     lines += [f"{run.at_s:6.2f} s: run {run.workflow} {run.steps}{_changes(run)}" for run in plan.runs]
@@ -89,6 +90,8 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
         yield _but(plan, workers=plan.workers[:-1])
     if plan.skew_s:
         yield _but(plan, skew_s={})
+    if plan.narrow:
+        yield _but(plan, narrow=False)
     for n, fault in enumerate(plan.faults):
         if fault.steps:
             yield _but(plan, faults=_with(plan.faults, n, _but(fault, steps=0)))

@@ -19,6 +19,7 @@ import msgspec
 
 from simulation import checkers
 from simulation.faults import HEALED_AT_S, Driver
+from simulation.narrowness import narrowed
 from simulation.plan import EventPlan, Plan, RunPlan
 from simulation.processes import Endless, ProcessLoop
 from simulation.workloads import EVENT_KEYS, LAST_WORK_S, VALUES
@@ -64,7 +65,8 @@ def simulate(plan: Plan, *, tell: bool = False, make: Make | None = None) -> Out
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     warnings.simplefilter("ignore", RuntimeWarning)
     try:
-        return _simulate(plan, tell, make or Simulation)
+        with narrowed() if plan.narrow else contextlib.nullcontext():
+            return _simulate(plan, tell, make or Simulation)
     finally:
         _exports.cache_clear()  # it would keep every world
         # Coroutines that were never finished are closed here, where what they still try harms nobody.
@@ -122,7 +124,7 @@ class Simulation:
         if await self._until_all_ended():
             await asyncio.sleep(self._plan.lingers_s)
             await self._until_all_is_quiet()
-            checkers.check(world, self.driver)
+            checkers.check(world)
 
     def failed_callback(self, _: Any, context: dict[str, Any]) -> None:
         error = context.get("exception")

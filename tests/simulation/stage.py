@@ -190,7 +190,7 @@ class Stage(Simulation):
             world.complain(f"it never came to {cue}")
         await self.all_over()
         await asyncio.sleep(AFTERMATH_S)
-        checkers.check(world, self.driver)
+        checkers.check(world)
         if any(not body.ended and not body.process.gone for body in world.ledger.bodies):
             world.complain("code of a run that has ended goes on for ever")
         # Not the stage itself: it would keep its world.

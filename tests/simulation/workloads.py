@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -45,7 +46,7 @@ def draw_plan(seed: int, kinds: Sequence[str] = ()) -> Plan:
         events=tuple(_event(random) for _ in range(random.randint(0, 12))),
         lingers_s=random.choice((0.0, 0.0, 0.0, 0.0, 45.0)),
     )
-    return draw_faults(random, plan, kinds)
+    return dataclasses.replace(draw_faults(random, plan, kinds), narrow=random.random() < 0.2)
 
 
 def _run(random: Random, dags: tuple[DagPlan, ...]) -> RunPlan:

@@ -79,6 +79,7 @@ class World:
         self.story: list[str] = []
         self.violations: list[str] = []
         self.findings: dict[str, int] = {}
+        self.garbage = 0
         self.observers = Observers(self)
         self.ledger = Ledger(loop.time, self.complain, self.observers.began)
         weather = Weather(Random(plan.seed * 7 + 1))

@@ -272,6 +272,22 @@ def test_the_owner_that_wrote_an_outbox_does_not_publish_it_again(monkeypatch: p
     assert not there.handle(finished(grant)).of(RunResult, "inbox:me")
 
 
+def test_the_next_owner_publishes_an_outbox_once_however_often_it_loads_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two runs that ask each other would never come to rest."""
+    monkeypatch.setattr(limits, "RUN_CACHE_MAX", 0)
+    there = world()
+    grant = there.granted("a", reply_to="me")
+    there.finish(grant)
+    there.take_over()
+    assert there.handle(finished(grant)).of(RunResult, "inbox:me")
+    assert "a" not in there.shard.runs
+    assert not there.handle(finished(grant)).of(RunResult, "inbox:me")
+    there.take_over()
+    assert there.handle(finished(grant)).of(RunResult, "inbox:me")
+
+
 def test_what_was_never_committed_is_not_published() -> None:
     there = world()
     grant = there.granted("a", reply_to="me")

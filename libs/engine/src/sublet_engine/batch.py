@@ -118,11 +118,17 @@ class Draft:
 
     def publish_again(self, run: Run) -> None:
         """What another owner wrote last may not have been published. It stays in the outbox until this has succeeded,
-        whatever else happens to the run meanwhile."""
+        whatever else happens to the run meanwhile.
+
+        A run that may leave the memory, as nothing of it is ready or running, is written as ours: else it would be
+        published again each time that it is loaded, and two runs that wait for each other would never come to rest.
+        """
         self._publications.extend(Publication(item.to, item.message.encode(), durable=True) for item in run.outbox)
         self._outbox[run.id].extend(run.outbox)
         if run.unasked:
             self._unasked[run.id] = None
+        if run.outbox and not run.live:
+            self._before.setdefault(run.id, run)
 
     def take(self, tickets: list[Publication]) -> Batch:
         """The batch; the next one begins."""
