@@ -77,8 +77,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class WorkerPlan:
+    """``helper``: it has but two of the workflows, and so belongs to another pool."""
+
     slots: int
     durable_slots: int
+    helper: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,11 @@ def trace(plan: Plan) -> list[str]:
 def in_words(plan: Plan) -> list[str]:
     """What a plan holds."""
     counts = f"{plan.shards} shards, {plan.schedulers} schedulers, {plan.timers} timers, {plan.ingests} event-ingests"
-    lines = [f"seed {plan.seed}: {counts}, workers {[(each.slots, each.durable_slots) for each in plan.workers]}"]
+    lines = [f"seed {plan.seed}: {counts}, workers:"]
+    lines += [
+        f"{each.slots} slots and {each.durable_slots} durable ones{', a helper' if each.helper else ''}"
+        for each in plan.workers
+    ]
     lines += ["all limits are narrow"] if plan.narrow else []
     lines += [f"the clock of {seat} is {skew_s:+.3f} s off" for seat, skew_s in plan.skew_s.items()]
     lines += [f"{task}" for dag in plan.dags for task in (f"workflow {dag.name}:", *dag.tasks)]

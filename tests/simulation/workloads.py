@@ -20,6 +20,8 @@ VALUES = 3
 
 ORDINARY = ("plain", "brittle")
 DURABLE = ("steady", "resident", "sticky")
+HELPED = ("plain", "steady")
+"""What helpers have."""
 
 LAST_WORK_S = 25.0
 """Runs are requested, and events published, up to then."""
@@ -35,9 +37,7 @@ def draw_plan(seed: int, kinds: Sequence[str] = ()) -> Plan:
         schedulers=random.choice((1, 2, 2, 3)),
         timers=random.choice((1, 2)),
         ingests=random.choice((1, 2)),
-        workers=tuple(
-            WorkerPlan(random.choice((1, 2, 4)), random.choice((1, 2, 4))) for _ in range(random.choice((1, 2, 3)))
-        ),
+        workers=tuple(_worker(random, helper=number > 0) for number in range(random.choice((1, 2, 3)))),
         latency_s=random.choice((0.001, 0.004, 0.02)),
         store_latency_s=random.choice((0.001, 0.004, 0.03)),
         skew_s={},
@@ -47,6 +47,11 @@ def draw_plan(seed: int, kinds: Sequence[str] = ()) -> Plan:
         lingers_s=random.choice((0.0, 0.0, 0.0, 0.0, 45.0)),
     )
     return dataclasses.replace(draw_faults(random, plan, kinds), narrow=random.random() < 0.2)
+
+
+def _worker(random: Random, helper: bool) -> WorkerPlan:
+    slots, durable_slots = random.choice((1, 2, 4)), random.choice((1, 2, 4))
+    return WorkerPlan(slots, durable_slots, helper=helper and random.random() < 0.15)
 
 
 def _run(random: Random, dags: tuple[DagPlan, ...]) -> RunPlan:

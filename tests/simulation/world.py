@@ -18,6 +18,7 @@ from simulation.observers import Observers
 from simulation.plan import Plan
 from simulation.processes import Process, ProcessLoop
 from simulation.storage import Database, RunStore
+from simulation.workloads import HELPED
 from sublet import ClientConfig, Sublet
 from sublet_event_ingest.shell import IngestShell
 from sublet_platform.memory import MemoryEventStore, MemoryTimerStore
@@ -298,9 +299,8 @@ class World:
         sublet = self._sublet(seat)
         workflows = self.declare(sublet)
         plan = self.plan.workers[int(seat.name.rpartition("-")[2])]
-        worker = sublet.worker(
-            "pool", slots=plan.slots, durable_slots=plan.durable_slots, workflows=list(workflows.values())
-        )
+        known = [each for name, each in workflows.items() if name in HELPED or not plan.helper]
+        worker = sublet.worker("pool", slots=plan.slots, durable_slots=plan.durable_slots, workflows=known)
         self.observers.joined(seat.process, plan)
         await worker.aio_start()
         seat.stop = worker.stop
