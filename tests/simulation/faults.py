@@ -19,6 +19,7 @@ slow           database operations take up to ``probability`` seconds longer
 timeout        the broker closes the channel of whoever has held a delivery for longer than ``for_s``
 stepdown       the database changes its primary: what is under way takes effect and fails, then nothing is taken
 rolling        all processes of the seat's role leave and come again, one after the other; workers in a new version
+clock          the clock of a process is set, forwards or back (`Fault.jump_s`)
 garbage        messages that nobody can read
 ============== ===================================================================================================
 """
@@ -61,6 +62,7 @@ WEIGHTS = {
     "timeout": 2,
     "stepdown": 2,
     "rolling": 2,
+    "clock": 2,
     "garbage": 1,
 }
 FOR_ALL = ("broker", "doubled", "delayed", "timeout", "stepdown", "garbage")
@@ -185,6 +187,11 @@ class Driver:
 
     async def _after_cut(self, fault: Fault, seat: Seat) -> None:
         """The connection restores itself."""
+
+    async def _clock(self, fault: Fault) -> None:
+        seat = self._world.seats.get(fault.seat)
+        if seat is not None:
+            seat.process.clock.skew_s += fault.jump_s
 
     # --- the broker ---------------------------------------------------------------------------------------------
 

@@ -261,7 +261,7 @@ MUTATIONS: dict[Mutation, Trial] = {
     lose_the_wake_up_at_the_checkpoint: Trial(5),
     let_a_repeated_claim_take_the_lease: Trial(20, ("cut", "freeze")),
     fire_timers_early: Trial(20),
-    ask_again_under_the_same_id: Trial(30, ("doubled", "freeze")),
+    ask_again_under_the_same_id: Trial(70, ("doubled", "delayed")),
     keep_timers_in_memory_only: Trial(20, ("crash",)),
     claim_tickets_that_stand_for_running_tasks: Trial(100, ("cut",)),
     deliver_results_as_they_stand_in_the_code: Trial(20),

@@ -16,7 +16,10 @@ class SlotWatch:
     def __init__(self, complain: Complain) -> None:
         self._complain = complain
         self._told: set[str] = set()
-        """Leases whose end, or release, the broker knows, or whose worker knows that they are revoked."""
+        """Leases whose end, or release, the broker knows."""
+        self._revoked: set[str] = set()
+        """Leases whose worker knows that they are revoked: their code may stop, and free the ticket, or go on for a
+        while. Then what is granted under the ticket meanwhile runs without it."""
         self._delivered: dict[tuple[Process, str], Delivery] = {}
         self._claimed: dict[tuple[Process, str], Delivery] = {}
         self._leases: dict[Delivery, list[str]] = {}
@@ -52,9 +55,9 @@ class SlotWatch:
         self._told.add(report.lease)
 
     def revoked(self, lease: str) -> None:
-        self._told.add(lease)
+        self._revoked.add(lease)
 
     def acknowledged(self, process: Process, delivery: Delivery) -> None:
         for lease in self._leases.get(delivery, ()):
-            if lease not in self._told:
+            if lease not in self._told and lease not in self._revoked:
                 self._suspects[lease] = f"{process.name} acknowledged its ticket before it reported the end of {lease}"
