@@ -19,6 +19,7 @@ from sublet.runner import Runner
 from sublet.stay import Stay
 from sublet.tickets import Tickets
 from sublet_engine import durable, ids, leases, lifecycle
+from sublet_engine.granting import Granting
 from sublet_engine.shard import Shard
 from sublet_engine.timers import Horizon
 from sublet_event_ingest.ingest import Ingest
@@ -159,19 +160,18 @@ def lose_the_wake_up_at_the_checkpoint() -> AbstractContextManager[Any]:
 def let_a_repeated_claim_take_the_lease() -> AbstractContextManager[Any]:
     """Whoever claims a ticket that is granted already gets the same lease."""
 
-    def give_to_claimer(self: Shard, claim: Any) -> None:
-        held = self.dispatch.holder(claim.ticket)
+    def give_to_claimer(self: Granting, claim: Any) -> None:
+        held = self._state.dispatch.holder(claim.ticket)
         if held is not None:
-            run = self.runs[ids.run_of(held)]
-            task = run.task(ids.task_of(held))
+            run, task = self._state.find(held)
             assert task.lease is not None
             taken = replace(task, lease=replace(task.lease, worker=claim.worker, inbox=claim.inbox))
             self._send_grant(run, taken)
         else:
             claimed(self, claim)
 
-    claimed = Shard._claimed
-    return patch.object(Shard, "_claimed", give_to_claimer)
+    claimed = Granting.claimed
+    return patch.object(Granting, "claimed", give_to_claimer)
 
 
 def fire_timers_early() -> AbstractContextManager[Any]:

@@ -154,8 +154,8 @@ def test_a_lease_of_a_run_that_is_over_and_forgotten_is_revoked_too() -> None:
 
 def test_the_leases_of_other_shards_are_none_of_our_business() -> None:
     there = world()
-    there.shard._shards = 64  # every worker tells every shard of all its leases
-    foreign = next(f"{n}.task@1" for n in range(1_000) if not there.shard._owns(str(n)))
+    there.shard.state.shards = 64  # every worker tells every shard of all its leases
+    foreign = next(f"{n}.task@1" for n in range(1_000) if not there.shard.state.owns(str(n)))
     assert not there.heartbeat("w1", foreign).of(Revoked)
 
 

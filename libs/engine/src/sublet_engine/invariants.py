@@ -165,7 +165,7 @@ def check_shard(shard: Shard) -> None:
     _check_queues(shard, [(run, task) for run, task in tasks if task.status == "READY"])
     _check_leases(shard, [(run, task) for run, task in tasks if task.lease is not None])
     idle = {run.id for run in shard.runs.values() if not run.live}
-    assert set(shard._idle) == idle, f"the idle runs are {sorted(idle)}, not {sorted(shard._idle)}"
+    assert set(shard.state.idle) == idle, f"the idle runs are {sorted(idle)}, not {sorted(shard.state.idle)}"
 
 
 def _check_queues(shard: Shard, ready: list[tuple[Run, TaskRun]]) -> None:
