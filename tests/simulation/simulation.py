@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import itertools
 import logging
 import sys
 import warnings
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 
@@ -24,6 +26,7 @@ from simulation.plan import EventPlan, Plan, RunPlan
 from simulation.processes import Endless, ProcessLoop
 from simulation.workloads import EVENT_KEYS, LAST_WORK_S, VALUES
 from simulation.world import World
+from sublet.branches import BranchTask
 from sublet.transport import TransportUnavailable
 from sublet_scheduler.scheduler import _exports
 
@@ -65,7 +68,7 @@ def simulate(plan: Plan, *, tell: bool = False, make: Make | None = None) -> Out
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     warnings.simplefilter("ignore", RuntimeWarning)
     try:
-        with narrowed() if plan.narrow else contextlib.nullcontext():
+        with _numbered_tasks(), narrowed() if plan.narrow else contextlib.nullcontext():
             return _simulate(plan, tell, make or Simulation)
     finally:
         _exports.cache_clear()  # it would keep every world
@@ -73,6 +76,21 @@ def simulate(plan: Plan, *, tell: bool = False, make: Make | None = None) -> Out
         gc.collect()
         sys.unraisablehook = hook
         gc.enable()
+
+
+@contextlib.contextmanager
+def _numbered_tasks() -> Iterator[None]:
+    """asyncio keeps tasks in sets, and cancels those of a group in the order in which a set gives them: by address, if
+    nothing else is said. Then the same plan would not always go the same way."""
+    numbers = itertools.count()
+
+    def number(task: Any) -> int:
+        if not hasattr(task, "number"):
+            task.number = next(numbers)
+        return int(task.number)
+
+    with patch.object(BranchTask, "__hash__", number):
+        yield
 
 
 @functools.cache
