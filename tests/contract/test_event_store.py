@@ -59,6 +59,16 @@ async def test_the_last_seq_is_the_highest_or_nought(event_store: EventStore) ->
     assert await event_store.last_seq() == BASE + 5
 
 
+async def test_the_last_seq_is_one_that_was_passed_by_if_that_is_higher(event_store: EventStore) -> None:
+    await event_store.pass_by(BASE + 3)
+    await event_store.insert_events([an_event(2)])
+    assert await event_store.last_seq() == BASE + 3
+    await event_store.pass_by(BASE + 1)
+    assert await event_store.last_seq() == BASE + 3
+    await event_store.insert_events([an_event(5)])
+    assert await event_store.last_seq() == BASE + 5
+
+
 async def test_looking_back_finds_the_events_of_each_key_after_its_place(event_store: EventStore) -> None:
     await event_store.insert_events(
         [an_event(5, "b"), an_event(1, "a"), an_event(2, "b"), an_event(3, "a"), an_event(4, "c")]

@@ -187,7 +187,11 @@ def fire_timers_early() -> AbstractContextManager[Any]:
 def ask_again_under_the_same_id() -> AbstractContextManager[Any]:
     """What a replay waits for has the ids of what was withdrawn before it."""
     wait_id = ids.wait_id
-    return patch.object(ids, "wait_id", lambda task_run, node, condition, replay=0: wait_id(task_run, node, condition))
+
+    def without_replays(task_run: str, place: str, condition: str) -> str:
+        return wait_id(task_run, ids.node_of(place), condition)
+
+    return patch.object(ids, "wait_id", without_replays)
 
 
 def keep_timers_in_memory_only() -> AbstractContextManager[Any]:

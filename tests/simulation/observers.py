@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from simulation.plan import WorkerPlan
@@ -31,7 +32,7 @@ from sublet_engine.messages import (
     decode_for_worker,
     decode_ticket,
 )
-from sublet_engine.runs import OpenWait, Run
+from sublet_engine.runs import OpenWait, OutboxItem, Run
 from sublet_platform.memory.cluster import Message, Subscription
 from sublet_platform.topology import EVENTS, INBOXES, REQUESTS, TIMERS
 
@@ -54,6 +55,7 @@ class Observers:
         self.replayed: set[str] = set()
         self.published: set[str] = set()
         self._due: dict[str, float] = {}
+        self._withdrawn: set[str] = set()
         self._slots: dict[Process, WorkerPlan] = {}
         self._granted_to: dict[str, str] = {}
         self._slot_watch = SlotWatch(world.complain)
@@ -91,7 +93,7 @@ class Observers:
                 case Claim():
                     self._slot_watch.claimed(sender, record.ticket)
                 case TimerFired():
-                    due = self._due.get(ids.wait_id(record.task_run_id, record.node, record.key, record.replay))
+                    due = self._due.get(ids.wait_id(record.task_run_id, record.node, record.key))
                     if due is None or sender.clock.now() < due - self._world.plan.jumps_s:
                         self._world.complain(f"{sender.name} fired {record} although it is due at {due}")
                 case ChildFinished():
@@ -150,6 +152,7 @@ class Observers:
             self._world.complain(f"commit: {error}")
         if before is not None and before.terminal and after.id not in self.replayed:
             self._check_the_end_stays(before, after)
+        self._check_what_is_withdrawn(before.outbox if before is not None else (), after.outbox)
         for task in after.tasks:
             for wait in task.open_waits:
                 self.waits.setdefault((after.task_run_id(task), wait.node), wait)
@@ -157,6 +160,17 @@ class Observers:
     def _check_the_end_stays(self, before: Run, after: Run) -> None:
         if (before.status, before.tasks, before.finished_at) != (after.status, after.tasks, after.finished_at):
             self._world.complain(f"run {before.id} had ended as {before.status}, and changed to {after.status}")
+
+    def _check_what_is_withdrawn(self, before: Sequence[OutboxItem], after: Sequence[OutboxItem]) -> None:
+        """It is never asked for again: a message that came late could withdraw it once more."""
+        for item in after:
+            if item in before or item.to not in ("timers", "ingest"):
+                continue
+            record = json.loads(item.message)
+            if record["t"] in ("Unsubscribe", "CancelTimer"):
+                self._withdrawn.add(record["id"])
+            elif record["id"] in self._withdrawn:
+                self._world.complain(f"{record['id']} is asked for again although it had been withdrawn")
 
     # --- who works ----------------------------------------------------------------------------------------------
 

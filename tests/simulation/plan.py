@@ -40,8 +40,8 @@ class RunPlan:
     at_s: float
     workflow: str
     steps: Program
-    cancel_at_s: float | None = None
-    replay_at_s: float | None = None
+    cancels_at_s: tuple[float, ...] = ()
+    replays_at_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

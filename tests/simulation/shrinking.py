@@ -71,8 +71,8 @@ def _scope(event: EventPlan) -> str:
 
 
 def _changes(run: RunPlan) -> str:
-    cancelled = f", cancelled at {run.cancel_at_s:.2f} s" if run.cancel_at_s is not None else ""
-    return cancelled + (f", replayed at {run.replay_at_s:.2f} s" if run.replay_at_s is not None else "")
+    changes = [(at_s, "cancelled") for at_s in run.cancels_at_s] + [(at_s, "replayed") for at_s in run.replays_at_s]
+    return "".join(f", {what} at {at_s:.2f} s" for at_s, what in sorted(changes))
 
 
 # --- smaller plans ----------------------------------------------------------------------------------------------
@@ -125,10 +125,9 @@ def _with(items: Sequence[T], place: int, item: T) -> tuple[T, ...]:
 
 
 def _smaller_run(run: RunPlan) -> Iterator[RunPlan]:
-    if run.cancel_at_s is not None:
-        yield _but(run, cancel_at_s=None)
-    if run.replay_at_s is not None:
-        yield _but(run, replay_at_s=None)
+    for name in ("cancels_at_s", "replays_at_s"):
+        for kept in _with_less(getattr(run, name)):
+            yield _but(run, **{name: kept})
     for steps in _smaller_program(run.steps):
         yield _but(run, steps=steps)
 

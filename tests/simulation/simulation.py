@@ -178,10 +178,9 @@ class Simulation:
                 ref = await self.world.workflows[run.workflow].aio_run({"steps": run.steps}, wait_for_result=False)
         run_id = ref.workflow_run_id
         self.world.note(f"run {run_id} of {run.workflow}: {run.steps}")
-        if run.cancel_at_s is not None:
-            self._begin(self.world.seats["client-0"], self._change(run_id, "cancel", run.cancel_at_s - run.at_s))
-        if run.replay_at_s is not None:
-            self._begin(self.world.seats["client-0"], self._change(run_id, "replay", run.replay_at_s - run.at_s))
+        changes = [("cancel", at_s) for at_s in run.cancels_at_s] + [("replay", at_s) for at_s in run.replays_at_s]
+        for what, at_s in changes:
+            self._begin(self.world.seats["client-0"], self._change(run_id, what, at_s - run.at_s))
         while run_id not in self.world.ledger.results:
             with contextlib.suppress(TransportUnavailable):
                 (result,) = await self.world.client._connection.results([run_id])

@@ -63,11 +63,14 @@ def _run(random: Random, dags: tuple[DagPlan, ...]) -> RunPlan:
     elif workflow in DURABLE:
         steps = _durable_program(random, depth=2)
     at_s = random.random() * LAST_WORK_S if random.random() < 0.6 else 0.0
-    cancel_at_s = at_s + random.random() * 15 if random.random() < 0.1 else None
-    replay_at_s = at_s + random.random() * 40 if random.random() < 0.05 else None
-    if cancel_at_s is not None and random.random() < 0.4:
-        replay_at_s = cancel_at_s + random.random() * random.choice((0.3, 3.0, 12.0))
-    return RunPlan(at_s, workflow, steps, cancel_at_s, replay_at_s)
+    if random.random() < 0.05:
+        return RunPlan(at_s, workflow, steps, replays_at_s=(at_s + random.random() * 40,))
+    changes: list[float] = []  # cancelled, replayed, cancelled, …
+    change_at_s = at_s + random.random() * 15
+    while random.random() < (0.5 if changes else 0.1):
+        changes.append(change_at_s)
+        change_at_s += random.random() * random.choice((0.3, 3.0, 12.0))
+    return RunPlan(at_s, workflow, steps, cancels_at_s=tuple(changes[::2]), replays_at_s=tuple(changes[1::2]))
 
 
 def _event(random: Random) -> EventPlan:

@@ -179,8 +179,11 @@ class Bench:
     def schedule_time_out(self, name: str = "task") -> None:
         self._step(lambda turn: lifecycle.schedule_time_out(self.run, self.task(name), self.workflow, turn))
 
+    def _place(self, node: str, name: str) -> str:
+        return ids.waiting_place(node, self.task(name).replays)
+
     def fire(self, node: str = lifecycle.DAG_NODE, key: str = "sleep", name: str = "task") -> None:
-        message = TimerFired(self.task_run(name), node, key, self.task(name).replays)
+        message = TimerFired(self.task_run(name), self._place(node, name), key)
         self._step(lambda turn: lifecycle.timer_fired(self.run, message, self.workflow, turn))
 
     def match(
@@ -192,7 +195,7 @@ class Bench:
         payload: object = None,
     ) -> None:
         message = EventMatched(
-            self.task_run(name), node, key, f"event-{seq}", seq, raw(payload or {"seq": seq}), self.task(name).replays
+            self.task_run(name), self._place(node, name), key, f"event-{seq}", seq, raw(payload or {"seq": seq})
         )
         self._step(lambda turn: lifecycle.event_matched(self.run, message, self.workflow, turn))
 

@@ -222,7 +222,7 @@ class Cluster:
         self.lanes["ticks"].append(Tick(self.world.now))
         for timer in [timer for timer in self.timers.values() if timer.due <= self.world.now]:
             del self.timers[timer.id]
-            self.lanes["timer"].append(TimerFired(timer.task_run_id, timer.node, timer.key, timer.replay))
+            self.lanes["timer"].append(TimerFired(timer.task_run_id, timer.node, timer.key))
 
     def publish_event(self, key: str) -> None:
         last = self._events[-1][0] if self._events else 0
@@ -236,9 +236,7 @@ class Cluster:
             if wait.condition.event_key == key and wait.since < seq:
                 del self.waits[wait.id]
                 event_id, payload = f"event-{seq}", raw({"seq": seq})
-                matched = EventMatched(
-                    wait.task_run_id, wait.node, wait.condition.key, event_id, seq, payload, wait.replay
-                )
+                matched = EventMatched(wait.task_run_id, wait.node, wait.condition.key, event_id, seq, payload)
                 self.lanes["ingest"].append(matched)
 
     # --- workers ------------------------------------------------------------------------------------------------

@@ -580,7 +580,7 @@ def test_an_event_that_matched_before_a_replay_does_not_count_after_it() -> None
     (before,) = bench.sent(Subscribe)
     bench.cancel()
     bench.replay()
-    late = EventMatched(before.task_run_id, before.node, "paid", "event-1", 1, raw({}), before.replay)
+    late = EventMatched(before.task_run_id, before.node, "paid", "event-1", 1, raw({}))
     assert lifecycle.event_matched(bench.run, late, bench.workflow, Turn(NOW)) is bench.run
 
 

@@ -401,7 +401,7 @@ def test_a_sleep_before_a_task_counts_anew_after_a_replay_and_the_timer_of_befor
     (before,) = bench.sent(SetTimer)
     bench.cancel()
     bench.replay()
-    late = TimerFired(before.task_run_id, before.node, before.key, before.replay)
+    late = TimerFired(before.task_run_id, before.node, before.key)
     assert lifecycle.timer_fired(bench.run, late, bench.workflow, Turn(NOW)) is bench.run
     bench.fire()
     assert bench.status() == "READY"

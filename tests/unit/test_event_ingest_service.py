@@ -176,6 +176,37 @@ async def test_clocks_that_disagree_lose_no_event_that_comes_after_its_wait() ->
 
 
 @in_virtual_time
+async def test_an_event_in_hand_of_who_was_replaced_wakes_no_wait_that_listens_from_later() -> None:
+    world, [zombie] = await World.begin()
+    thawed = asyncio.Event()
+
+    async def freeze(operation: str) -> None:
+        if operation == "find_subscriptions":
+            world.database.before = _answers
+            await thawed.wait()
+
+    world.database.before = freeze
+    await world.publish({"n": 1}, message_id="m")
+    await asyncio.sleep(1)
+    successor = Instance(world)
+    await successor.shell.start()
+    zombie.broker.kill_connection(down_s=5.0)
+    await asyncio.sleep(9)
+    await world.command(wait("later", since_s=5.0))
+    await asyncio.sleep(1)
+    thawed.set()
+    await asyncio.sleep(5)
+    assert world.woken == {}
+    await world.publish({"n": 2})
+    await settled(zombie, successor)
+    assert world.woken == {"later.t": {"n": 2}}
+
+
+async def _answers(operation: str) -> None:
+    """At once."""
+
+
+@in_virtual_time
 async def test_consecutive_waits_that_go_on_where_the_last_event_was_miss_and_repeat_nothing() -> None:
     world, [instance] = await World.begin()
     for n in range(5):

@@ -49,13 +49,13 @@ def wait(on: EventCondition, name: str = "w1", since: int = 0, shapes: Collectio
     return AWait(index_key(on, shapes).match_key, Subscribe(name, "run.task", "1", on, since))
 
 
-def satisfied(waits: Sequence[AWait], event: Sighting[AnEvent], *, new: bool = False) -> list[str]:
+def satisfied(waits: Sequence[AWait], event: Sighting[AnEvent]) -> list[str]:
     shapes = {
         index_key(wait.subscribe.condition, ()).shape
         for wait in waits
         if isinstance(wait.subscribe.condition, EventCondition)
     }
-    return [each.id for each in Waits(waits).satisfied_by(event, lookup_keys(event, shapes), new=new)]
+    return [each.id for each in Waits(waits).satisfied_by(event, lookup_keys(event, shapes))]
 
 
 def test_a_wait_without_expression_takes_any_event_of_its_key() -> None:
@@ -144,10 +144,6 @@ def test_since_widens_how_far_back_a_wait_looks_and_never_narrows() -> None:
     assert satisfied([wait(condition(since_s=5.0), since=9_000_000)], event) == ["w1"]
     assert satisfied([wait(condition(since_s=5.1), since=9_000_000)], event) == []
     assert satisfied([wait(condition(since_s=20.0), since=4_000_000)], event) == ["w1"]
-
-
-def test_an_event_that_arrived_after_the_wait_counts_whatever_the_clocks_say() -> None:
-    assert satisfied([wait(condition(), since=10**9)], sighting(seq=100), new=True) == ["w1"]
 
 
 def test_one_event_satisfies_many_waits_and_a_wait_is_satisfied_once() -> None:

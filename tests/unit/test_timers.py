@@ -107,8 +107,10 @@ def test_a_set_and_a_cancel_of_one_id_leave_the_cancel() -> None:
     assert plan([set_timer("a"), CancelTimer(id="a")]) == Changes((), ("a",))
 
 
-def test_a_cancelled_timer_that_is_set_again_by_a_message_that_came_twice_stays_cancelled() -> None:
-    assert plan([set_timer("a"), CancelTimer(id="a"), set_timer("a")]) == Changes((), ("a",))
+def test_the_last_message_about_an_id_counts() -> None:
+    anew = set_timer("a", due=9.0)
+    assert plan([set_timer("a"), CancelTimer(id="a"), anew]) == Changes((anew,), ())
+    assert plan([CancelTimer(id="a"), anew, CancelTimer(id="a")]) == Changes((), ("a",))
 
 
 def test_the_first_of_two_sets_counts() -> None:

@@ -120,8 +120,9 @@ class Draft:
         """What another owner wrote last may not have been published. It stays in the outbox until this has succeeded,
         whatever else happens to the run meanwhile.
 
-        A run that may leave the memory, as nothing of it is ready or running, is written as ours: else it would be
-        published again each time that it is loaded, and two runs that wait for each other would never come to rest.
+        A run that is not live may leave the memory, and so is written as ours, with its outbox, even if nothing else
+        changes: else it would be published again each time that it is loaded, and two runs that tell each other
+        something would never come to rest.
         """
         self._publications.extend(Publication(item.to, item.message.encode(), durable=True) for item in run.outbox)
         self._outbox[run.id].extend(run.outbox)
@@ -150,11 +151,12 @@ class Draft:
 
     def _sealed(self, run_id: str, before: Run | None) -> Run:
         """The run as it is stored: next revision, this epoch, and the effects that must not be lost."""
+        outbox = tuple(self._outbox.get(run_id, ()))
         run = replace(
             self._runs[run_id],
             revision=before.revision + 1 if before is not None else 1,
             epoch=self._epoch,
-            outbox=tuple(self._outbox.get(run_id, ())),
+            outbox=before.outbox if before is not None and before.outbox == outbox else outbox,
             unasked=run_id in self._unasked,
         )
         self._runs[run_id] = run

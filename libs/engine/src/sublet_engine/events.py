@@ -214,15 +214,16 @@ class Sequence:
     """Gives events their place in the order of all events: microseconds since 1970, unique and increasing."""
 
     def __init__(self) -> None:
-        self._last = 0
+        self.last = 0
+        """The latest that was given or passed by."""
 
     def next(self, now: float) -> int:
-        self._last = max(int(now * 1_000_000), self._last + 1)
-        return self._last
+        self.last = max(int(now * 1_000_000), self.last + 1)
+        return self.last
 
     def pass_by(self, place: int) -> None:
         """Places given from now on are greater than this one, even if the clock of whoever gave it is ahead of ours."""
-        self._last = max(self._last, place)
+        self.last = max(self.last, place)
 
 
 class Sighting(Generic[AnyEvent]):

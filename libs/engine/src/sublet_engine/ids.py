@@ -78,11 +78,20 @@ def triggered_run_id(event_id: str, workflow: str, filter_key: str = "") -> str:
     return str(uuid.uuid5(_NAMESPACE, f"trigger\0{event_id}\0{workflow}\0{filter_key}"))
 
 
-def wait_id(task_run: str, node: str, condition: str, replay: int = 0) -> str:
-    """The id of a timer or subscription: one per task run, node of its log (or DAG list), condition and replay.
-
-    What has been withdrawn is never asked for again under the same id: a replay of the run asks anew. So a message
-    that comes twice, or late, cannot undo what a later one did.
-    """
-    place = f"{node}@{replay}" if replay else node
+def wait_id(task_run: str, place: str, condition: str) -> str:
+    """The id of a timer or subscription: one per task run, place and condition."""
     return f"{task_run}#{place}#{condition}"
+
+
+def waiting_place(node: str, replays: int) -> str:
+    """Where a task waits: a node of its log (or its DAG list), and how often the task had been replayed.
+
+    So what has been withdrawn is never asked for again under the same id: a message that comes twice, or late, cannot
+    undo what a later one did.
+    """
+    return f"{node}@{replays}" if replays else node
+
+
+def node_of(place: str) -> str:
+    """The node of a `waiting_place`."""
+    return place.partition("@")[0]

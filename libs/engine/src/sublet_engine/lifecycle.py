@@ -279,26 +279,26 @@ def record(run: Run, report: Recorded, workflow: WorkflowSpec, turn: Turn) -> Ru
 
 
 def timer_fired(run: Run, message: TimerFired, workflow: WorkflowSpec, turn: Turn) -> Run:
-    task = _waiting(run, message)
+    task, node = _asker(run, message)
     if task is None:
         return run
-    if message.node == RETRY_NODE:
+    if node == RETRY_NODE:
         if task.status != "BACKOFF" or message.key != str(task.retry_count):
             return run
         return run.with_task(_ready(task, workflow.task(task.name), turn.now, resumed=True))
-    if message.node == DAG_NODE:
-        return _condition_met(run, task, message.key, workflow, turn)
-    node, key = message.node, message.key
+    key = message.key
+    if node == DAG_NODE:
+        return _condition_met(run, task, key, workflow, turn)
     return _end_wait(run, task, lambda: durable.meet(run, task, node, key, turn, seq=0), workflow, turn)
 
 
 def event_matched(run: Run, message: EventMatched, workflow: WorkflowSpec, turn: Turn) -> Run:
-    task = _waiting(run, message)
+    task, node = _asker(run, message)
     if task is None:
         return run
-    if message.node == DAG_NODE:
-        return _condition_met(run, task, message.key, workflow, turn)
-    node, key, seq, payload = message.node, message.key, message.seq, message.payload
+    key, seq, payload = message.key, message.seq, message.payload
+    if node == DAG_NODE:
+        return _condition_met(run, task, key, workflow, turn)
     return _end_wait(
         run, task, lambda: durable.meet(run, task, node, key, turn, seq=seq, payload=payload), workflow, turn
     )
@@ -342,19 +342,22 @@ def _wake_if_due(task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> TaskRun:
 
 
 def awaits(task: TaskRun | None, asked: Subscribe) -> bool:
-    """An event that matches what the task asked for would still change something."""
-    if task is None or task.terminal or task.replays != asked.replay:
+    """The task still waits for the event that it asked for."""
+    node = ids.node_of(asked.node)
+    if task is None or task.terminal or asked.node != ids.waiting_place(node, task.replays):
         return False
-    if asked.node == DAG_NODE:
+    if node == DAG_NODE:
         return task.status == "PENDING" and asked.condition.key not in task.met
-    wait = durable.open_wait(task, asked.node)
+    wait = durable.open_wait(task, node)
     return wait is not None and all(key != asked.condition.key for key, _ in wait.met)
 
 
-def _waiting(run: Run, message: TimerFired | EventMatched) -> TaskRun | None:
-    """The task that asked for it, unless it has ended or been replayed since."""
-    task = _named(run, message.task_run_id)
-    return None if task is None or task.terminal or task.replays != message.replay else task
+def _asker(run: Run, message: TimerFired | EventMatched) -> tuple[TaskRun | None, str]:
+    """The task that asked for it, unless it has ended or been replayed since, and the node at which it waits."""
+    node, task = ids.node_of(message.node), _named(run, message.task_run_id)
+    if task is None or task.terminal or message.node != ids.waiting_place(node, task.replays):
+        return None, node
+    return task, node
 
 
 def _named(run: Run, task_run: str) -> TaskRun | None:

@@ -136,18 +136,14 @@ class Waits:
                     starts[key] = min(start, starts.get(key, start))
         return starts
 
-    def satisfied_by(self, sighting: Sighting[Event], keys: Sequence[str], *, new: bool = False) -> list[Subscribe]:
-        """Take out the waits that this event satisfies; ``keys`` are its `lookup_keys`.
-
-        ``new``: the event arrived after all these waits were registered, so they have it ahead of them, whatever
-        the clocks say.
-        """
+    def satisfied_by(self, sighting: Sighting[Event], keys: Sequence[str]) -> list[Subscribe]:
+        """Take out the waits that this event satisfies; ``keys`` are its `lookup_keys`."""
         satisfied = []
         for key in keys:
             waits = self._open.get(key)
             if not waits:
                 continue
-            fitting = [wait for wait in waits.values() if self._fits(wait, sighting, new)]
+            fitting = [wait for wait in waits.values() if self._fits(wait, sighting)]
             for wait in fitting:
                 del waits[wait.id]
             if not waits:
@@ -155,13 +151,13 @@ class Waits:
             satisfied += fitting
         return satisfied
 
-    def _fits(self, subscribe: Subscribe, sighting: Sighting[Event], new: bool) -> bool:
+    def _fits(self, subscribe: Subscribe, sighting: Sighting[Event]) -> bool:
         condition, event = subscribe.condition, sighting.event
         if not isinstance(condition, EventCondition) or condition.event_key != event.key:
             return False
         if condition.scope is not None and condition.scope != event.scope:
             return False
-        if not new and event.seq <= listens_from(subscribe):
+        if event.seq <= listens_from(subscribe):
             return False
         if condition.expression is None:
             return True
@@ -185,5 +181,4 @@ def event_matched(subscribe: Subscribe, event: Event) -> EventMatched:
         event_id=event.id,
         seq=event.seq,
         payload=msgspec.Raw(event.payload.encode()),
-        replay=subscribe.replay,
     )

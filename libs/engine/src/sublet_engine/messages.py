@@ -124,12 +124,11 @@ class ReplayRun(Record, frozen=True):
 
 
 class TimerFired(Record, frozen=True):
-    """A timer came due. The other fields say whose; see :class:`SetTimer`."""
+    """A timer came due. ``task_run_id``, ``node`` and ``key`` say whose; see :class:`SetTimer`."""
 
     task_run_id: str
     node: str
     key: str
-    replay: int = 0
 
 
 class EventMatched(Record, frozen=True):
@@ -141,8 +140,6 @@ class EventMatched(Record, frozen=True):
     event_id: str
     seq: int
     payload: msgspec.Raw
-    replay: int = 0
-    """As in :class:`Subscribe`."""
 
 
 class ChildFinished(Record, frozen=True):
@@ -464,14 +461,11 @@ class SetTimer(Record, frozen=True):
     due: float
     task_run_id: str
     node: str
+    """The place where the task waits: see :func:`ids.waiting_place`."""
     key: str
-    replay: int = 0
-    """How often the run had been replayed when it was set: what an earlier one waited for does not count any more."""
 
 
 class CancelTimer(Record, frozen=True):
-    """For good: the same id is never set again."""
-
     id: str
 
 
@@ -484,15 +478,12 @@ class Subscribe(Record, frozen=True):
     id: str
     task_run_id: str
     node: str
+    """The place where the task waits: see :func:`ids.waiting_place`."""
     condition: Condition
     since: int
-    replay: int = 0
-    """As in :class:`SetTimer`."""
 
 
 class Unsubscribe(Record, frozen=True):
-    """For good: nobody subscribes again under the same id."""
-
     id: str
 
 

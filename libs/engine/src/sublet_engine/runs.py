@@ -70,7 +70,7 @@ class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
     retry_count: int = 0
     """Re-executions of any kind; the number of the attempt, from 0."""
     replays: int = 0
-    """How often it has been begun again by a replay of the run: each has timers and subscriptions of its own."""
+    """How often it has been begun again by a replay of the run: each time it waits for its own timers and events."""
     retries_used: int = 0
     """Retries that the user's ``retries`` pays for."""
     losses: int = 0

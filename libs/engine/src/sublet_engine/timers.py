@@ -122,12 +122,14 @@ class Changes:
 
 
 def plan(messages: Iterable[SetTimer | CancelTimer]) -> Changes:
-    """The net effect of messages in any order. What is cancelled was set before, whatever comes first here."""
+    """The net effect of messages in their order: of each id in one of the two alone."""
     to_set: dict[str, SetTimer] = {}
     cancelled: dict[str, None] = {}
     for message in messages:
         if isinstance(message, CancelTimer):
+            to_set.pop(message.id, None)
             cancelled[message.id] = None
         else:
+            cancelled.pop(message.id, None)
             to_set.setdefault(message.id, message)
-    return Changes(tuple(timer for timer in to_set.values() if timer.id not in cancelled), tuple(cancelled))
+    return Changes(tuple(to_set.values()), tuple(cancelled))

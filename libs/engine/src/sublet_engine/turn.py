@@ -38,8 +38,8 @@ class Turn:
         self.emit(f"inbox:{inbox}", message, durable=durable)
 
     def set_timer(self, run: Run, task: TaskRun, node: str, key: str, due: float) -> None:
-        timer = SetTimer(_wait_id(run, task, node, key), due, run.task_run_id(task), node, key, task.replays)
-        self.emit("timers", timer)
+        task_run, place = run.task_run_id(task), ids.waiting_place(node, task.replays)
+        self.emit("timers", SetTimer(ids.wait_id(task_run, place, key), due, task_run, place, key))
 
     def cancel_timer(self, run: Run, task: TaskRun, node: str, key: str) -> None:
         self.emit("timers", CancelTimer(_wait_id(run, task, node, key)))
@@ -51,11 +51,12 @@ class Turn:
         elif isinstance(condition, EventCondition):
             if condition.since_s is not None:
                 since = min(since, position_at(condition.since_s))
-            wait = _wait_id(run, task, node, condition.key)
-            self.emit("ingest", Subscribe(wait, run.task_run_id(task), node, condition, since, task.replays))
+            task_run, place = run.task_run_id(task), ids.waiting_place(node, task.replays)
+            wait = ids.wait_id(task_run, place, condition.key)
+            self.emit("ingest", Subscribe(wait, task_run, place, condition, since))
 
     def withdraw(self, run: Run, task: TaskRun, node: str, condition: Condition) -> None:
-        """Undo :meth:`arm`. Harmless when it has come true meanwhile."""
+        """Undo :meth:`arm`. Harmless when it has come true meanwhile, or was never armed."""
         if isinstance(condition, SleepCondition):
             self.cancel_timer(run, task, node, condition.key)
         elif isinstance(condition, EventCondition):
@@ -63,4 +64,4 @@ class Turn:
 
 
 def _wait_id(run: Run, task: TaskRun, node: str, key: str) -> str:
-    return ids.wait_id(run.task_run_id(task), node, key, task.replays)
+    return ids.wait_id(run.task_run_id(task), ids.waiting_place(node, task.replays), key)

@@ -69,6 +69,8 @@ def update_of(before: Run, after: Run) -> Update:
         changes["waiting"] = waiting
     if before.live != after.live:
         changes["live"] = after.live
+    if before.tasks is after.tasks:
+        return Update(after.id, before.revision, changes)
     if len(before.tasks) != len(after.tasks) or len(after.tasks) == 1:
         changes["tasks"] = msgspec.to_builtins(after.tasks)
         return Update(after.id, before.revision, changes)

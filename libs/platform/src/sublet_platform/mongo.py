@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from bson.int64 import Int64
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo import DeleteMany, InsertOne, ReplaceOne, UpdateOne, WriteConcern
+from pymongo import DeleteMany, InsertOne, ReadPreference, ReplaceOne, UpdateOne, WriteConcern
 from pymongo.errors import (
     BulkWriteError,
     ConfigurationError,
@@ -124,7 +124,8 @@ class Mongo:
     ) -> None:
         self._client = client
         concern = WriteConcern(w="majority", j=True, wtimeout=WRITE_TIMEOUT_MS)
-        self._database = client.get_database(database, write_concern=concern)
+        # Reads decide, so they are from the primary, whatever the URL says.
+        self._database = client.get_database(database, write_concern=concern, read_preference=ReadPreference.PRIMARY)
         self._on_seconds = on_seconds
 
     async def _ask(self, operation: str, call: Awaitable[T]) -> T:
@@ -244,6 +245,11 @@ class Mongo:
         ]
         if operations:
             await self._ask("write", self._bulk(collection, operations))
+
+    async def raise_to(self, collection: str, key: str, name: str, value: int) -> None:
+        """Set a number of a document, unless it is greater."""
+        call = self._database[collection].update_one({"_id": key}, {"$max": {name: value}}, upsert=True)
+        await self._ask("write", call)
 
     async def set_once(self, collection: str, key: str, values: Mapping[str, Any]) -> Document:
         """Write a document unless it is there; returns what is there then."""

@@ -1,4 +1,4 @@
-"""The store of event-ingest in MongoDB: ``events``, ``subscriptions``, ``shapes``, ``triggers``."""
+"""The store of event-ingest in MongoDB: ``events``, ``sequence``, ``subscriptions``, ``shapes``, ``triggers``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ class MongoEventStore:
 
     async def last_seq(self) -> int:
         newest = await self._mongo.find_one("events", {}, sort=[("seq", -1)])
-        return newest["seq"] if newest else 0
+        passed = await self._mongo.find_one("sequence", {"_id": "events"})
+        return max(newest["seq"] if newest else 0, passed["passed"] if passed else 0)
+
+    async def pass_by(self, seq: int) -> None:
+        await self._mongo.raise_to("sequence", "events", "passed", seq)
 
     async def events_after(self, after: Mapping[str, int], limit: int) -> list[StoredEvent]:
         if not after:

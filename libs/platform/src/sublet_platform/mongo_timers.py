@@ -39,5 +39,4 @@ def _document(timer: StoredTimer) -> Document:
         "task_run_id": timer.task_run_id,
         "node": timer.node,
         "key": timer.key,
-        "replay": timer.replay,
     }

@@ -212,7 +212,6 @@ class StoredTimer:
     task_run_id: str
     node: str
     key: str
-    replay: int = 0
 
 
 class TimerStore(Protocol):
@@ -267,7 +266,10 @@ class EventStore(Protocol):
     async def get_events(self, ids: Sequence[str]) -> list[StoredEvent]: ...
 
     async def last_seq(self) -> int:
-        """The highest seq stored, or 0."""
+        """The highest seq stored or passed by, or 0."""
+
+    async def pass_by(self, seq: int) -> None:
+        """Remember that no event may get this seq any more, nor one below it."""
 
     async def events_after(self, after: Mapping[str, int], limit: int) -> list[StoredEvent]:
         """The earliest events whose key is in ``after`` and whose seq is greater than the one given for that key.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from sublet_engine import events, limits
 from sublet_engine.messages import MalformedMessage, RegisterTriggers, Subscribe, Unsubscribe, decode_for_ingest
 from sublet_platform.ports import Clock, Delivery, StoredEvent
@@ -23,6 +25,11 @@ class Batch:
     """By workflow, the latest."""
     refused: list[tuple[Delivery, str]] = field(default_factory=list)
     """With the reason."""
+
+    @property
+    def listens_from(self) -> int:
+        """All later events must have greater places: some wait of the batch listens from here."""
+        return max((subscribe.since for subscribe in self.subscribes.values()), default=0)
 
 
 class Reader:
@@ -92,12 +99,9 @@ class Reader:
         for command in decode_for_ingest(delivery.body):
             match command:
                 case Subscribe():
-                    # An event that comes after the wait must have a later place than it, whoever's clock is ahead.
-                    # A place that no clock of ours can have given must not carry all events with it.
-                    ahead = int((self._clock.now() + limits.CLOCK_AHEAD_MAX_S) * 1_000_000)
-                    self.sequence.pass_by(min(command.since, ahead))
-                    if command.id not in batch.unsubscribes:
-                        batch.subscribes[command.id] = command
+                    command = self._in_order(command)
+                    batch.unsubscribes.pop(command.id, None)
+                    batch.subscribes[command.id] = command
                 case Unsubscribe():
                     batch.subscribes.pop(command.id, None)
                     batch.unsubscribes[command.id] = None
@@ -105,3 +109,14 @@ class Reader:
                     known = batch.triggers.get(command.workflow)
                     if known is None or command.at >= known.at:
                         batch.triggers[command.workflow] = command
+
+    def _in_order(self, subscribe: Subscribe) -> Subscribe:
+        """An event that comes after the wait gets a later place than it, whoever's clock is ahead.
+
+        A place that no clock of ours can have given must not carry all events with it: such a wait listens from now on.
+        """
+        ahead = int((self._clock.now() + limits.CLOCK_AHEAD_MAX_S) * 1_000_000)
+        if subscribe.since > ahead:
+            return replace(subscribe, since=self.sequence.last)
+        self.sequence.pass_by(subscribe.since)
+        return subscribe

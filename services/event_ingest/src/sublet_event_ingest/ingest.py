@@ -81,6 +81,8 @@ class Ingest:
         self._shapes: dict[str, set[Shape]] = {}
         self._triggers: Triggers | None = None
         self._count_again_at = 0.0
+        self._passed = 0
+        """Whoever takes over gives events places after this one: it is stored."""
 
     def drop(self) -> None:
         """Forget what is kept in memory: the next batch reads it again."""
@@ -96,8 +98,10 @@ class Ingest:
             self._learn_triggers(list(batch.triggers.values())),
         )
         waits, shapes = self._index(batch.subscribes.values())
-        live, _ = await asyncio.gather(
-            self._match_live(sightings, new, batch), self._register(waits, shapes, list(batch.unsubscribes))
+        live, _, _ = await asyncio.gather(
+            self._match_live(sightings, batch),
+            self._register(waits, shapes, list(batch.unsubscribes)),
+            self._pass_by(batch.listens_from),
         )
         matches = live + await self._look_back(Waits(waits))
         await self._tell(matches, self._triggered(sightings))
@@ -114,8 +118,16 @@ class Ingest:
         if channel != self._channel:
             self._shapes.clear()
             self._triggers = None
-            self._reader.sequence.pass_by(await self._store.last_seq())
+            self._passed = await self._store.last_seq()
+            self._reader.sequence.pass_by(self._passed)
             self._channel = channel
+
+    async def _pass_by(self, place: int) -> None:
+        """An event that comes after a wait must have a later place than it. Who takes over from us looks where the last
+        event is; if the wait is ahead of that it has to be told."""
+        if place > self._passed:
+            await self._store.pass_by(place)
+            self._passed = place
 
     async def _learn_shapes(self, batch: Batch) -> None:
         keys = {event.key for event in batch.events.values()}
@@ -150,11 +162,12 @@ class Ingest:
         repeated = await self._store.insert_events(events)
         stored = [event for event in events if event.id not in repeated]
         new = {event.id for event in stored}
+        self._passed = max([self._passed, *(event.seq for event in stored)])
         if repeated:
             stored += await self._store.get_events(sorted(repeated))
         return [Sighting(event) for event in sorted(stored, key=lambda event: event.seq)], new
 
-    async def _match_live(self, sightings: Sequence[Sighting[StoredEvent]], new: set[str], batch: Batch) -> list[Match]:
+    async def _match_live(self, sightings: Sequence[Sighting[StoredEvent]], batch: Batch) -> list[Match]:
         """With the waits that were registered before this batch. Those of the batch itself look back instead."""
         if not sightings:
             return []
@@ -164,7 +177,7 @@ class Ingest:
         matches = [
             Match(subscribe, sighting.event)
             for sighting, keys_of_event in zip(sightings, keys, strict=True)
-            for subscribe in waits.satisfied_by(sighting, keys_of_event, new=sighting.event.id in new)
+            for subscribe in waits.satisfied_by(sighting, keys_of_event)
         ]
         self._counts.expression_failures.inc(waits.failures)
         return matches

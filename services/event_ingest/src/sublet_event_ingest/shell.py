@@ -62,6 +62,7 @@ class IngestShell:
         """Finish what is in hand: an event without message id that came again would be another event."""
         if self._sweeping is not None:
             self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
         await self._batches.rest()
         if self._consumer is not None:
             await self._consumer.close()

@@ -196,7 +196,7 @@ class TimerShell:
         fired = (
             (
                 ids.slot_key(ids.run_of(each.task_run_id), self._shards),
-                TimerFired(each.task_run_id, each.node, each.key, each.replay),
+                TimerFired(each.task_run_id, each.node, each.key),
             )
             for each in timers
         )
@@ -241,4 +241,4 @@ def _read(deliveries: Sequence[Delivery]) -> tuple[list[SetTimer | CancelTimer],
 
 
 def _stored(message: SetTimer) -> StoredTimer:
-    return StoredTimer(message.id, message.due, message.task_run_id, message.node, message.key, message.replay)
+    return StoredTimer(message.id, message.due, message.task_run_id, message.node, message.key)

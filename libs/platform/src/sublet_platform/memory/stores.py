@@ -215,8 +215,14 @@ class MemoryEventStore:
     async def last_seq(self) -> int:
         await self._database.before("last_seq")
         newest = max((event.seq for event in self._database.events.values()), default=0)
+        passed = self._database.passed_seq
         await self._database.after("last_seq")
-        return newest
+        return max(newest, passed)
+
+    async def pass_by(self, seq: int) -> None:
+        await self._database.before("pass_by")
+        self._database.passed_seq = max(self._database.passed_seq, seq)
+        await self._database.after("pass_by")
 
     async def events_after(self, after: Mapping[str, int], limit: int) -> list[StoredEvent]:
         await self._database.before("events_after")
