@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from sublet_engine import durable, ids, invariants, leases, lifecycle
+from sublet_engine import durable, ids, invariants, leases, lifecycle, settling
 from sublet_engine.messages import (
     NULL,
     ChildFinished,
@@ -182,13 +182,13 @@ class Bench:
     def _place(self, node: str, name: str) -> str:
         return ids.waiting_place(node, self.task(name).replays)
 
-    def fire(self, node: str = lifecycle.DAG_NODE, key: str = "sleep", name: str = "task") -> None:
+    def fire(self, node: str = settling.DAG_NODE, key: str = "sleep", name: str = "task") -> None:
         message = TimerFired(self.task_run(name), self._place(node, name), key)
         self._step(lambda turn: lifecycle.timer_fired(self.run, message, self.workflow, turn))
 
     def match(
         self,
-        node: str = lifecycle.DAG_NODE,
+        node: str = settling.DAG_NODE,
         key: str = "paid",
         name: str = "task",
         seq: int = 1,

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sublet_engine import dag
-from sublet_engine.lifecycle import DAG_NODE
 from sublet_engine.messages import CancelTimer, RunResult, SetTimer, Subscribe, Unsubscribe
 from sublet_engine.runs import TaskRun
+from sublet_engine.settling import DAG_NODE
 from sublet_engine.workflows import (
     Condition,
     EventCondition,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sublet_engine import durable, lifecycle, limits
+from sublet_engine import durable, lifecycle, limits, settling
 from sublet_engine.ids import child_run_id
 from sublet_engine.messages import (
     CancelTimer,
@@ -660,6 +660,6 @@ def test_a_log_has_a_greatest_length(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sleep_in_a_dag_is_not_a_wait_in_the_log() -> None:
     bench = Bench(TaskSpec("task", durable=True, wait_for=both(sleep())))
     assert bench.status() == "PENDING"
-    bench.fire(lifecycle.DAG_NODE)
+    bench.fire(settling.DAG_NODE)
     assert bench.status() == "READY"
     assert bench.task().log_length == 0

@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from ingest_world import Instance, World, settled, wait
-from sublet_engine.lifecycle import DAG_NODE
 from sublet_engine.runs import OpenWait, Run, TaskRun
+from sublet_engine.settling import DAG_NODE
 from sublet_engine.workflows import EventCondition
 from sublet_event_ingest import sweeper as sweeper_module
 from sublet_event_ingest.sweeper import SWEEP_INTERVAL_S

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from sublet_engine import dag, durable, ids, leases, limits, results
-from sublet_engine.dag import SKIPPED_OUTPUT
+from sublet_engine import durable, ids, leases, limits, results, settling
 from sublet_engine.messages import (
     ChildFinished,
     EventMatched,
@@ -24,22 +23,15 @@ from sublet_engine.messages import (
     Released,
     Revoked,
     RunRequest,
-    RunStatus,
     Subscribe,
     Suspended,
     TaskError,
     TimerFired,
     json_text,
 )
-from sublet_engine.runs import Run, TaskRun, TaskStatus
+from sublet_engine.runs import Run, TaskRun
 from sublet_engine.turn import Turn, position_at
-from sublet_engine.workflows import EventCondition, SleepCondition, TaskSpec, WorkflowSpec
-
-DAG_NODE = "dag"
-"""Node of the timers and subscriptions that belong to a task's conditions, not to its durable log."""
-RETRY_NODE = "retry"
-"""Node of the timer for the delay before a retry; its key is the number of the attempt that it starts."""
-
+from sublet_engine.workflows import EventCondition, TaskSpec, WorkflowSpec
 
 # --- creation -------------------------------------------------------------------------------------------------
 
@@ -67,7 +59,7 @@ def create(request: RunRequest, workflow: WorkflowSpec | None, turn: Turn) -> Ru
     run = replace(run, tasks=tuple(TaskRun(name=spec.name) for spec in workflow.tasks))
     for spec in workflow.tasks:
         _listen(run, spec, turn, position_at(run.created_at))
-    return _settle(run, workflow, turn)
+    return settling.settle(run, workflow, turn)
 
 
 def _requested_at(request: RunRequest, turn: Turn) -> float:
@@ -91,7 +83,7 @@ def _listen(run: Run, spec: TaskSpec, turn: Turn, since: int) -> None:
     """Event conditions of a DAG task count from the start of the run."""
     for condition in spec.conditions:
         if isinstance(condition, EventCondition):
-            turn.arm(run, run.task(spec.name), DAG_NODE, condition, since)
+            turn.arm(run, run.task(spec.name), settling.DAG_NODE, condition, since)
 
 
 def add_interest(run: Run, request: RunRequest, workflow: WorkflowSpec | None, turn: Turn) -> Run:
@@ -153,7 +145,7 @@ def finish(run: Run, report: Finished, workflow: WorkflowSpec, turn: Turn) -> Ru
     if task is None:
         return run
     output = json_text(report.output)
-    return _end_task(run, task, "COMPLETED", workflow, turn, output=output)
+    return settling.end_task(run, task, "COMPLETED", workflow, turn, output=output)
 
 
 def fail(run: Run, report: Failed, workflow: WorkflowSpec, turn: Turn) -> Run:
@@ -168,12 +160,12 @@ def _fail(run: Run, task: TaskRun, error: TaskError, workflow: WorkflowSpec, tur
     spec = workflow.task(task.name)
     error = replace(error, task_run_id=run.task_run_id(task))
     if not retryable or task.retries_used >= spec.retries:
-        return _end_task(run, task, "FAILED", workflow, turn, error=error)
+        return settling.end_task(run, task, "FAILED", workflow, turn, error=error)
     task = replace(_next_attempt(task), retries_used=task.retries_used + 1, error=error)
     if spec.backoff_factor is None:
-        return run.with_task(_ready(task, spec, turn.now, resumed=True))
+        return run.with_task(settling.ready(task, spec, turn.now, resumed=True))
     delay_s = backoff_delay_s(spec, task.retries_used)
-    turn.set_timer(run, task, RETRY_NODE, str(task.retry_count), turn.now + delay_s)
+    turn.set_timer(run, task, settling.RETRY_NODE, str(task.retry_count), turn.now + delay_s)
     return run.with_task(replace(task, status="BACKOFF"))
 
 
@@ -210,7 +202,7 @@ def lose(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
             "look for crashes and memory limits of the workers of its pool",
             task_run_id=run.task_run_id(task),
         )
-        return _end_task(run, task, "FAILED", workflow, turn, error=error)
+        return settling.end_task(run, task, "FAILED", workflow, turn, error=error)
     task = replace(_next_attempt(task), losses=task.losses + 1)
     return run.with_task(_ready_again(task, workflow, turn))
 
@@ -225,7 +217,7 @@ def hand_back(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
 
 def _ready_again(task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> TaskRun:
     """After it lost its worker. A durable task that has got somewhere must not miss a schedule timeout any more."""
-    ready = _ready(task, workflow.task(task.name), turn.now, resumed=True)
+    ready = settling.ready(task, workflow.task(task.name), turn.now, resumed=True)
     return replace(ready, schedule_deadline=None) if task.log_length else ready
 
 
@@ -282,12 +274,12 @@ def timer_fired(run: Run, message: TimerFired, workflow: WorkflowSpec, turn: Tur
     task, node = _asker(run, message)
     if task is None:
         return run
-    if node == RETRY_NODE:
+    if node == settling.RETRY_NODE:
         if task.status != "BACKOFF" or message.key != str(task.retry_count):
             return run
-        return run.with_task(_ready(task, workflow.task(task.name), turn.now, resumed=True))
+        return run.with_task(settling.ready(task, workflow.task(task.name), turn.now, resumed=True))
     key = message.key
-    if node == DAG_NODE:
+    if node == settling.DAG_NODE:
         return _condition_met(run, task, key, workflow, turn)
     return _end_wait(run, task, lambda: durable.meet(run, task, node, key, turn, seq=0), workflow, turn)
 
@@ -297,7 +289,7 @@ def event_matched(run: Run, message: EventMatched, workflow: WorkflowSpec, turn:
     if task is None:
         return run
     key, seq, payload = message.key, message.seq, message.payload
-    if node == DAG_NODE:
+    if node == settling.DAG_NODE:
         return _condition_met(run, task, key, workflow, turn)
     return _end_wait(
         run, task, lambda: durable.meet(run, task, node, key, turn, seq=seq, payload=payload), workflow, turn
@@ -314,7 +306,7 @@ def child_finished(run: Run, message: ChildFinished, workflow: WorkflowSpec, tur
 def _condition_met(run: Run, task: TaskRun, key: str, workflow: WorkflowSpec, turn: Turn) -> Run:
     if task.status != "PENDING" or key in task.met:
         return run
-    return _settle(run.with_task(replace(task, met=(*task.met, key))), workflow, turn)
+    return settling.settle(run.with_task(replace(task, met=(*task.met, key))), workflow, turn)
 
 
 def _end_wait(run: Run, task: TaskRun, end: Callable[[], TaskRun], workflow: WorkflowSpec, turn: Turn) -> Run:
@@ -337,7 +329,7 @@ def _after_wait(run: Run, before: TaskRun, task: TaskRun, workflow: WorkflowSpec
 
 def _wake_if_due(task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> TaskRun:
     if task.status == "EVICTED" and durable.may_go_on(task):
-        return replace(_ready(task, workflow.task(task.name), turn.now, resumed=True), schedule_deadline=None)
+        return replace(settling.ready(task, workflow.task(task.name), turn.now, resumed=True), schedule_deadline=None)
     return task
 
 
@@ -346,7 +338,7 @@ def awaits(task: TaskRun | None, asked: Subscribe) -> bool:
     node = ids.node_of(asked.node)
     if task is None or task.terminal or asked.node != ids.waiting_place(node, task.replays):
         return False
-    if node == DAG_NODE:
+    if node == settling.DAG_NODE:
         return task.status == "PENDING" and asked.condition.key not in task.met
     wait = durable.open_wait(task, node)
     return wait is not None and all(key != asked.condition.key for key, _ in wait.met)
@@ -375,15 +367,15 @@ def cancel(run: Run, workflow: WorkflowSpec | None, turn: Turn, *, reason: str =
     run = replace(run, cancelled_reason=reason)
     for task in run.tasks:
         if not task.terminal:
-            run = _close_task(run, task, "CANCELLED", workflow, turn, reason=reason)
-    return _settle(run, workflow, turn)
+            run = settling.close_task(run, task, "CANCELLED", workflow, turn, reason=reason)
+    return settling.settle(run, workflow, turn)
 
 
 def cancel_task(run: Run, name: str, workflow: WorkflowSpec, turn: Turn, *, reason: str = "cancelled") -> Run:
     task = next((task for task in run.tasks if task.name == name), None)
     if task is None or task.terminal:
         return run
-    return _end_task(run, task, "CANCELLED", workflow, turn, reason=reason)
+    return settling.end_task(run, task, "CANCELLED", workflow, turn, reason=reason)
 
 
 def time_out(run: Run, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
@@ -401,7 +393,7 @@ def schedule_time_out(run: Run, task: TaskRun, workflow: WorkflowSpec, turn: Tur
     """No worker had room for it in time."""
     timeout_s = workflow.task(task.name).schedule_timeout_s
     reason = f"not started within its schedule timeout of {timeout_s:g} s: no free slot in its pool"
-    return _end_task(run, task, "CANCELLED", workflow, turn, reason=reason)
+    return settling.end_task(run, task, "CANCELLED", workflow, turn, reason=reason)
 
 
 def replay(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
@@ -422,7 +414,7 @@ def replay(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
         if spec.name in again:
             _listen(run, spec, turn, turn.position)
             durable.rearm(run, run.task(spec.name), turn)
-    return _settle(run, workflow, turn)
+    return settling.settle(run, workflow, turn)
 
 
 def _tasks_to_replay(run: Run, workflow: WorkflowSpec) -> set[str]:
@@ -447,129 +439,3 @@ def _fresh(task: TaskRun) -> TaskRun:
         log_bytes=task.log_bytes,
         log_segments=task.log_segments,
     )
-
-
-# --- settling -------------------------------------------------------------------------------------------------
-
-
-def _settle(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
-    """Decide every task that can be decided. One pass is enough, in the order of what depends on what."""
-    for spec in workflow.in_order:
-        task = run.task(spec.name)
-        if task.status == "PENDING":
-            run = _decide(run, spec, task, workflow, turn)
-    return _finish_if_done(run, workflow, turn)
-
-
-def _decide(run: Run, spec: TaskSpec, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
-    if not task.armed and all(run.task(name).terminal for name in spec.dependencies) and not spec.on_failure:
-        task = replace(task, armed=True, met=(*task.met, *dag.true_parent_conditions(spec, run)))
-        run = run.with_task(task)
-        what, why = dag.verdict(spec, workflow, run, task)
-        if what == "wait":
-            _arm_sleeps(run, task, spec, turn)
-    else:
-        what, why = dag.verdict(spec, workflow, run, task)
-    if what == "wait":
-        return run
-    if what == "run":
-        _withdraw_conditions(run, spec, task, turn)
-        return run.with_task(_ready(task, spec, turn.now))
-    if what == "skip":
-        return _close_task(run, task, "SKIPPED", workflow, turn, output=SKIPPED_OUTPUT, reason=why)
-    return _close_task(run, task, "CANCELLED", workflow, turn, reason=why)
-
-
-def _arm_sleeps(run: Run, task: TaskRun, spec: TaskSpec, turn: Turn) -> None:
-    for condition in spec.conditions:
-        if isinstance(condition, SleepCondition):
-            turn.arm(run, task, DAG_NODE, condition, 0)
-
-
-def _withdraw_conditions(run: Run, spec: TaskSpec, task: TaskRun, turn: Turn) -> None:
-    for condition in spec.conditions:
-        if condition.key not in task.met and (task.armed or isinstance(condition, EventCondition)):
-            turn.withdraw(run, task, DAG_NODE, condition)
-
-
-def _ready(task: TaskRun, spec: TaskSpec, now: float, *, resumed: bool = False) -> TaskRun:
-    return replace(
-        task,
-        status="READY",
-        lease=None,
-        ready_at=now,
-        resumed=resumed,
-        schedule_deadline=now + spec.schedule_timeout_s,
-        queued_at=task.queued_at if task.queued_at is not None else now,
-    )
-
-
-def _end_task(
-    run: Run,
-    task: TaskRun,
-    status: TaskStatus,
-    workflow: WorkflowSpec,
-    turn: Turn,
-    *,
-    output: str | None = None,
-    error: TaskError | None = None,
-    reason: str | None = None,
-) -> Run:
-    run = _close_task(run, task, status, workflow, turn, output=output, error=error, reason=reason)
-    return _settle(run, workflow, turn)
-
-
-def _close_task(
-    run: Run,
-    task: TaskRun,
-    status: TaskStatus,
-    workflow: WorkflowSpec,
-    turn: Turn,
-    *,
-    output: str | None = None,
-    error: TaskError | None = None,
-    reason: str | None = None,
-) -> Run:
-    """A task has ended, for good. Nothing may wake it, and who still runs it is told to stop."""
-    if task.status == "PENDING":
-        _withdraw_conditions(run, workflow.task(task.name), task, turn)
-    if task.status == "BACKOFF":
-        turn.cancel_timer(run, task, RETRY_NODE, str(task.retry_count))
-    if task.lease is not None and status == "CANCELLED":
-        turn.to_inbox(task.lease.inbox, Revoked(ids.lease_id(run.task_run_id(task), task.invocation), "cancelled"))
-    durable.withdraw_all(run, task, turn)
-    task = replace(
-        task,
-        status=status,
-        blocked=(),
-        lease=None,
-        schedule_deadline=None,
-        output=output,
-        error=error,
-        reason=reason,
-        evicted_at=None,
-        finished_at=turn.now,
-    )
-    if status in ("FAILED", "CANCELLED"):
-        results.notify(run, task, turn)
-    return run.with_task(task)
-
-
-# --- the end of a run -----------------------------------------------------------------------------------------
-
-
-def _finish_if_done(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
-    if run.terminal or not all(task.terminal for task in run.tasks):
-        return run
-    run = replace(run, status=_final_status(run), finished_at=turn.now)
-    results.announce_end(run, workflow, turn)
-    return run
-
-
-def _final_status(run: Run) -> RunStatus:
-    statuses = {task.status for task in run.tasks}
-    if run.cancelled_reason is not None and "CANCELLED" in statuses:
-        return "CANCELLED"
-    if "FAILED" in statuses:
-        return "FAILED"
-    return "CANCELLED" if "CANCELLED" in statuses else "COMPLETED"
