@@ -9,13 +9,15 @@ from typing import Any
 from acceptance.lab import Lab, eventually
 from acceptance.leftovers import leftovers
 from acceptance.processes import Process
+from acceptance.stack import SERVICES
 from sublet_platform.mongo import connect
 from sublet_platform.settings import ServiceSettings
 from sublet_platform.topology import DEAD
 
 FINDINGS = "sublet_sweeper_findings_total"
-SETTLE_S = 60.0
-"""For the last timers to be forgotten and the last tickets to be acknowledged."""
+SETTLE_S = 200.0
+"""For the last timers to be forgotten and the last tickets to be acknowledged; a subscription that nobody waits for is
+looked at twice, a minute apart."""
 
 EFFECTS = {
     ("voyage", "embark"): "embarked",
@@ -35,6 +37,7 @@ EXPLAINED_BY: Mapping[str, frozenset[str]] = {
     "grant_unseen": frozenset(("rabbitmq", "scheduler", "worker")),
     "result_unseen": frozenset(("rabbitmq", "scheduler", "worker")),
     "timers": frozenset(("timer", "mongodb")),
+    "subscriptions": frozenset(("event-ingest", "rabbitmq")),
 }
 """What must have been struck for a sweeper to find something: who holds a hint that dies with him."""
 
@@ -155,7 +158,7 @@ class Audit:
 
     def _findings(self) -> Counter[str]:
         found: Counter[str] = Counter()
-        for service in ("scheduler", "timer"):
+        for service in SERVICES:
             for process in self._lab.stack.of(service):
                 found += process.metric_by("sweeper", FINDINGS)
         return found

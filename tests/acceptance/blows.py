@@ -18,8 +18,8 @@ from servers import MongoServer, RabbitServer
 
 PAUSE_MAX_S = 3.0
 """Between a death and what takes the place of the dead."""
-FREEZES_S = (1.0, 4.0, 12.0)
-"""Too short to be noticed; longer than a heartbeat; so long that its connection may be given up."""
+FREEZES_S = (1.0, 1.0, 4.0, 4.0, 12.0, 12.0, 35.0)
+"""Too short to be noticed; longer than a heartbeat; so long that its connection may be given up, or a worker lost."""
 
 
 class Blows:
