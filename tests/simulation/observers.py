@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulation.plan import WorkerPlan
 from simulation.processes import Process
-from simulation.slots import SlotWatch
+from simulation.slots import Delivery, SlotWatch
 from sublet_engine import ids, invariants
 from sublet_engine.messages import (
     ChildFinished,
@@ -91,7 +91,7 @@ class Observers:
                 case Finished() | Failed() | Suspended() | Released() | HandedBack():
                     self._slot_watch.reported(record)
                 case Claim():
-                    self._slot_watch.claimed(sender, record.ticket)
+                    self._slot_watch.claimed(sender, record.ticket, record.redelivered)
                 case TimerFired():
                     due = self._due.get(ids.wait_id(record.task_run_id, record.node, record.key))
                     if due is None or sender.clock.now() < due - self._world.plan.jumps_s:
@@ -127,7 +127,8 @@ class Observers:
             again = " again" if message.redelivered else ""
             self._world.note(f"{receiver.name} receives{again} {_summary(message)}")
         if message.routing_key.startswith(POOL_QUEUE):
-            self._slot_watch.delivered(receiver, decode_ticket(message.body).id, (subscription, tag))
+            delivery = Delivery(subscription, tag, message.redelivered)
+            self._slot_watch.delivered(receiver, decode_ticket(message.body).id, delivery)
         elif message.routing_key.startswith(WORKER_INBOX):
             for record in decode_for_worker(message.body):
                 if isinstance(record, NothingToDo):
@@ -140,7 +141,7 @@ class Observers:
     def acked(self, sender: Process, ticket: Any) -> None:
         if self._world.telling:
             self._world.note(f"{sender.name} acknowledges ticket {decode_ticket(ticket.body).id}")
-        self._slot_watch.acknowledged(sender, (ticket.channel, ticket.tag))
+        self._slot_watch.acknowledged(sender, Delivery(ticket.channel, ticket.tag, ticket.redelivered))
 
     # --- commits ------------------------------------------------------------------------------------------------
 

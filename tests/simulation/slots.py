@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from simulation.ledger import Complain
 from simulation.processes import Process
 from sublet_engine.messages import Failed, Finished, HandedBack, Released, Suspended
 from sublet_platform.memory.cluster import Subscription
 
-Delivery = tuple[Subscription, int]
-"""A ticket as it was delivered: its channel and tag."""
+
+class Delivery(NamedTuple):
+    """A ticket as it was delivered."""
+
+    channel: Subscription
+    tag: int
+    redelivered: bool
+
+
 Report = Finished | Failed | Suspended | Released | HandedBack
 
 
@@ -30,10 +39,12 @@ class SlotWatch:
     def delivered(self, process: Process, ticket: str, delivery: Delivery) -> None:
         self._delivered[process, ticket] = delivery
 
-    def claimed(self, process: Process, ticket: str) -> None:
-        """A ticket that nobody claims only stands for a task that lost its own."""
-        if (process, ticket) in self._delivered:
-            self._claimed[process, ticket] = self._delivered[process, ticket]
+    def claimed(self, process: Process, ticket: str, redelivered: bool) -> None:
+        """A ticket that nobody claims only stands for a task that lost its own. (A claim from before the connection
+        broke may be sent after the ticket has come again.)"""
+        delivery = self._delivered.get((process, ticket))
+        if delivery is not None and delivery.redelivered == redelivered:
+            self._claimed[process, ticket] = delivery
 
     def nothing_to_do(self, process: Process, ticket: str) -> None:
         self._claimed.pop((process, ticket), None)
@@ -43,7 +54,7 @@ class SlotWatch:
             return  # it runs already, and another ticket stands for it
         self._granted.add((process, lease))
         delivery = self._claimed.get((process, ticket))
-        if delivery is not None and delivery[0].open:
+        if delivery is not None and delivery.channel.open:
             leases = self._leases.setdefault(delivery, [])
             if all(each in self._told for each in leases):
                 leases.append(lease)
