@@ -40,6 +40,7 @@ def check(world: World) -> None:
         _clients_were_told_what_is_stored,
         _every_output_was_returned_by_the_last_invocation,
         _errors_were_planned,
+        _only_what_was_begun_timed_out,
         _children_gave_their_parents_what_they_returned,
         _logs_are_whole,
         _no_event_is_stored_twice,
@@ -100,6 +101,16 @@ def _errors_were_planned(world: World) -> Problems:
     for run in world.database.runs.values():
         if run.error is not None:
             yield f"run {run.id} of {run.workflow} could not begin: {run.error.message}"
+
+
+def _only_what_was_begun_timed_out(world: World) -> Problems:
+    begun = {body.lease for body in world.ledger.bodies}
+    for run, task in _tasks(world):
+        who = run.task_run_id(task)
+        if task.error is not None and task.error.type == "TimeoutError" and task.error.task_run_id == who:
+            leases = {ids.lease_id(who, invocation) for invocation in range(1, task.invocation + 1)}
+            if not leases & begun:
+                yield f"{who} took too long, although no body of it ever began"
 
 
 def _children_gave_their_parents_what_they_returned(world: World) -> Problems:

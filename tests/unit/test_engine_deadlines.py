@@ -8,7 +8,7 @@ def ready(name: str, until: float) -> TaskRun:
     return TaskRun(name, status="READY", schedule_deadline=until)
 
 
-def never_unclear(task: TaskRun, at: float) -> bool:
+def never_unclear(run_id: str, task: TaskRun, at: float) -> bool:
     return False
 
 
@@ -29,7 +29,7 @@ def test_a_deadline_that_is_unclear_strikes_the_next_time() -> None:
     task = ready("a", 10.0)
     deadlines = Deadlines(lambda run_id, name: task)
     deadlines.add("run", task)
-    assert not list(deadlines.strike(12.0, lambda task, at: True))
+    assert not list(deadlines.strike(12.0, lambda run_id, task, at: True))
     assert [run_id for run_id, _ in deadlines.strike(13.0, never_unclear)] == ["run"]
 
 

@@ -353,6 +353,21 @@ def test_a_worker_that_dies_shortly_before_a_deadline_is_a_lost_worker_and_no_ti
     assert there.task("a").status == "READY"
 
 
+def test_a_grant_that_got_lost_is_given_again_although_its_deadline_passes_and_is_no_timeout() -> None:
+    """Takeovers forget since when the worker does not list it: so the deadline comes first."""
+    there = World(workflow(TaskSpec("task", execution_timeout_s=20)))
+    there.hello()
+    there.granted("a")
+    there.tick(15)
+    there.take_over()
+    for _ in range(30):
+        there.tick()
+        there.heartbeat("w1")
+        if there.task("a").lease is None:
+            break
+    assert (there.task("a").status, there.task("a").losses) == ("READY", 1)
+
+
 def test_a_report_that_arrived_before_the_deadline_counts_although_we_read_it_late() -> None:
     there = World(workflow(TaskSpec("task", execution_timeout_s=20)))
     there.hello()

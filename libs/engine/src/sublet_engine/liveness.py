@@ -143,7 +143,7 @@ class Liveness:
 
     def _strike_deadlines(self, at: float) -> None:
         state = self._state
-        for run_id, task in state.deadlines.strike(at, self._slow_or_dead):
+        for run_id, task in state.deadlines.strike(at, self._unclear):
             run = state.runs[run_id]
             spec = state.workflow_of(run)
             assert spec is not None
@@ -151,13 +151,16 @@ class Liveness:
             strike = lifecycle.time_out if task.lease is not None else lifecycle.schedule_time_out
             state.put(run, strike(run, task, spec, turn), turn)
 
-    def _slow_or_dead(self, task: TaskRun, deadline: float) -> bool:
-        """Not clear yet: its worker has not been heard since, but for what may be the last words of the dead, which an
-        outage delayed. It speaks soon, or is lost."""
+    def _unclear(self, run_id: str, task: TaskRun, deadline: float) -> bool:
+        """Not yet: its worker has not been heard since, but for what may be the last words of the dead, which an outage
+        delayed; it speaks soon, or is lost. Or the worker does not list the lease: then the grant has not arrived, and
+        will be found lost, or the end is on its way."""
         if task.lease is None:
             return False
         worker = self._state.workers.get(task.lease.worker)
-        return worker is None or worker.last_seen < deadline or worker.last_seen <= self._fresh_since
+        if worker is None or worker.last_seen < deadline or worker.last_seen <= self._fresh_since:
+            return True
+        return ids.lease_id(ids.task_run_id(run_id, task.name), task.invocation) not in worker.listed
 
     def _sweep(self) -> None:
         """Find what no message told: tickets that got lost, ready tasks of pools that are gone."""
