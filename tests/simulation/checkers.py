@@ -237,6 +237,10 @@ def what_is_left(world: World) -> Problems:
         yield f"event {event} was published and is not stored"
     if len(_dead_letters(world)) < world.garbage:
         yield f"not all of the {world.garbage} pieces of garbage that were thrown in are among the dead letters"
+    yield from _runs_are_those_that_events_start(world)
+
+
+def _runs_are_those_that_events_start(world: World) -> Problems:
     triggered = Counter((run.trigger.event_id, run.workflow) for run in world.database.runs.values() if run.trigger)
     due = Counter((e.id, workflow) for e in world.database.events.values() for workflow in _started_by(e))
     for event_id, workflow in due - triggered:

@@ -38,13 +38,12 @@ def record(run: Run, task: TaskRun, operations: Iterable[Operation], turn: Turn)
     Raises:
         LogFull: the task must fail; nothing of ``turn`` may be used.
     """
-    task_run = run.task_run_id(task)
     for operation in operations:
         task = _append(run, task, turn, operation=operation)
         if operation.kind == "wait":
             task = _open_conditions(run, task, operation, turn)
         elif operation.kind == "run":
-            task = _open_child(run, task_run, task, operation, turn)
+            task = _open_child(run, task, operation, turn)
     return task
 
 
@@ -76,9 +75,10 @@ def child_run_id(task_run: str, operation: Operation) -> str:
     return ids.child_run_id(task_run, key)
 
 
-def _open_child(run: Run, task_run: str, task: TaskRun, operation: Operation, turn: Turn) -> TaskRun:
+def _open_child(run: Run, task: TaskRun, operation: Operation, turn: Turn) -> TaskRun:
     child = operation.child
     assert child is not None
+    task_run = run.task_run_id(task)
     run_id = child_run_id(task_run, operation)
     turn.to_run(
         run_id,

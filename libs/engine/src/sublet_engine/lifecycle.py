@@ -335,9 +335,9 @@ def _wake_if_due(task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> TaskRun:
 
 def awaits(task: TaskRun | None, asked: Subscribe) -> bool:
     """The task still waits for the event that it asked for."""
-    node = ids.node_of(asked.node)
-    if task is None or task.terminal or asked.node != ids.waiting_place(node, task.replays):
+    if task is None or not _still_there(task, asked.node):
         return False
+    node = ids.node_of(asked.node)
     if node == settling.DAG_NODE:
         return task.status == "PENDING" and asked.condition.key not in task.met
     wait = durable.open_wait(task, node)
@@ -346,10 +346,15 @@ def awaits(task: TaskRun | None, asked: Subscribe) -> bool:
 
 def _asker(run: Run, message: TimerFired | EventMatched) -> tuple[TaskRun | None, str]:
     """The task that asked for it, unless it has ended or been replayed since, and the node at which it waits."""
-    node, task = ids.node_of(message.node), _named(run, message.task_run_id)
-    if task is None or task.terminal or message.node != ids.waiting_place(node, task.replays):
-        return None, node
-    return task, node
+    task = _named(run, message.task_run_id)
+    if task is not None and not _still_there(task, message.node):
+        task = None
+    return task, ids.node_of(message.node)
+
+
+def _still_there(task: TaskRun, place: str) -> bool:
+    """It has neither ended nor been replayed since it waited at this place."""
+    return not task.terminal and place == ids.waiting_place(ids.node_of(place), task.replays)
 
 
 def _named(run: Run, task_run: str) -> TaskRun | None:

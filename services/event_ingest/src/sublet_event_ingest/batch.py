@@ -27,8 +27,8 @@ class Batch:
     """With the reason."""
 
     @property
-    def listens_from(self) -> int:
-        """All later events must have greater places: some wait of the batch listens from here."""
+    def highest_since(self) -> int:
+        """Some wait of the batch listens from here: all later events must have greater places."""
         return max((subscribe.since for subscribe in self.subscribes.values()), default=0)
 
 

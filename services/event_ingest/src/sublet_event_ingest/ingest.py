@@ -101,7 +101,7 @@ class Ingest:
         live, _, _ = await asyncio.gather(
             self._match_live(sightings, batch),
             self._register(waits, shapes, list(batch.unsubscribes)),
-            self._pass_by(batch.listens_from),
+            self._pass_by(batch.highest_since),
         )
         matches = live + await self._look_back(Waits(waits))
         await self._tell(matches, self._triggered(sightings))
