@@ -54,6 +54,7 @@ class Observers:
         self.waits: dict[tuple[str, str], OpenWait] = {}
         self.replayed: set[str] = set()
         self.published: set[str] = set()
+        self.sent_count = self.received_count = self.acked_count = 0
         self._due: dict[str, float] = {}
         self._withdrawn: set[str] = set()
         self._slots: dict[Process, WorkerPlan] = {}
@@ -63,6 +64,7 @@ class Observers:
     # --- messages -----------------------------------------------------------------------------------------------
 
     def sent(self, sender: Process, message: Message) -> None:
+        self.sent_count += 1
         if self._world.telling:
             self._world.note(f"{sender.name} sends {_summary(message)}")
         if message.exchange == REQUESTS:
@@ -123,6 +125,7 @@ class Observers:
             self._world.complain(f"it is told that run {run_id} is {status}, but stored is {stored}")
 
     def received(self, receiver: Process, subscription: Subscription, tag: int, message: Message) -> None:
+        self.received_count += 1
         if self._world.telling:
             again = " again" if message.redelivered else ""
             self._world.note(f"{receiver.name} receives{again} {_summary(message)}")
@@ -139,6 +142,7 @@ class Observers:
                     self._slot_watch.revoked(record.lease)
 
     def acked(self, sender: Process, ticket: Any) -> None:
+        self.acked_count += 1
         if self._world.telling:
             self._world.note(f"{sender.name} acknowledges ticket {decode_ticket(ticket.body).id}")
         self._slot_watch.acknowledged(sender, Delivery(ticket.channel, ticket.tag, ticket.redelivered))

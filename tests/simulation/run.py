@@ -1,6 +1,6 @@
 """Runs the simulation over many seeds, on all cores.
 
-    deploy/local simulate [--seeds 200] [--first-seed 0] [--shrink SEED] [--story SEED]
+    deploy/local simulate [--seeds 200] [--first-seed 0] [--digests FILE] [--shrink SEED] [--story SEED]
 
 Ends with one line of figures. A seed that fails is printed with what was violated and the command that repeats it and
 cuts it down to a short trace; ``--story`` tells a seed whole, message by message.
@@ -27,7 +27,7 @@ def main() -> int:
         return _shrink(arguments.shrink)
     if arguments.story is not None:
         return _tell(arguments.story)
-    return _simulate_all(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
+    return _simulate_all(range(arguments.first_seed, arguments.first_seed + arguments.seeds), arguments.digests)
 
 
 def _arguments() -> argparse.Namespace:
@@ -35,11 +35,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=200, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--shrink", type=int, metavar="SEED", help="cut a seed that fails down, and tell what happens")
+    parser.add_argument("--digests", metavar="FILE", help="write the digest of each seed, to compare two versions")
     parser.add_argument("--story", type=int, metavar="SEED", help="tell what happens in a seed, message by message")
     return parser.parse_args()
 
 
-def _simulate_all(seeds: range) -> int:
+def _simulate_all(seeds: range, digests: str | None) -> int:
     # Each seed has a world of its own; a process that has seen many is replaced, as worlds are large.
     with multiprocessing.Pool(os.cpu_count(), maxtasksperchild=50) as pool:
         outcomes = list(map(_told, pool.imap_unordered(_simulate, seeds)))
@@ -49,6 +50,9 @@ def _simulate_all(seeds: range) -> int:
         f"{sum(o.faults for o in outcomes):,} faults, {sum(o.virtual_s for o in outcomes) / 3600:,.1f} virtual hours, "
         f"{sum(o.steps for o in outcomes):,} steps; {failed} failed"
     )
+    if digests is not None:
+        lines = sorted((outcome.seed, outcome.digest) for outcome in outcomes)
+        Path(digests).write_text("".join(f"{seed} {digest:08x}\n" for seed, digest in lines))
     return 1 if failed else 0
 
 

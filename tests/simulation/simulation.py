@@ -10,7 +10,6 @@ import itertools
 import logging
 import sys
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -20,6 +19,7 @@ from unittest.mock import patch
 import msgspec
 
 from simulation import checkers
+from simulation.digest import digest_of
 from simulation.faults import HEALED_AT_S, Driver
 from simulation.narrowness import narrowed
 from simulation.plan import EventPlan, Plan, RunPlan
@@ -160,7 +160,7 @@ class Simulation:
             steps=self._loop.steps,
             findings=world.findings,
             story=world.story,
-            digest=_digest(world),
+            digest=digest_of(world),
         )
 
     # --- the client ---------------------------------------------------------------------------------------------
@@ -251,13 +251,6 @@ class Simulation:
 
 
 Make = Callable[[ProcessLoop, Plan, bool], Simulation]
-
-
-def _digest(world: World) -> int:
-    digest = 0
-    for run in sorted(world.database.runs.values(), key=lambda run: run.id):
-        digest = zlib.crc32(msgspec.json.encode(run, order="deterministic"), digest)
-    return zlib.crc32("\n".join(world.story).encode(), digest)
 
 
 class _StoryHandler(logging.Handler):
