@@ -20,8 +20,8 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError
 
-from sublet_engine.addresses import addresses
-from sublet_platform.wire import read_leniently
+from sublet_platform.rabbit.decoding import read_leniently
+from sublet_protocol.addresses import addresses
 
 DEAD = "sublet.dead"
 SHOWN_BYTES = 200

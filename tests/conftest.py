@@ -1,75 +1,14 @@
-"""Fixtures for tests that need a RabbitMQ and a MongoDB, and the clock of those that need none."""
+"""The fixtures that all tests share."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Iterator
-from typing import NoReturn
-
 import pytest
 
-from clocks import ManualClock
-from databases import fresh_database
-from servers import LocalError, MongoServer, RabbitServer, Servers, ServersUnavailable, find_servers
-from sublet_platform.mongo import Mongo
+from support.clocks import ManualClock
+
+pytest_plugins = ("support.server_fixtures", "support.stack_fixtures")
 
 
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
-
-
-def without_servers(reason: str) -> NoReturn:
-    """Skipped on a laptop, failed where servers are required."""
-    if os.environ.get("SUBLET_REQUIRE_SERVERS") == "1":
-        pytest.fail(f"SUBLET_REQUIRE_SERVERS=1, but {reason}")
-    pytest.skip(reason)
-
-
-@pytest.fixture(scope="session")
-def servers() -> Iterator[Servers]:
-    """A RabbitMQ and a MongoDB, shared by all tests."""
-    search = find_servers()
-    try:
-        found = search.__enter__()
-    except ServersUnavailable as error:
-        without_servers(str(error))
-    try:
-        yield found
-    finally:
-        search.__exit__(None, None, None)
-
-
-@pytest.fixture(scope="module")
-def own_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
-    """A RabbitMQ that nobody else uses, to be stopped and killed."""
-    server = RabbitServer(tmp_path_factory.mktemp("rabbit"))
-    try:
-        server.start()
-    except LocalError as error:
-        without_servers(str(error))
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def own_mongo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServer]:
-    """A MongoDB that nobody else uses, to be stopped and killed."""
-    server = MongoServer(tmp_path_factory.mktemp("mongo"))
-    try:
-        server.start()
-    except LocalError as error:
-        without_servers(str(error))
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture
-async def mongo(servers: Servers) -> AsyncIterator[Mongo]:
-    """A database of its own for each test."""
-    async with fresh_database(servers.mongo_url) as database:
-        yield database

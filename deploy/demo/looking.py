@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from demo_workflows import sublet
 from stage import Fact, Stage
 
-from sublet.read_models import TaskRunSummary
+from sublet._client.read_models import TaskRunSummary
 
 T = TypeVar("T")
 

@@ -138,7 +138,7 @@ def turmoil(arguments: list[str]) -> int:
     parser.add_argument("--runs", default="2000", help="for each seed, children included (default: 2000)")
     for name, value in vars(parser.parse_args(arguments)).items():
         os.environ[f"SUBLET_TURMOIL_{name.upper()}"] = value
-    return test(["-q", "--capture=no", "--timeout=0", "tests/acceptance/test_turmoil.py"])
+    return test(["-q", "--capture=no", "--timeout=0", "tests/chaos/test_chaos.py"])
 
 
 def _pytest(arguments: list[str], addresses: Addresses) -> int:

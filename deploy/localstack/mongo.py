@@ -86,7 +86,7 @@ def initiate_replica_set(url: str, member: str | None = None) -> None:
     The member is the address of a single server as it finds itself, if that is not the one in the URL.
     """
     options = ["--member", member] if member else []
-    arguments = [command("python"), "-m", "sublet_platform.replica_set", url, *options]
+    arguments = [command("python"), "-m", "sublet_platform.mongo.replica_set", url, *options]
     done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120)
     if done.returncode != 0:
         raise LocalError(f"The replica set at {url} could not be initiated: {done.stderr.strip()}")

@@ -24,7 +24,7 @@ def find_script(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Node:
-    """A broker's place. By itself it is one of its own; see `tests/clusters.py` for several."""
+    """A broker's place. By itself it is one of its own; see `tests/support/clusters.py` for several."""
 
     name: str = "sublet"
     address: str = "127.0.0.1"

@@ -18,7 +18,7 @@ from deploy.localstack.places import ROOT
 from deploy.localstack.ports import choose_ports, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
-import servers  # noqa: F401  # it makes `deploy` importable
+from support import servers  # noqa: F401  # it makes `deploy` importable
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0

@@ -17,7 +17,7 @@ from deploy.localstack.places import ROOT
 from deploy.localstack.ports import choose_ports, wait_until
 from deploy.localstack.process import ManagedProcess
 
-from acceptance.lab import eventually
+from acceptance.environment import eventually
 from acceptance.processes import DIRECT, READY_TIMEOUT_S
 
 DASHBOARD = Path(ROOT, "deploy/grafana/dashboards/sublet.json")

@@ -8,8 +8,8 @@ from typing import Protocol
 from deploy.localstack.places import command
 
 from acceptance.processes import STOP_TIMEOUT_S, Process
-from clusters import RabbitCluster
-from servers import MongoServer, RabbitServer
+from support.clusters import RabbitCluster
+from support.servers import MongoServer, RabbitServer
 
 SERVICES = ("scheduler", "timer", "event-ingest")
 

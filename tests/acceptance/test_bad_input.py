@@ -11,7 +11,7 @@ import msgspec
 import pydantic
 import pytest
 
-from acceptance.lab import Lab, eventually
+from acceptance.environment import Lab, eventually
 from acceptance.stack import SERVICES, Stack
 from sublet import (
     DefaultFilter,
@@ -21,9 +21,9 @@ from sublet import (
     UnknownWorkflowError,
     UserEventCondition,
 )
-from sublet_engine import limits
-from sublet_engine.ids import slot_key
-from sublet_engine.messages import Finished, RunRequest, encode
+from sublet_protocol import limits
+from sublet_protocol.ids import slot_key
+from sublet_protocol.messages import Finished, RunRequest, encode
 
 pytestmark = pytest.mark.real
 

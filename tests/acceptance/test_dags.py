@@ -7,7 +7,7 @@ from collections import Counter
 import aio_pika
 import pytest
 
-from acceptance.lab import Lab, a_while, eventually
+from acceptance.environment import Lab, a_while, eventually
 from sublet import FailedTaskRunExceptionGroup, RunCancelledError, RunStatus
 
 pytestmark = pytest.mark.real

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from acceptance.lab import Lab
+from acceptance.environment import Lab
 from acceptance.prometheus import (
     OF_THE_BROKER,
     ONLY_IN_TROUBLE,

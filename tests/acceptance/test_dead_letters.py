@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from deploy.localstack.places import ROOT, command
 
-from acceptance.lab import Lab, eventually
-from acceptance.wire import HEADERS_FLAG, MESSAGE_ID_FLAG, header_table, short, wire_client
-from sublet_platform.topology import DEAD
+from acceptance.environment import Lab, eventually
+from acceptance.raw_amqp import HEADERS_FLAG, MESSAGE_ID_FLAG, header_table, short, wire_client
+from sublet_protocol.topology import DEAD
 
 pytestmark = pytest.mark.real
 

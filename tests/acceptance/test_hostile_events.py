@@ -12,14 +12,14 @@ from random import Random
 import aio_pika
 import pytest
 
-from acceptance.guarded import PUBLISHER, GuardedStack, guarded_stack
-from acceptance.lab import Lab, eventually
+from acceptance.environment import Lab, eventually
 from acceptance.processes import Process
+from acceptance.raw_amqp import HEADERS_FLAG, MESSAGE_ID_FLAG, TIMESTAMP_FLAG, header_table, long, short, wire_client
+from acceptance.restricted_users import PUBLISHER, GuardedStack, guarded_stack
 from acceptance.stack import Stack
-from acceptance.wire import HEADERS_FLAG, MESSAGE_ID_FLAG, TIMESTAMP_FLAG, header_table, long, short, wire_client
 from fuzz.examples import EVENTS
 from fuzz.mutation import mutated
-from sublet_engine import limits
+from sublet_protocol import limits
 
 pytestmark = pytest.mark.real
 

@@ -13,8 +13,8 @@ import pytest
 from deploy.localstack.places import command
 from deploy.localstack.ports import wait_until
 
-import readme
 from acceptance.stack import Stack
+from support import documents
 
 pytestmark = pytest.mark.real
 
@@ -24,7 +24,7 @@ PATIENCE_S = 60.0
 @pytest.fixture
 def shop(stack: Stack, tmp_path: Path) -> Iterator[Path]:
     """A directory with the README's files, whose worker runs. Every payment has an id of its own, as in life."""
-    readme.write_files(tmp_path)
+    documents.write_files(tmp_path)
     for name in ("pay.py", "pay.js"):
         file = tmp_path / name
         file.write_text(file.read_text().replace("payment-1001", f"payment-{uuid.uuid4()}"))
@@ -42,7 +42,7 @@ def test_a_payment_published_by_aio_pika_completes_the_order(shop: Path, stack: 
 
 @pytest.mark.tries("amqp-publish")
 def test_a_payment_published_from_the_shell_completes_the_order(shop: Path, stack: Stack) -> None:
-    (line,) = [line for code in readme.blocks("sh") for line in code.splitlines() if line.startswith("amqp-publish")]
+    (line,) = [line for code in documents.blocks("sh") for line in code.splitlines() if line.startswith("amqp-publish")]
     assert_paid_by(["bash", "-c", line], shop, stack)
 
 

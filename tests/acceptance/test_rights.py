@@ -12,10 +12,10 @@ from aio_pika.abc import AbstractChannel
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelPreconditionFailed
 
-from acceptance.guarded import PUBLISHER, SERVICE, WORKER, GuardedStack, guarded_stack
-from acceptance.lab import Lab, a_while
+from acceptance.environment import Lab, a_while
+from acceptance.restricted_users import PUBLISHER, SERVICE, WORKER, GuardedStack, guarded_stack
 from acceptance.stack import Stack
-from sublet_platform.topology import topology
+from sublet_protocol.topology import topology
 
 pytestmark = pytest.mark.real
 

@@ -7,9 +7,9 @@ from collections import defaultdict
 
 import pytest
 
-from acceptance.lab import Lab
+from acceptance.environment import Lab
 from sublet import ClientConfig, FailedTaskRunExceptionGroup, Priority, RunNotFoundError, RunStatus, Sublet
-from sublet_engine import ids
+from sublet_protocol import ids
 
 pytestmark = pytest.mark.real
 

@@ -15,7 +15,7 @@ from deploy.localstack.stack import Stack
 
 from benchmarks import workloads
 from sublet import BulkPushEventWithMetadata
-from sublet_platform.mongo import Mongo, connect
+from sublet_platform.mongo.client import Mongo, connect
 
 BUDGET = {"noop_writes": 3.1, "noop_messages": 3.0, "wait_writes": 11.1, "wait_messages": 8.0}
 """At most so many for each run. Writes are certain: a no-op task is inserted, granted and finished. Messages carry many

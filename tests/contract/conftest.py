@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from clocks import ManualClock
-from contract.worlds import MemoryWorld, RabbitWorld, World
-from databases import fresh_database
-from servers import Servers
+from contract.adapters import MemoryWorld, RabbitWorld, World
 from sublet_platform.memory import MemoryDatabase, MemoryEventStore, MemoryRunStore, MemoryTimerStore
-from sublet_platform.mongo_events import MongoEventStore
-from sublet_platform.mongo_runs import MongoRunStore
-from sublet_platform.mongo_timers import MongoTimerStore
+from sublet_platform.mongo.events import MongoEventStore
+from sublet_platform.mongo.runs import MongoRunStore
+from sublet_platform.mongo.timers import MongoTimerStore
 from sublet_platform.ports import EventStore, RunStore, TimerStore
+from support.clocks import ManualClock
+from support.databases import fresh_database
+from support.servers import Servers
 
 
 @pytest.fixture(params=["memory", pytest.param("real", marks=pytest.mark.real)])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from sublet_engine import ids
-from sublet_engine.messages import ParentLink, TaskError, Trigger
-from sublet_engine.runs import Lease, LogRecord, LogSegment, OpenWait, OutboxItem, Run, TaskRun
-from sublet_engine.workflows import EventCondition, EventFilter, ParentCondition, SleepCondition, TaskSpec, WorkflowSpec
+from sublet_engine.run.state import Lease, LogRecord, LogSegment, OpenWait, OutboxItem, Run, TaskRun
+from sublet_protocol import ids
+from sublet_protocol.messages import ParentLink, TaskError, Trigger
+from sublet_protocol.specs import EventCondition, EventFilter, ParentCondition, SleepCondition, TaskSpec, WorkflowSpec
 
 AWKWARD: dict[str, object] = {
     "plain": "text",

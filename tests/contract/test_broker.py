@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 
-from contract.worlds import Inbox, World, new_exchange, new_queue, unique
+from contract.adapters import Inbox, World, new_exchange, new_queue, unique
 from sublet_platform.ports import Broker, BrokerUnavailable, Outgoing
-from sublet_platform.topology import INBOXES
-from waiting import a_while, until
+from sublet_protocol.topology import INBOXES
+from support.polling import a_while, until
 
 
 def to(queue: str, *bodies: str) -> list[Outgoing]:

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from contract.records import AWKWARD
-from sublet_engine.messages import Subscribe
-from sublet_engine.workflows import EventCondition, EventFilter
 from sublet_platform.ports import EventStore, StoredEvent, StoredSubscription, TriggerRecord
+from sublet_protocol.messages import Subscribe
+from sublet_protocol.specs import EventCondition, EventFilter
 
 BASE = 1_700_000_000_000_000
 """Microseconds since 1970."""

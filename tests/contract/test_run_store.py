@@ -7,7 +7,6 @@ import dataclasses
 import msgspec
 import pytest
 
-from clocks import ManualClock
 from contract.records import (
     AWKWARD,
     ERROR,
@@ -19,10 +18,11 @@ from contract.records import (
     a_workflow,
     run_ids_in_slots,
 )
-from sublet_engine import ids
-from sublet_engine.messages import ParentLink, Trigger
-from sublet_engine.runs import OutboxItem, Run, TaskRun, TaskStatus
+from sublet_engine.run.state import OutboxItem, Run, TaskRun, TaskStatus
 from sublet_platform.ports import RevisionConflict, RunChange, RunFilter, RunStore, WorkerRecord
+from sublet_protocol import ids
+from sublet_protocol.messages import ParentLink, Trigger
+from support.clocks import ManualClock
 
 replace = msgspec.structs.replace
 EVERYWHERE = range(ids.HASH_SLOTS)

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from contract.worlds import Inbox, World, new_queue, unique
-from sublet.transport import TicketDelivery, TransportUnavailable
+from contract.adapters import Inbox, World, new_queue, unique
+from sublet._amqp.transport import TicketDelivery, TransportUnavailable
 from sublet_platform.ports import Outgoing
-from sublet_platform.topology import INBOXES, POOL_ARGUMENTS, Queue, Topology
-from waiting import a_while, until
+from sublet_protocol.topology import INBOXES, POOL_ARGUMENTS, Queue, Topology
+from support.polling import a_while, until
 
 
 class Tickets(list[TicketDelivery]):

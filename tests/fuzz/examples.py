@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from sublet_engine import messages as m
-from sublet_engine.workflows import (
+from sublet_protocol import messages as m
+from sublet_protocol.specs import (
     EventCondition,
     EventFilter,
     ParentCondition,

@@ -13,18 +13,18 @@ from collections.abc import Awaitable, Callable
 
 from fuzz.examples import SPEC
 from fuzz.mutation import SEPARATOR
-from ingest_world import World as IngestWorld
-from ingest_world import wait
-from sublet_engine import ids
-from sublet_engine.messages import Hello, Query, RunRequest, SetTimer, encode
-from sublet_engine.workflows import TaskSpec, WorkflowSpec
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryRunStore, MemoryTimerStore
 from sublet_platform.metrics import ServiceMetrics, TimerMetrics, new_registry
 from sublet_platform.ports import Delivery, Outgoing
-from sublet_platform.topology import DEAD, EVENTS, INGEST, QUERIES, REQUESTS, TIMERS, shard_queue, topology
+from sublet_protocol import ids
+from sublet_protocol.messages import Hello, Query, RunRequest, SetTimer, encode
+from sublet_protocol.specs import TaskSpec, WorkflowSpec
+from sublet_protocol.topology import DEAD, EVENTS, INGEST, QUERIES, REQUESTS, TIMERS, shard_queue, topology
 from sublet_scheduler.scheduler import Scheduler
-from sublet_timer.shell import TimerShell
-from virtual_time import EPOCH_S, VirtualClock, in_virtual_time
+from sublet_timer.service import TimerShell
+from support.ingest_harness import World as IngestWorld
+from support.ingest_harness import wait
+from support.virtual_time import EPOCH_S, VirtualClock, in_virtual_time
 
 MESSAGES_MAX = 8
 SETTLING_S = 20.0

@@ -11,15 +11,15 @@ import pydantic
 from pamqp import encode as amqp
 
 from fuzz import examples, shells
-from sublet.serialization import Codec
-from sublet_engine import limits, messages
-from sublet_engine.equality import equality_terms
-from sublet_engine.events import InvalidEvent, Sighting, parse_event
-from sublet_engine.expressions import ExpressionError, Facts, compile_expression
-from sublet_engine.matching import lookup_keys
+from sublet._declare.serialization import Codec
+from sublet_engine.event.intake import InvalidEvent, Sighting, parse_event
+from sublet_engine.event.matching import lookup_keys
 from sublet_platform.batching import letter_for
 from sublet_platform.ports import Delivery, StoredEvent
-from sublet_platform.wire import read_headers, text_of
+from sublet_platform.rabbit.decoding import read_headers, text_of
+from sublet_protocol import limits, messages
+from sublet_protocol.cel.equality import equality_terms
+from sublet_protocol.cel.expressions import ExpressionError, Facts, compile_expression
 
 FRAME_MAX_BYTES = 131_072
 _PAYLOAD = {"a": 1, "b": 3, "s": "text", "l": [1, 2, 3], "o": {"n": 1.5, "deep": [{"x": None}]}, "t": {"": "\0"}}

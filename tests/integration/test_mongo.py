@@ -9,17 +9,17 @@ import sys
 import msgspec
 import pytest
 
-from clocks import ManualClock
 from contract.records import a_run
-from databases import fresh_database
-from servers import MongoServer, Servers
-from sublet_engine.runs import TaskRun
-from sublet_platform.mongo import Mongo, connect
-from sublet_platform.mongo_events import MongoEventStore
-from sublet_platform.mongo_runs import MongoRunStore
-from sublet_platform.mongo_timers import MongoTimerStore
+from sublet_engine.run.state import TaskRun
+from sublet_platform.mongo.client import Mongo, connect
+from sublet_platform.mongo.events import MongoEventStore
+from sublet_platform.mongo.replica_set import ensure_replica_set, members_of
+from sublet_platform.mongo.runs import MongoRunStore
+from sublet_platform.mongo.timers import MongoTimerStore
 from sublet_platform.ports import RunChange, StoredTimer, StoreUnavailable
-from sublet_platform.replica_set import ensure_replica_set, members_of
+from support.clocks import ManualClock
+from support.databases import fresh_database
+from support.servers import MongoServer, Servers
 
 pytestmark = pytest.mark.real
 
@@ -81,7 +81,7 @@ async def test_round_trips_are_timed(servers: Servers) -> None:
 
 async def test_making_a_replica_set_of_one_again_is_no_trouble(own_mongo: MongoServer) -> None:
     await ensure_replica_set(own_mongo.url)
-    command = [sys.executable, "-m", "sublet_platform.replica_set", own_mongo.url]
+    command = [sys.executable, "-m", "sublet_platform.mongo.replica_set", own_mongo.url]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
     assert "primary" in done.stdout
 

@@ -12,15 +12,15 @@ from functools import partial
 
 import pytest
 
-from contract.worlds import Inbox
-from proxies import Proxy
-from servers import RabbitServer
-from sublet.amqp import AmqpTransport
-from sublet.transport import TicketDelivery, TransportUnavailable
+from contract.adapters import Inbox
+from sublet._amqp.adapter import AmqpTransport
+from sublet._amqp.transport import TicketDelivery, TransportUnavailable
 from sublet_platform.ports import BrokerUnavailable, Delivery, Outgoing
-from sublet_platform.rabbit import Rabbit, declare
-from sublet_platform.topology import Queue, Topology
-from waiting import until
+from sublet_platform.rabbit.broker import Rabbit, declare
+from sublet_protocol.topology import Queue, Topology
+from support.polling import until
+from support.proxies import Proxy
+from support.servers import RabbitServer
 
 pytestmark = pytest.mark.real
 

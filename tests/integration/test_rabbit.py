@@ -6,12 +6,11 @@ import asyncio
 
 import pytest
 
-from contract.worlds import Inbox
-from servers import RabbitServer
-from sublet_engine import ids
+from contract.adapters import Inbox
 from sublet_platform.ports import Outgoing
-from sublet_platform.rabbit import Rabbit, declare, declare_topology
-from sublet_platform.topology import (
+from sublet_platform.rabbit.broker import Rabbit, declare, declare_topology
+from sublet_protocol import ids
+from sublet_protocol.topology import (
     DEAD,
     EVENTS,
     INGEST,
@@ -26,7 +25,8 @@ from sublet_platform.topology import (
     shard_queue,
     slot_key,
 )
-from waiting import a_while, until
+from support.polling import a_while, until
+from support.servers import RabbitServer
 
 pytestmark = pytest.mark.real
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import aio_pika
 import pytest
 
-from servers import RabbitServer
-from sublet.amqp import AmqpTransport
-from sublet.transport import TicketDelivery, TransportUnavailable
+from sublet._amqp.adapter import AmqpTransport
+from sublet._amqp.transport import TicketDelivery, TransportUnavailable
+from support.servers import RabbitServer
 
 pytestmark = pytest.mark.real
 

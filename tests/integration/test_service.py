@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from databases import fresh_database
-from servers import MongoServer, RabbitServer
+from support.databases import fresh_database
+from support.servers import MongoServer, RabbitServer
 
 pytestmark = pytest.mark.real
 

@@ -12,10 +12,16 @@ from typing import Any
 import aio_pika
 import pytest
 
-from databases import fresh_database
-from proxies import Proxy
-from servers import Servers
-from sublet_engine.messages import (
+from sublet_event_ingest.service import IngestShell
+from sublet_platform.clock import SystemClock
+from sublet_platform.metrics import IngestMetrics, ServiceMetrics, TimerMetrics, new_registry
+from sublet_platform.mongo.client import Mongo
+from sublet_platform.mongo.events import MongoEventStore
+from sublet_platform.mongo.runs import MongoRunStore
+from sublet_platform.mongo.timers import MongoTimerStore
+from sublet_platform.ports import Delivery, Outgoing
+from sublet_platform.rabbit.broker import Rabbit, declare_topology
+from sublet_protocol.messages import (
     CancelTimer,
     EventMatched,
     Record,
@@ -28,19 +34,13 @@ from sublet_engine.messages import (
     decode_for_shard,
     encode,
 )
-from sublet_engine.workflows import EventCondition
-from sublet_event_ingest.shell import IngestShell
-from sublet_platform.clock import SystemClock
-from sublet_platform.metrics import IngestMetrics, ServiceMetrics, TimerMetrics, new_registry
-from sublet_platform.mongo import Mongo
-from sublet_platform.mongo_events import MongoEventStore
-from sublet_platform.mongo_runs import MongoRunStore
-from sublet_platform.mongo_timers import MongoTimerStore
-from sublet_platform.ports import Delivery, Outgoing
-from sublet_platform.rabbit import Rabbit, declare_topology
-from sublet_platform.topology import EVENTS, INGEST, TIMERS, shard_queue, topology
-from sublet_timer.shell import TimerShell
-from waiting import a_while, until
+from sublet_protocol.specs import EventCondition
+from sublet_protocol.topology import EVENTS, INGEST, TIMERS, shard_queue, topology
+from sublet_timer.service import TimerShell
+from support.databases import fresh_database
+from support.polling import a_while, until
+from support.proxies import Proxy
+from support.servers import Servers
 
 pytestmark = pytest.mark.real
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[1])  # not this folder: it has a module of its own name
 
-from simulation.shrinking import in_words, shrink, trace  # noqa: E402
+from simulation.scenarios.shrinking import in_words, shrink, trace  # noqa: E402
+from simulation.scenarios.workloads import draw_plan  # noqa: E402
 from simulation.simulation import Outcome, simulate  # noqa: E402
-from simulation.workloads import draw_plan  # noqa: E402
 
 
 def main() -> int:

@@ -18,16 +18,16 @@ from unittest.mock import patch
 
 import msgspec
 
-from simulation import checkers
-from simulation.digest import digest_of
-from simulation.faults import HEALED_AT_S, Driver
-from simulation.narrowness import narrowed
-from simulation.plan import EventPlan, Plan, RunPlan
-from simulation.processes import Endless, ProcessLoop
-from simulation.workloads import EVENT_KEYS, LAST_WORK_S, VALUES
-from simulation.world import World
-from sublet.branches import BranchTask
-from sublet.transport import TransportUnavailable
+from simulation.checkers import final_state
+from simulation.checkers.digest import digest_of
+from simulation.faults.driver import HEALED_AT_S, Driver
+from simulation.faults.tiny_limits import narrowed
+from simulation.scenarios.plan import EventPlan, Plan, RunPlan
+from simulation.scenarios.workloads import EVENT_KEYS, LAST_WORK_S, VALUES
+from simulation.system.processes import Endless, ProcessLoop
+from simulation.system.simulated_system import World
+from sublet._amqp.transport import TransportUnavailable
+from sublet._durable.task_tree import BranchTask
 from sublet_scheduler.scheduler import _exports
 
 WARM_UP_S = 3.0
@@ -142,7 +142,7 @@ class Simulation:
         if await self._until_all_ended():
             await asyncio.sleep(self._plan.lingers_s)
             await self._until_all_is_quiet()
-            checkers.check(world)
+            final_state.check(world)
 
     def failed_callback(self, _: Any, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -241,7 +241,7 @@ class Simulation:
         until_s = self._loop.time() + SETTLE_S
         while self._loop.time() < until_s:
             await asyncio.sleep(SETTLE_LOOK_S)
-            if not any(checkers.what_is_left(self.world)):
+            if not any(final_state.what_is_left(self.world)):
                 return
 
     async def _flush(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from simulation.mutations import MUTATIONS, Mutation
+from simulation.faults.mutations import MUTATIONS, Mutation
+from simulation.scenarios.workloads import draw_plan
 from simulation.simulation import simulate
-from simulation.workloads import draw_plan
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from simulation.scenarios.workloads import draw_plan
 from simulation.simulation import simulate
-from simulation.workloads import draw_plan
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from acceptance.ledger import Ledger
+from acceptance.task_journal import Ledger
 from sublet import Context, Sublet
 
 client = Sublet()

@@ -5,15 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from acceptance.workflows.base import A_MOMENT, AN_HOUR, Named, Number, client, double, ledger
-from sublet import (
-    Context,
-    DurableContext,
-    EmptyModel,
-    ParentCondition,
-    SleepCondition,
-    UserEventCondition,
-    or_,
-)
+from sublet import Context, DurableContext, EmptyModel, ParentCondition, SleepCondition, UserEventCondition, or_
 
 # --- DAGs -------------------------------------------------------------------------------------------------------------
 

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from acceptance.workflows.base import Named, client, ledger
-from sublet import (
-    Context,
-    EmptyModel,
-)
+from sublet import Context, EmptyModel
 
 # --- data -------------------------------------------------------------------------------------------------------------
 

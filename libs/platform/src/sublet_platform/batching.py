@@ -10,8 +10,6 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 
-from sublet_engine import limits
-from sublet_platform.backoff import Backoff
 from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import (
     Broker,
@@ -22,7 +20,9 @@ from sublet_platform.ports import (
     RevisionConflict,
     StoreUnavailable,
 )
-from sublet_platform.topology import DEAD
+from sublet_protocol import limits
+from sublet_protocol.backoff import Backoff
+from sublet_protocol.topology import DEAD
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mappin
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sublet_engine.messages import Subscribe
-from sublet_engine.runs import LogRecord, Run, TaskRun
-from sublet_engine.workflows import EventFilter, WorkflowSpec
+from sublet_engine.run.state import LogRecord, Run, TaskRun
+from sublet_protocol.messages import Subscribe
+from sublet_protocol.specs import EventFilter, WorkflowSpec
 
 
 class StoreUnavailable(Exception):
@@ -243,7 +243,7 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True)
 class StoredSubscription:
-    """A wait for an event. ``match_key`` is what an event is looked up by: see `sublet_engine.matching`."""
+    """A wait for an event. ``match_key`` is what an event is looked up by: see `sublet_engine.event.matching`."""
 
     id: str
     match_key: str

@@ -29,16 +29,16 @@ from faststream.asgi import AsgiFastStream
 from faststream.specification import AsyncAPI
 from prometheus_client import make_asgi_app
 
-from sublet_platform.backoff import Backoff
 from sublet_platform.clock import SystemClock
 from sublet_platform.health import Health, health_routes
-from sublet_platform.logs import set_up_logging
+from sublet_platform.logging import set_up_logging
 from sublet_platform.metrics import ServiceMetrics, new_registry
-from sublet_platform.mongo import Mongo, connect
-from sublet_platform.mongo_runs import MongoRunStore
+from sublet_platform.mongo.client import Mongo, connect
+from sublet_platform.mongo.runs import MongoRunStore
 from sublet_platform.ports import BrokerUnavailable, StoreUnavailable
-from sublet_platform.rabbit import Rabbit, declare_topology
+from sublet_platform.rabbit.broker import Rabbit, declare_topology
 from sublet_platform.settings import ServiceSettings
+from sublet_protocol.backoff import Backoff
 
 log = logging.getLogger(__name__)
 

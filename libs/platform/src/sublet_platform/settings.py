@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from sublet_engine import ids
+from sublet_protocol import ids
 
 
 class ServiceSettings(BaseSettings):

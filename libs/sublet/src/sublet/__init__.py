@@ -1,25 +1,10 @@
 """Durable tasks and DAGs on RabbitMQ and MongoDB."""
 
-from sublet.client import Sublet
-from sublet.conditions import Condition, OrGroup, ParentCondition, SleepCondition, UserEventCondition, or_
-from sublet.config import ClientConfig
-from sublet.context import Context
-from sublet.durable import DurableContext, SleepResult
-from sublet.durations import Duration
-from sublet.events import Event
-from sublet.exceptions import (
-    FailedTaskRunExceptionGroup,
-    IllegalTaskOutputError,
-    LifespanSetupError,
-    LoopAlreadyRunningError,
-    NonDeterminismError,
-    NonRetryableException,
-    RunCancelledError,
-    RunNotFoundError,
-    TaskRunError,
-    UnknownWorkflowError,
-)
-from sublet.read_models import (
+from sublet._amqp.transport import TransportUnavailable
+from sublet._client.client import Sublet
+from sublet._client.config import ClientConfig
+from sublet._client.events import Event
+from sublet._client.read_models import (
     TaskRunDetail,
     TaskRunSummary,
     WorkflowRunDetail,
@@ -27,12 +12,13 @@ from sublet.read_models import (
     WorkflowRunList,
     WorkflowRunSummary,
 )
-from sublet.refs import TaskRunRef, WorkflowRunRef
-from sublet.serialization import is_in_sublet_serialization_context, remove_null_unicode_character
-from sublet.standalone import Standalone
-from sublet.task import Task
-from sublet.transport import TransportUnavailable
-from sublet.types import (
+from sublet._client.refs import TaskRunRef, WorkflowRunRef
+from sublet._declare.conditions import Condition, OrGroup, ParentCondition, SleepCondition, UserEventCondition, or_
+from sublet._declare.durations import Duration
+from sublet._declare.serialization import is_in_sublet_serialization_context, remove_null_unicode_character
+from sublet._declare.standalone import Standalone
+from sublet._declare.task import Task
+from sublet._declare.types import (
     DEFAULT_DURABLE_TASK_EVICTION_POLICY,
     BulkCancelReplayOpts,
     BulkPushEventWithMetadata,
@@ -47,8 +33,22 @@ from sublet.types import (
     V1TaskStatus,
     WorkflowRunTriggerConfig,
 )
-from sublet.worker import Worker, WorkerStatus
-from sublet.workflow import Workflow
+from sublet._declare.workflow import Workflow
+from sublet._durable.context import DurableContext, SleepResult
+from sublet._errors import (
+    FailedTaskRunExceptionGroup,
+    IllegalTaskOutputError,
+    LifespanSetupError,
+    LoopAlreadyRunningError,
+    NonDeterminismError,
+    NonRetryableException,
+    RunCancelledError,
+    RunNotFoundError,
+    TaskRunError,
+    UnknownWorkflowError,
+)
+from sublet._worker.context import Context
+from sublet._worker.worker import Worker, WorkerStatus
 
 __all__ = [
     "DEFAULT_DURABLE_TASK_EVICTION_POLICY",

@@ -16,15 +16,10 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from sublet_engine import ids
-from sublet_engine.events import Sighting
-from sublet_engine.expressions import ExpressionError
-from sublet_engine.matching import Shape, Waits, event_matched, index_key, lookup_keys
-from sublet_engine.messages import Record, RegisterTriggers, RunRequest, Subscribe
-from sublet_engine.packing import pack
-from sublet_engine.triggers import Triggers
-from sublet_engine.workflows import EventCondition
-from sublet_event_ingest.batch import Batch, Reader
+from sublet_engine.event.intake import Sighting
+from sublet_engine.event.matching import Shape, Waits, event_matched, index_key, lookup_keys
+from sublet_engine.event.triggers import Triggers
+from sublet_event_ingest.reader import Batch, Reader
 from sublet_platform.batching import dead_letter
 from sublet_platform.metrics import IngestMetrics, ServiceMetrics
 from sublet_platform.ports import (
@@ -37,7 +32,12 @@ from sublet_platform.ports import (
     StoredSubscription,
     TriggerRecord,
 )
-from sublet_platform.topology import REQUESTS
+from sublet_protocol import ids
+from sublet_protocol.cel.expressions import ExpressionError
+from sublet_protocol.chunking import pack
+from sublet_protocol.messages import Record, RegisterTriggers, RunRequest, Subscribe
+from sublet_protocol.specs import EventCondition
+from sublet_protocol.topology import REQUESTS
 
 log = logging.getLogger(__name__)
 

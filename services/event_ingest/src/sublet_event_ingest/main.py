@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from sublet_event_ingest.shell import IngestShell
+from sublet_event_ingest.service import IngestShell
 from sublet_platform.metrics import IngestMetrics
-from sublet_platform.mongo_events import MongoEventStore
-from sublet_platform.mongo_runs import MongoRunStore
+from sublet_platform.mongo.events import MongoEventStore
+from sublet_platform.mongo.runs import MongoRunStore
 from sublet_platform.service import Service, run_service
 from sublet_platform.settings import ServiceSettings
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import logging
 
-from sublet_engine import ids
-from sublet_engine.lifecycle import awaits
+from sublet_engine.run.transitions import awaits
 from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import EventStore, RunStore, StoredSubscription
+from sublet_protocol import ids
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sublet_platform.mongo_runs import MongoRunStore
+from sublet_platform.mongo.runs import MongoRunStore
 from sublet_platform.service import Service, run_service
 from sublet_platform.settings import ServiceSettings
 from sublet_scheduler.scheduler import Scheduler

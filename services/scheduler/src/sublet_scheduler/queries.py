@@ -21,11 +21,12 @@ from typing import Any
 
 import msgspec
 
-from sublet_engine import durable, ids, limits
-from sublet_engine.explain import why
-from sublet_engine.messages import MalformedMessage, Query, Reply, decode_queries, encode
+from sublet_engine.run import durable_log
+from sublet_engine.run.explain import why
 from sublet_platform.batching import Refuse
 from sublet_platform.ports import Broker, Clock, Delivery, Outgoing, RunFilter, RunStore
+from sublet_protocol import ids, limits
+from sublet_protocol.messages import MalformedMessage, Query, Reply, decode_queries, encode
 from sublet_scheduler import views
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Queries:
             raise QueryError(f"there is no run {ids.run_of(task_run)}")
         records = await self._store.load_logs([task_run])
         task = runs[0].task(ids.task_of(task_run))
-        return views.durable_log(runs[0], task, durable.entries_of(durable.committed(task, records)))
+        return views.durable_log(runs[0], task, durable_log.entries_of(durable_log.committed(task, records)))
 
     async def _workflows(self, arguments: dict[str, Any]) -> Any:
         records = await self._store.load_workflows()

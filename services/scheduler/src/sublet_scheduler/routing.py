@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sublet_engine import limits
-from sublet_engine.batch import Publication
+from sublet_engine.shard.unit_of_work import Publication
 from sublet_platform.ports import Outgoing
+from sublet_protocol import limits
 
 
 def outgoing(publications: Iterable[Publication], shards: int) -> list[Outgoing]:

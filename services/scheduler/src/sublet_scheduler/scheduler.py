@@ -8,15 +8,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
-from sublet_engine import limits
 from sublet_platform.batching import BatchLoop, dead_letter
 from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import Broker, Clock, Consumer, Delivery, RunStore
-from sublet_platform.topology import QUERIES, shard_queue
-from sublet_scheduler.exports import Exports
+from sublet_protocol import limits
+from sublet_protocol.topology import QUERIES, shard_queue
+from sublet_scheduler.balancer import Sharing
+from sublet_scheduler.metrics import Exports
 from sublet_scheduler.queries import Queries
 from sublet_scheduler.shard_service import ShardService
-from sublet_scheduler.sharing import Sharing
 
 logger = logging.getLogger(__name__)
 

@@ -12,15 +12,16 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from sublet_engine import durable, ids, limits
-from sublet_engine.batch import Batch, DurableGrant, Publication, Resend, WorkerChange
-from sublet_engine.messages import MalformedMessage, RunRequest, Satisfied, ToShard, decode_for_shard, encode_one
-from sublet_engine.runs import LogRecord, Run
-from sublet_engine.shard import Shard
-from sublet_engine.workflows import SlotKind
+from sublet_engine.run import durable_log
+from sublet_engine.run.state import LogRecord, Run
+from sublet_engine.shard.shard import Shard
+from sublet_engine.shard.unit_of_work import Batch, DurableGrant, Publication, Resend, WorkerChange
 from sublet_platform.batching import Refuse
 from sublet_platform.ports import Broker, Clock, Delivery, RunChange, RunStore, WorkerRecord
-from sublet_scheduler.exports import Exports
+from sublet_protocol import ids, limits
+from sublet_protocol.messages import MalformedMessage, RunRequest, Satisfied, ToShard, decode_for_shard, encode_one
+from sublet_protocol.specs import SlotKind
+from sublet_scheduler.metrics import Exports
 from sublet_scheduler.routing import outgoing
 
 logger = logging.getLogger(__name__)
@@ -219,13 +220,13 @@ class ShardService:
             records[record.task_run_id].append(record)
         publications = []
         for item in grants:
-            log = durable.entries_of(durable.committed(item.task, records[item.task_run_id]))
+            log = durable_log.entries_of(durable_log.committed(item.task, records[item.task_run_id]))
             grant = msgspec.structs.replace(item.grant, log=log)
             publications.append(Publication(f"inbox:{item.inbox}", encode_one(grant)))
         for resend in resends:
-            for record in durable.committed(resend.task, records[ids.task_run_of(resend.lease)]):
+            for record in durable_log.committed(resend.task, records[ids.task_run_of(resend.lease)]):
                 if record.kind == "done" and record.order > resend.delivered:
-                    satisfied = Satisfied(resend.lease, record.node, durable.done_of(record))
+                    satisfied = Satisfied(resend.lease, record.node, durable_log.done_of(record))
                     publications.append(Publication(f"inbox:{resend.inbox}", encode_one(satisfied)))
         return publications
 

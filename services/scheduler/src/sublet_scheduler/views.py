@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from sublet_engine.messages import LogEntry
-from sublet_engine.runs import Run, TaskRun
+from sublet_engine.run.state import Run, TaskRun
+from sublet_protocol.messages import LogEntry
 
 _SEEN_AS = {"PENDING": "QUEUED", "READY": "QUEUED", "BACKOFF": "QUEUED", "EVICTED": "RUNNING", "SKIPPED": "COMPLETED"}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 
 from sublet_platform.metrics import TimerMetrics
-from sublet_platform.mongo_timers import MongoTimerStore
+from sublet_platform.mongo.timers import MongoTimerStore
 from sublet_platform.service import Service, run_service
 from sublet_platform.settings import ServiceSettings
-from sublet_timer.shell import TimerShell
+from sublet_timer.service import TimerShell
 
 _metrics = cache(TimerMetrics)
 """Once for a registry: a start that fails is tried again."""

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from sublet.worker import Worker
+from sublet._worker.worker import Worker
 
 
 class BadApp(Exception):

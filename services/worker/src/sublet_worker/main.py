@@ -16,9 +16,9 @@ from faststream.asgi import AsgiFastStream
 from faststream.specification import AsyncAPI
 from prometheus_client import make_asgi_app
 
-from sublet.worker import Worker, WorkerStatus
+from sublet._worker.worker import Worker, WorkerStatus
 from sublet_platform.health import Health, health_routes
-from sublet_platform.logs import set_up_logging
+from sublet_platform.logging import set_up_logging
 from sublet_platform.metrics import new_registry
 from sublet_worker.app import BadApp, load_worker
 from sublet_worker.metrics import show

@@ -6,7 +6,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from sublet.worker import Worker, WorkerStatus
+from sublet._worker.worker import Worker, WorkerStatus
 
 STATES = ("running", "waiting", "released")
 

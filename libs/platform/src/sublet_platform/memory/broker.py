@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sublet_platform.memory.cluster import MemoryCluster, Message, Receive, Subscription
 from sublet_platform.memory.connection import MemoryConnection, Registration, Unconfirmed
 from sublet_platform.ports import BrokerUnavailable, Delivery, Handler, Outgoing
-from sublet_platform.topology import Queue
+from sublet_protocol.topology import Queue
 
 
 class MemoryConsumer:

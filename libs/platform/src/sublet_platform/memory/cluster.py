@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sublet_platform.topology import INBOXES, ExchangeType, Queue, Topology
+from sublet_protocol.topology import INBOXES, ExchangeType, Queue, Topology
 
 if TYPE_CHECKING:
     from sublet_platform.memory.connection import MemoryConnection

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sublet_platform.memory.cluster import MemoryCluster, Message, Pipe, Receive, Subscription
-from sublet_platform.topology import INBOXES, MUST_ARRIVE, Queue
+from sublet_protocol.topology import INBOXES, MUST_ARRIVE, Queue
 
 
 class Unconfirmed(Exception):

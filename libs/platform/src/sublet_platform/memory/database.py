@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from sublet_engine.runs import LogRecord, Run
+from sublet_engine.run.state import LogRecord, Run
 from sublet_platform.ports import (
     StoredEvent,
     StoredSubscription,

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from sublet_engine import ids
-from sublet_engine.runs import LogRecord, Run, TaskRun
-from sublet_engine.workflows import WorkflowSpec
-from sublet_platform.documents import metadata_tags, waiting_reasons
+from sublet_engine.run.state import LogRecord, Run, TaskRun
 from sublet_platform.memory.database import MemoryDatabase
+from sublet_platform.mongo.run_documents import metadata_tags, waiting_reasons
 from sublet_platform.ports import (
     GONE_WORKER_RETENTION_S,
     Clock,
@@ -23,6 +21,8 @@ from sublet_platform.ports import (
     WorkerRecord,
     WorkflowRecord,
 )
+from sublet_protocol import ids
+from sublet_protocol.specs import WorkflowSpec
 
 _LIVE_CHUNK = 500
 

@@ -9,7 +9,7 @@ from typing import Any
 from sublet_platform.memory.broker import delivery_of
 from sublet_platform.memory.cluster import MemoryCluster, Message, Subscription
 from sublet_platform.memory.connection import MemoryConnection, Registration, Unconfirmed
-from sublet_platform.topology import POOL_ARGUMENTS, Queue
+from sublet_protocol.topology import POOL_ARGUMENTS, Queue
 
 
 class MemoryPoolConsumer:

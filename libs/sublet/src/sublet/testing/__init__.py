@@ -3,11 +3,11 @@
 Needs ``pip install "sublet[testing]"``.
 """
 
-from sublet.testing.driver import NothingWillHappen
-from sublet.testing.environment import SubletTestEnvironment
-from sublet.testing.exports import aio_export_log, export_log
-from sublet.testing.replaying import Divergence, ReplayReport, replay
-from sublet.testing.workers import EnvironmentWorker
+from sublet.testing._driver import NothingWillHappen
+from sublet.testing._environment import SubletTestEnvironment
+from sublet.testing._export import aio_export_log, export_log
+from sublet.testing._replay import Divergence, ReplayReport, replay
+from sublet.testing._workers import EnvironmentWorker
 
 __all__ = [
     "Divergence",

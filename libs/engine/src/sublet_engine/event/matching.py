@@ -1,0 +1,184 @@
+"""Which waits an event satisfies: first by index key, then by CEL.
+
+A wait is indexed by event key, scope and the equality terms of its expression, all in one *match key*: a million
+waits for ``input.order_id == <n>`` so cost an event no more than one. What an event must be looked up by is known
+from the *shapes* of its key: the sets of payload fields whose values take part in match keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from sublet_engine.event.intake import Event, Sighting
+from sublet_protocol import limits
+from sublet_protocol.cel.equality import Path, equality_terms, value_at
+from sublet_protocol.cel.expressions import ExpressionError, compile_expression
+from sublet_protocol.messages import EventMatched, Subscribe
+from sublet_protocol.specs import EventCondition
+
+Shape = tuple[str, ...]
+"""Payload fields in order, each as a JSON pointer (``/user/id``). The empty shape is that of waits without terms."""
+
+_NO_FIELDS: Shape = ()
+
+
+class Wait(Protocol):
+    """A subscription with the key it is indexed by."""
+
+    @property
+    def match_key(self) -> str: ...
+    @property
+    def subscribe(self) -> Subscribe: ...
+
+
+class IndexKey(NamedTuple):
+    shape: Shape
+    match_key: str
+
+
+def match_key(event_key: str, scope: str | None, terms: Mapping[str, str]) -> str:
+    """The index key of waits for this event key, with these values (canonical) in these fields (JSON pointers).
+
+    A digest: it has one size, whatever the payload holds.
+    """
+    parts = msgspec.json.encode([event_key, scope, sorted(terms.items())])
+    return hashlib.blake2b(parts, digest_size=16).hexdigest()
+
+
+def index_key(condition: EventCondition, shapes: Collection[Shape]) -> IndexKey:
+    """Where to index a wait. ``shapes`` are those that its event key has already; their number is bounded.
+
+    Raises:
+        ExpressionError: the expression of the condition cannot be used.
+    """
+    terms: Mapping[str, str] = {}
+    if condition.expression is not None:
+        found = equality_terms(condition.expression)
+        if not found.whole:
+            compile_expression(condition.expression)
+        terms = {_pointer(path): value for path, value in found.values.items()}
+    shape = tuple(sorted(terms))
+    if shape not in shapes and len(shapes) >= limits.MATCH_SHAPES_MAX:
+        shape, terms = _NO_FIELDS, {}
+    return IndexKey(shape, match_key(condition.event_key, condition.scope, terms))
+
+
+def lookup_keys(sighting: Sighting[Event], shapes: Iterable[Shape]) -> list[str]:
+    """The match keys of all waits that the event may satisfy, given the shapes known for its key.
+
+    A wait with a scope wants exactly that scope; a wait without one takes any.
+    """
+    event = sighting.event
+    scopes = (None,) if event.scope is None else (None, event.scope)
+    keys = []
+    for shape in sorted({_NO_FIELDS, *shapes}):
+        terms = _terms_held(sighting, shape)
+        if terms is not None:
+            keys += [match_key(event.key, scope, terms) for scope in scopes]
+    return keys
+
+
+def _terms_held(sighting: Sighting[Event], shape: Shape) -> dict[str, str] | None:
+    """The payload's values in these fields; None if a field is missing, so that no wait of this shape can match."""
+    terms = {}
+    for pointer in shape:
+        value = value_at(sighting.payload, _path(pointer))
+        if value is None:
+            return None
+        terms[pointer] = value
+    return terms
+
+
+def _pointer(path: Path) -> str:
+    return "".join("/" + name.replace("~", "~0").replace("/", "~1") for name in path)
+
+
+def _path(pointer: str) -> Path:
+    return tuple(name.replace("~1", "/").replace("~0", "~") for name in pointer.split("/")[1:])
+
+
+def listens_from(subscribe: Subscribe) -> int:
+    """Events with a greater seq than this can satisfy the wait."""
+    condition = subscribe.condition
+    if isinstance(condition, EventCondition) and condition.since_s is not None:
+        start = max(condition.since_s, 0.0) * 1_000_000
+        return subscribe.since if start > subscribe.since else int(start) - 1
+    return subscribe.since
+
+
+class Waits:
+    """Open waits by match key. Each is satisfied at most once, by the first event that fits.
+
+    Attributes:
+        failures: evaluations that ended in an error or gave no boolean.
+    """
+
+    def __init__(self, waits: Iterable[Wait]) -> None:
+        self.failures = 0
+        self._open: dict[str, dict[str, Subscribe]] = {}
+        for wait in waits:
+            self._open.setdefault(wait.match_key, {})[wait.subscribe.id] = wait.subscribe
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    def starts(self) -> dict[str, int]:
+        """From where on each event key has to be looked at for the waits that are open."""
+        starts: dict[str, int] = {}
+        for waits in self._open.values():
+            for wait in waits.values():
+                if isinstance(wait.condition, EventCondition):
+                    key, start = wait.condition.event_key, listens_from(wait)
+                    starts[key] = min(start, starts.get(key, start))
+        return starts
+
+    def satisfied_by(self, sighting: Sighting[Event], keys: Sequence[str]) -> list[Subscribe]:
+        """Take out the waits that this event satisfies; ``keys`` are its `lookup_keys`."""
+        satisfied = []
+        for key in keys:
+            waits = self._open.get(key)
+            if not waits:
+                continue
+            fitting = [wait for wait in waits.values() if self._fits(wait, sighting)]
+            for wait in fitting:
+                del waits[wait.id]
+            if not waits:
+                del self._open[key]
+            satisfied += fitting
+        return satisfied
+
+    def _fits(self, subscribe: Subscribe, sighting: Sighting[Event]) -> bool:
+        condition, event = subscribe.condition, sighting.event
+        if not isinstance(condition, EventCondition) or condition.event_key != event.key:
+            return False
+        if condition.scope is not None and condition.scope != event.scope:
+            return False
+        if event.seq <= listens_from(subscribe):
+            return False
+        if condition.expression is None:
+            return True
+        terms = equality_terms(condition.expression)
+        if terms.whole:
+            return terms.hold(sighting.payload)
+        try:
+            verdict = compile_expression(condition.expression).verdict(sighting.facts)
+        except ExpressionError:
+            verdict = None
+        self.failures += verdict is None
+        return verdict is True
+
+
+def event_matched(subscribe: Subscribe, event: Event) -> EventMatched:
+    """What the task's scheduler is told."""
+    return EventMatched(
+        task_run_id=subscribe.task_run_id,
+        node=subscribe.node,
+        key=subscribe.condition.key,
+        event_id=event.id,
+        seq=event.seq,
+        payload=msgspec.Raw(event.payload.encode()),
+    )

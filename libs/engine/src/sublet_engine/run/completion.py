@@ -1,0 +1,145 @@
+"""What follows from a change to a run: each task that can be decided is decided, and a run whose tasks are all done
+is finished. Pure: ``(run, …, turn) -> run``."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from sublet_engine.run import dag, durable_log, results
+from sublet_engine.run.dag import SKIPPED_OUTPUT
+from sublet_engine.run.effects import Turn
+from sublet_engine.run.state import Run, TaskRun, TaskStatus
+from sublet_protocol import ids
+from sublet_protocol.messages import Revoked, RunStatus, TaskError
+from sublet_protocol.specs import EventCondition, SleepCondition, TaskSpec, WorkflowSpec
+
+DAG_NODE = "dag"
+"""Node of the timers and subscriptions that belong to a task's conditions, not to its durable log."""
+RETRY_NODE = "retry"
+"""Node of the timer for the delay before a retry; its key is the number of the attempt that it starts."""
+
+
+def settle(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
+    """Decide every task that can be decided. One pass is enough, in the order of what depends on what."""
+    for spec in workflow.in_order:
+        task = run.task(spec.name)
+        if task.status == "PENDING":
+            run = _decide(run, spec, task, workflow, turn)
+    return _finish_if_done(run, workflow, turn)
+
+
+def _decide(run: Run, spec: TaskSpec, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
+    if not task.armed and all(run.task(name).terminal for name in spec.dependencies) and not spec.on_failure:
+        task = replace(task, armed=True, met=(*task.met, *dag.true_parent_conditions(spec, run)))
+        run = run.with_task(task)
+        what, why = dag.verdict(spec, workflow, run, task)
+        if what == "wait":
+            _arm_sleeps(run, task, spec, turn)
+    else:
+        what, why = dag.verdict(spec, workflow, run, task)
+    if what == "wait":
+        return run
+    if what == "run":
+        _withdraw_conditions(run, spec, task, turn)
+        return run.with_task(ready(task, spec, turn.now))
+    if what == "skip":
+        return close_task(run, task, "SKIPPED", workflow, turn, output=SKIPPED_OUTPUT, reason=why)
+    return close_task(run, task, "CANCELLED", workflow, turn, reason=why)
+
+
+def _arm_sleeps(run: Run, task: TaskRun, spec: TaskSpec, turn: Turn) -> None:
+    for condition in spec.conditions:
+        if isinstance(condition, SleepCondition):
+            turn.arm(run, task, DAG_NODE, condition, 0)
+
+
+def _withdraw_conditions(run: Run, spec: TaskSpec, task: TaskRun, turn: Turn) -> None:
+    for condition in spec.conditions:
+        if condition.key not in task.met and (task.armed or isinstance(condition, EventCondition)):
+            turn.withdraw(run, task, DAG_NODE, condition)
+
+
+def ready(task: TaskRun, spec: TaskSpec, now: float, *, resumed: bool = False) -> TaskRun:
+    """It may run, from ``now`` (epoch seconds) on."""
+    return replace(
+        task,
+        status="READY",
+        lease=None,
+        ready_at=now,
+        resumed=resumed,
+        schedule_deadline=now + spec.schedule_timeout_s,
+        queued_at=task.queued_at if task.queued_at is not None else now,
+    )
+
+
+def end_task(
+    run: Run,
+    task: TaskRun,
+    status: TaskStatus,
+    workflow: WorkflowSpec,
+    turn: Turn,
+    *,
+    output: str | None = None,
+    error: TaskError | None = None,
+    reason: str | None = None,
+) -> Run:
+    """A task has ended, for good; so others may begin, or the run is over."""
+    run = close_task(run, task, status, workflow, turn, output=output, error=error, reason=reason)
+    return settle(run, workflow, turn)
+
+
+def close_task(
+    run: Run,
+    task: TaskRun,
+    status: TaskStatus,
+    workflow: WorkflowSpec,
+    turn: Turn,
+    *,
+    output: str | None = None,
+    error: TaskError | None = None,
+    reason: str | None = None,
+) -> Run:
+    """A task has ended, for good. Nothing may wake it, and who still runs it is told to stop. What follows from it for
+    the run is left to `settle`."""
+    if task.status == "PENDING":
+        _withdraw_conditions(run, workflow.task(task.name), task, turn)
+    if task.status == "BACKOFF":
+        turn.cancel_timer(run, task, RETRY_NODE, str(task.retry_count))
+    if task.lease is not None and status == "CANCELLED":
+        turn.to_inbox(task.lease.inbox, Revoked(ids.lease_id(run.task_run_id(task), task.invocation), "cancelled"))
+    durable_log.withdraw_all(run, task, turn)
+    task = replace(
+        task,
+        status=status,
+        blocked=(),
+        lease=None,
+        schedule_deadline=None,
+        output=output,
+        error=error,
+        reason=reason,
+        evicted_at=None,
+        finished_at=turn.now,
+    )
+    if status in ("FAILED", "CANCELLED"):
+        results.notify(run, task, turn)
+    return run.with_task(task)
+
+
+# --- the end of a run -----------------------------------------------------------------------------------------
+
+
+def _finish_if_done(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
+    if run.terminal or not all(task.terminal for task in run.tasks):
+        return run
+    run = replace(run, status=_final_status(run), finished_at=turn.now)
+    results.announce_end(run, workflow, turn)
+    return run
+
+
+def _final_status(run: Run) -> RunStatus:
+    statuses = {task.status for task in run.tasks}
+    if run.cancelled_reason is not None and "CANCELLED" in statuses:
+        return "CANCELLED"
+    if "FAILED" in statuses:
+        return "FAILED"
+    return "CANCELLED" if "CANCELLED" in statuses else "COMPLETED"

@@ -1,0 +1,340 @@
+"""The durable log and the waits of a durable task: what an operation opens, what closes it, and when code goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+from msgspec.structs import replace
+
+from sublet_engine.run.effects import Turn, position_at
+from sublet_engine.run.state import LogRecord, LogSegment, OpenWait, Run, TaskRun
+from sublet_protocol import ids, limits
+from sublet_protocol.messages import (
+    ChildFinished,
+    Done,
+    LogEntry,
+    Operation,
+    ParentLink,
+    RunRequest,
+    Satisfied,
+    TaskError,
+    json_text,
+    raw_json,
+)
+from sublet_protocol.specs import Condition, EventCondition, SleepCondition
+
+
+class LogFull(Exception):
+    """The durable log of a task has reached a limit; the text says which and what to do."""
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+def record(run: Run, task: TaskRun, operations: Iterable[Operation], turn: Turn) -> TaskRun:
+    """Append new operations and arm what they wait for.
+
+    Raises:
+        LogFull: the task must fail; nothing of ``turn`` may be used.
+    """
+    for operation in operations:
+        task = _append(run, task, turn, operation=operation)
+        if operation.kind == "wait":
+            task = _open_conditions(run, task, operation, turn)
+        elif operation.kind == "run":
+            task = _open_child(run, task, operation, turn)
+    return task
+
+
+def _open_conditions(run: Run, task: TaskRun, operation: Operation, turn: Turn) -> TaskRun:
+    wait = OpenWait(operation.node, operation.groups, since=operation.since, asked_at=turn.now)
+    for condition in conditions_of(wait):
+        if not _over_already(condition):
+            turn.arm(run, task, operation.node, condition, operation.since)
+    return replace(task, open_waits=(*task.open_waits, wait))
+
+
+def _over_already(condition: Condition) -> bool:
+    return isinstance(condition, SleepCondition) and condition.duration_s <= 0
+
+
+def meet_what_is_over(run: Run, task: TaskRun, operations: Iterable[Operation], turn: Turn) -> TaskRun:
+    """Sleeps that were over when they were asked for need no timer."""
+    for operation in operations:
+        for group in operation.groups:
+            for condition in group:
+                if _over_already(condition):
+                    task = meet(run, task, operation.node, condition.key, turn, seq=0)
+    return task
+
+
+def child_run_id(task_run: str, operation: Operation) -> str:
+    assert operation.child is not None
+    key = f"key:{operation.child.child_key}" if operation.child.child_key is not None else f"node:{operation.node}"
+    return ids.child_run_id(task_run, key)
+
+
+def _open_child(run: Run, task: TaskRun, operation: Operation, turn: Turn) -> TaskRun:
+    child = operation.child
+    assert child is not None
+    task_run = run.task_run_id(task)
+    run_id = child_run_id(task_run, operation)
+    turn.to_run(
+        run_id,
+        RunRequest(
+            run_id=run_id,
+            workflow=child.workflow,
+            input=child.input,
+            metadata={**run.metadata, **child.metadata},
+            priority=child.priority if child.priority is not None else run.priority,
+            parent=ParentLink(task_run, operation.node),
+            child_index=child.child_index,
+            child_key=child.child_key,
+            requested_at=turn.now,
+        ),
+    )
+    return replace(task, open_waits=(*task.open_waits, OpenWait(node=operation.node, child_run_id=run_id)))
+
+
+def _append(
+    run: Run,
+    task: TaskRun,
+    turn: Turn,
+    *,
+    operation: Operation | None = None,
+    node: str = "",
+    result: str | None = None,
+    error: TaskError | None = None,
+    order: int = 0,
+    position: int = 0,
+) -> TaskRun:
+    task_run = run.task_run_id(task)
+    seq = task.log_length
+    if operation is not None:
+        result = json_text(operation.result)
+    size = len(result) if result is not None else 0
+    _check_limits(task, task_run, size)
+    turn.log.append(
+        LogRecord(
+            id=f"{task_run}#{seq}#{turn.epoch}",
+            task_run_id=task_run,
+            seq=seq,
+            epoch=turn.epoch,
+            node=operation.node if operation is not None else node,
+            kind=operation.kind if operation is not None else "done",
+            at=turn.now,
+            fingerprint=operation.fingerprint if operation is not None else "",
+            asked=operation.asked if operation is not None else "",
+            label=operation.label if operation is not None else None,
+            result=result,
+            error=error,
+            child_run_id=(
+                child_run_id(task_run, operation) if operation is not None and operation.kind == "run" else None
+            ),
+            order=order,
+            position=position,
+            version=run.version,
+            retry_count=task.retry_count,
+        )
+    )
+    segments = task.log_segments
+    if not segments or segments[-1].epoch != turn.epoch:
+        segments = (*segments, LogSegment(seq, turn.epoch))
+    return replace(task, log_length=seq + 1, log_bytes=task.log_bytes + size, log_segments=segments)
+
+
+def _check_limits(task: TaskRun, task_run: str, size: int) -> None:
+    if task.log_length >= limits.LOG_MAX_ENTRIES:
+        raise LogFull(
+            f"the durable log of {task_run} has {task.log_length} entries, the limit is {limits.LOG_MAX_ENTRIES}; "
+            "move part of the work into child runs, each of which has a log of its own"
+        )
+    if task.log_bytes + size > limits.LOG_MAX_BYTES:
+        raise LogFull(
+            f"the results in the durable log of {task_run} would come to {task.log_bytes + size} bytes, "
+            f"the limit is {limits.LOG_MAX_BYTES}; return references instead of large values"
+        )
+
+
+# --- closing --------------------------------------------------------------------------------------------------
+
+
+def conditions_of(wait: OpenWait) -> list[Condition]:
+    return [condition for group in wait.groups for condition in group]
+
+
+def open_wait(task: TaskRun, node: str) -> OpenWait | None:
+    return next((wait for wait in task.open_waits if wait.node == node), None)
+
+
+def meet(
+    run: Run, task: TaskRun, node: str, key: str, turn: Turn, *, seq: int, payload: msgspec.Raw | None = None
+) -> TaskRun:
+    """A condition of a wait came true. Unknown or repeated ones change nothing.
+
+    ``seq`` and ``payload`` are the event's; 0 and None for a sleep.
+    """
+    wait = open_wait(task, node)
+    if wait is None or any(met == key for met, _ in wait.met):
+        return task
+    condition = next((c for c in conditions_of(wait) if c.key == key), None)
+    if condition is None:
+        return task
+    value = str(payload, "utf-8") if payload is not None else _sleep_value(condition)
+    wait = replace(wait, met=(*wait.met, (key, value)), position=max(wait.position, seq))
+    if not complete(wait):
+        return replace(task, open_waits=tuple(wait if w.node == node else w for w in task.open_waits))
+    _withdraw_rest(run, task, wait, turn)
+    position = wait.position if isinstance(condition, EventCondition) else _position_after_sleep(wait, condition, turn)
+    result = '{"CREATE":{' + ",".join(f"{_text(k)}:[{v}]" for k, v in wait.met) + "}}"
+    return _close(run, task, node, turn, position=position, result=result)
+
+
+def _position_after_sleep(wait: OpenWait, condition: Condition, turn: Turn) -> int:
+    """Where a following wait listens from: the moment when the sleep was over, however late we hear of it. But if this
+    one listened as well, then from where it did: an event that came before the sleep was over may still be on its way
+    here, and must not fall between the two."""
+    met = {key for key, _ in wait.met}
+    if any(isinstance(c, EventCondition) and c.key not in met for c in conditions_of(wait)):
+        return max(wait.position, wait.since)
+    assert isinstance(condition, SleepCondition)
+    return max(wait.position, min(turn.position, position_at(wait.asked_at + condition.duration_s)))
+
+
+def child_ended(run: Run, task: TaskRun, message: ChildFinished, turn: Turn) -> TaskRun:
+    """A child that an operation started has ended. Unknown or repeated: nothing changes."""
+    wait = open_wait(task, message.node)
+    if wait is None or wait.child_run_id != message.child_run_id:
+        return task
+    result = json_text(message.output)
+    position = turn.position if message.at is None else min(turn.position, position_at(message.at))
+    return _close(run, task, message.node, turn, position=position, result=result, error=message.error)
+
+
+def _close(
+    run: Run,
+    task: TaskRun,
+    node: str,
+    turn: Turn,
+    *,
+    position: int,
+    result: str | None = None,
+    error: TaskError | None = None,
+) -> TaskRun:
+    order = task.satisfied + 1
+    task = _append(run, task, turn, node=node, result=result, error=error, order=order, position=position)
+    task = replace(task, satisfied=order, open_waits=tuple(w for w in task.open_waits if w.node != node))
+    if task.lease is not None:
+        done = Done(order, raw_json(result), error, position)
+        lease = ids.lease_id(run.task_run_id(task), task.invocation)
+        turn.to_inbox(task.lease.inbox, Satisfied(lease, node, done))
+    return task
+
+
+def complete(wait: OpenWait) -> bool:
+    """Every group has a condition that came true."""
+    met = {key for key, _ in wait.met}
+    return all(any(condition.key in met for condition in group) for group in wait.groups)
+
+
+def _withdraw_rest(run: Run, task: TaskRun, wait: OpenWait, turn: Turn) -> None:
+    met = {key for key, _ in wait.met}
+    for condition in conditions_of(wait):
+        if condition.key not in met:
+            turn.withdraw(run, task, wait.node, condition)
+
+
+def withdraw_all(run: Run, task: TaskRun, turn: Turn) -> None:
+    """The task has ended: nothing may wake it any more. Its children go on. The waits stay on record: a replay of the
+    run arms them again."""
+    for wait in task.open_waits:
+        _withdraw_rest(run, task, wait, turn)
+
+
+def rearm(run: Run, task: TaskRun, turn: Turn) -> None:
+    """A finished task runs again: what was open when it ended is armed as it was; sleeps keep their deadlines."""
+    for wait in task.open_waits:
+        if wait.child_run_id is not None:
+            link = ParentLink(run.task_run_id(task), wait.node)
+            turn.to_run(wait.child_run_id, RunRequest(wait.child_run_id, workflow="", parent=link))
+        met = {key for key, _ in wait.met}
+        for condition in conditions_of(wait):
+            if condition.key in met:
+                continue
+            if isinstance(condition, SleepCondition):
+                turn.set_timer(run, task, wait.node, condition.key, wait.asked_at + condition.duration_s)
+            else:
+                turn.arm(run, task, wait.node, condition, wait.since)
+
+
+def may_go_on(task: TaskRun) -> bool:
+    """At least one branch has all that it waited for (or nothing is known to be waited for)."""
+    still_open = {wait.node for wait in task.open_waits}
+    return not task.blocked or any(still_open.isdisjoint(branch) for branch in task.blocked)
+
+
+def waiting_for(task: TaskRun) -> str:
+    """Why an evicted task waits: sleep, event, child or several (a bounded set, for metrics)."""
+    reasons = set()
+    for wait in task.open_waits:
+        if wait.child_run_id is not None:
+            reasons.add("child")
+        for condition in conditions_of(wait):
+            reasons.add("event" if isinstance(condition, EventCondition) else "sleep")
+    return reasons.pop() if len(reasons) == 1 else "several"
+
+
+def _sleep_value(condition: Condition) -> str:
+    assert isinstance(condition, SleepCondition)
+    return f'{{"duration_s":{condition.duration_s!r}}}'
+
+
+def _text(key: str) -> str:
+    return msgspec.json.encode(key).decode()
+
+
+# --- reading --------------------------------------------------------------------------------------------------
+
+
+def committed(task: TaskRun, records: Iterable[LogRecord]) -> list[LogRecord]:
+    """The records that count: those whose writer committed the run. Ordered by seq."""
+    segments = task.log_segments
+    kept = {}
+    for entry in records:
+        if entry.seq < task.log_length and entry.epoch == _epoch_at(segments, entry.seq):
+            kept[entry.seq] = entry
+    assert len(kept) == task.log_length, f"log has {len(kept)} of {task.log_length} entries"
+    return [kept[seq] for seq in range(task.log_length)]
+
+
+def _epoch_at(segments: tuple[LogSegment, ...], seq: int) -> str:
+    epoch = ""
+    for segment in segments:
+        if segment.first > seq:
+            break
+        epoch = segment.epoch
+    return epoch
+
+
+def entries_of(records: Iterable[LogRecord]) -> tuple[LogEntry, ...]:
+    """The log as a grant carries it: each operation with its end."""
+    operations: dict[str, LogEntry] = {}
+    for entry in records:
+        if entry.kind == "done":
+            operations[entry.node] = replace(operations[entry.node], done=done_of(entry))
+        else:
+            operations[entry.node] = LogEntry(
+                node=entry.node,
+                kind=entry.kind,
+                fingerprint=entry.fingerprint,
+                asked=entry.asked,
+                result=raw_json(entry.result),
+                child_run_id=entry.child_run_id,
+                version=entry.version,
+            )
+    return tuple(operations.values())
+
+
+def done_of(entry: LogRecord) -> Done:
+    return Done(entry.order, raw_json(entry.result), entry.error, entry.position)

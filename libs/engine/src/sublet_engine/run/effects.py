@@ -1,0 +1,67 @@
+"""What one decision gives besides the new state: effects to publish and entries for the durable log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sublet_engine.run.state import Effect, LogRecord, Run, TaskRun
+from sublet_protocol import ids
+from sublet_protocol.messages import CancelTimer, Record, SetTimer, Subscribe, Unsubscribe
+from sublet_protocol.specs import Condition, EventCondition, SleepCondition
+
+
+def position_at(at: float) -> int:
+    """A moment (epoch seconds) as a place in the order of events (microseconds)."""
+    return int(at * 1_000_000)
+
+
+@dataclass(slots=True)
+class Turn:
+    """Collects what a decision gives. ``now``: epoch seconds. ``epoch``: who will write (see `runs.LogRecord`)."""
+
+    now: float
+    epoch: str = ""
+    effects: list[Effect] = field(default_factory=list)
+    log: list[LogRecord] = field(default_factory=list)
+
+    @property
+    def position(self) -> int:
+        return position_at(self.now)
+
+    def emit(self, to: str, message: Record, *, durable: bool = True) -> None:
+        self.effects.append(Effect(to, message, durable))
+
+    def to_run(self, run_id: str, message: Record) -> None:
+        self.emit(f"slot:{ids.slot_key(run_id)}", message)
+
+    def to_inbox(self, inbox: str, message: Record, *, durable: bool = False) -> None:
+        self.emit(f"inbox:{inbox}", message, durable=durable)
+
+    def set_timer(self, run: Run, task: TaskRun, node: str, key: str, due: float) -> None:
+        task_run, place = run.task_run_id(task), ids.waiting_place(node, task.replays)
+        self.emit("timers", SetTimer(ids.wait_id(task_run, place, key), due, task_run, place, key))
+
+    def cancel_timer(self, run: Run, task: TaskRun, node: str, key: str) -> None:
+        self.emit("timers", CancelTimer(_wait_id(run, task, node, key)))
+
+    def arm(self, run: Run, task: TaskRun, node: str, condition: Condition, since: int) -> None:
+        """Start the clock of a sleep, or begin to listen for an event from ``since`` on."""
+        if isinstance(condition, SleepCondition):
+            self.set_timer(run, task, node, condition.key, self.now + condition.duration_s)
+        elif isinstance(condition, EventCondition):
+            if condition.since_s is not None:
+                since = min(since, position_at(condition.since_s))
+            task_run, place = run.task_run_id(task), ids.waiting_place(node, task.replays)
+            wait = ids.wait_id(task_run, place, condition.key)
+            self.emit("ingest", Subscribe(wait, task_run, place, condition, since))
+
+    def withdraw(self, run: Run, task: TaskRun, node: str, condition: Condition) -> None:
+        """Undo :meth:`arm`. Harmless when it has come true meanwhile, or was never armed."""
+        if isinstance(condition, SleepCondition):
+            self.cancel_timer(run, task, node, condition.key)
+        elif isinstance(condition, EventCondition):
+            self.emit("ingest", Unsubscribe(_wait_id(run, task, node, condition.key)))
+
+
+def _wait_id(run: Run, task: TaskRun, node: str, key: str) -> str:
+    return ids.wait_id(run.task_run_id(task), ids.waiting_place(node, task.replays), key)

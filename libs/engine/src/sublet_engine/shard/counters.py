@@ -1,0 +1,81 @@
+"""Counts of what a shard did and of what it holds, for metrics. Kept up as state changes, never recounted."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from sublet_engine.run.state import Run, TaskRun
+
+WAITING_REASONS = ["sleep", "event", "child", "several", "backoff", "conditions", "parents"]
+
+
+def waiting_reason(task: TaskRun) -> str | None:
+    """Why a task waits without a slot: one of `WAITING_REASONS`, for a metric label. None: it does not wait."""
+    if task.status == "EVICTED":
+        return task.waits_for
+    if task.status == "BACKOFF":
+        return "backoff"
+    if task.status == "PENDING":
+        return "conditions" if task.armed else "parents"
+    return None
+
+
+class Census:
+    """``waiting`` is what is; everything else is what was counted since the last :meth:`clear`."""
+
+    def __init__(self) -> None:
+        self.waiting: Counter[str] = Counter()
+        """Tasks that wait without a slot, by reason. Starts with what the store counted."""
+        self.clear()
+
+    def clear(self) -> None:
+        self.tickets_issued = 0
+        self.grants = 0
+        self.grants_reused = 0
+        self.evictions = 0
+        self.resumes = 0
+        self.leases_lost = 0
+        self.stale_reports = 0
+        self.finished: Counter[str] = Counter()
+        """Runs that ended, by status."""
+        self.failures: Counter[str] = Counter()
+        """Attempts of tasks that ended badly, by error type."""
+        self.findings: defaultdict[str, list[str]] = defaultdict(list)
+        """What the sweepers found although a message should have told, the leases or tickets by name: a bug's smoke, or
+        an outage's."""
+        self.resume_s: list[float] = []
+        """From satisfied to granted."""
+        self.ready_s: list[float] = []
+        """From ready to granted, new tasks."""
+
+    def finding(self, what: str, *names: str) -> None:
+        self.findings[what].extend(names)
+
+    def granted(self, task: TaskRun, now: float, *, reused: bool) -> None:
+        self.grants += 1
+        self.grants_reused += reused
+        since = now - (task.ready_at if task.ready_at is not None else now)
+        if task.resumed and task.satisfied:
+            self.resumes += 1
+            self.resume_s.append(since)
+        else:
+            self.ready_s.append(since)
+
+    def changed(self, old: TaskRun | None, new: TaskRun) -> None:
+        """A task changed. ``old`` None: it was created."""
+        before = waiting_reason(old) if old is not None else None
+        after = waiting_reason(new)
+        if before is not None:
+            self.waiting[before] -= 1
+        if after is not None:
+            self.waiting[after] += 1
+        if old is None:
+            return
+        if new.evicted_at is not None and old.evicted_at is None:
+            self.evictions += 1
+        if new.error is not None and new.error is not old.error:
+            self.failures[new.error.type] += 1
+
+    def run_changed(self, before: Run | None, after: Run) -> None:
+        if after.terminal and (before is None or not before.terminal):
+            self.finished[after.status] += 1

@@ -1,0 +1,171 @@
+"""Who lives, and what time brings: workers come, beat and go, leases are lost, deadlines strike, sweeps find."""
+
+from __future__ import annotations
+
+import math
+
+from msgspec.structs import replace
+
+from sublet_engine.run import leases, transitions
+from sublet_engine.run.state import Run, TaskRun
+from sublet_engine.shard.state import ShardState
+from sublet_engine.shard.tickets import Granting
+from sublet_engine.shard.unit_of_work import Resend, WorkerChange
+from sublet_engine.shard.workers import Worker
+from sublet_protocol import ids, limits
+from sublet_protocol.messages import Heartbeat, Hello, Ping, RegisterTriggers, Revoked
+from sublet_protocol.specs import topological
+
+
+class Liveness:
+    """``first``: this shard also speaks for all of them: it registers triggers and saves workers."""
+
+    def __init__(self, state: ShardState, granting: Granting, *, first: bool) -> None:
+        self._state, self._granting = state, granting
+        self._first = first
+        self._swept_at = self._ticked_at = state.now
+        self._fresh_since = math.inf
+        """What is handled after this was said after the last outage: it came behind the tick that ended it."""
+        self._patient_until = state.now + limits.WORKER_SILENT_S
+
+    # --- workers ----------------------------------------------------------------------------------------------
+
+    def greeted(self, hello: Hello) -> None:
+        state = self._state
+        for each in hello.workflows:
+            spec = replace(each, tasks=topological(each.tasks))
+            if state.is_outdated(spec, hello.at):
+                continue
+            state.load_workflow(spec, hello.at)
+            state.draft.workflows[spec.name, spec.version] = (spec, hello.at)
+            if self._first:
+                triggers = RegisterTriggers(spec.name, spec.on_events, spec.default_filters, hello.at)
+                state.draft.send("ingest", triggers, durable=True)
+        worker = state.workers.add(hello.worker, hello.pool, hello.inbox, state.now)
+        worker.slots = {"task": hello.slots, "durable": hello.durable_slots}
+        worker.name, worker.started_at = hello.name, hello.at
+        state.workers.offer(hello.pool, hello.actions, hello.at)
+        self._save_worker(worker)
+        state.route_again()
+        state.dispatch.pool_changed(hello.pool, state.now)
+
+    def heard(self, beat: Heartbeat) -> None:
+        state = self._state
+        worker = state.workers.get(beat.worker)
+        if worker is None:
+            worker = state.workers.add(beat.worker, beat.pool, beat.inbox, state.now)
+            if not state.workers.known(beat.pool):
+                state.send(beat.inbox, Ping(hello=True))
+        worker.seen(state.now)
+        worker.inbox, worker.draining = beat.inbox, beat.draining
+        worker.slots = {"task": beat.slots, "durable": beat.durable_slots}
+        worker.taken = {"task": beat.taken, "durable": beat.durable_taken}
+        state.dispatch.pool_changed(beat.pool, state.now)
+        if worker.draining:
+            self._granting.unpark(lambda parked: parked.worker == worker.id)
+        if state.now - worker.saved_at > limits.WORKER_SAVE_INTERVAL_S:
+            self._save_worker(worker)
+        self._compare_leases(worker, {held.lease: held.delivered for held in beat.leases})
+
+    def _compare_leases(self, worker: Worker, held: dict[str, int]) -> None:
+        """What the worker holds against what it should: ended leases are revoked, grants that never came are lost, and
+        results that a resident task missed are sent again."""
+        state = self._state
+        for lease in held:
+            run_id = ids.run_of(lease)
+            held_run = state.runs.get(run_id)  # one that is not here has no lease, if it is ours
+            if state.owns(run_id) and (held_run is None or leases.holder(held_run, lease) is None):
+                state.send(worker.inbox, Revoked(lease, "superseded"))
+        unlisted, worker.unlisted = worker.unlisted, {}
+        for task_run in sorted(worker.leases):
+            run, task = state.find(task_run)
+            lease = ids.lease_id(task_run, task.invocation)
+            if lease not in held:
+                worker.unlisted[lease] = unlisted.get(lease, state.now)
+                if state.now - worker.unlisted[lease] > limits.GRANT_UNSEEN_S:
+                    state.census.finding("grant_unseen", lease)
+                    self._lose(run, lease)
+            elif 0 <= held[lease] < task.satisfied and state.satisfied_long_ago(task_run):
+                state.census.finding("result_unseen", lease)
+                state.draft.resends.append(Resend(worker.inbox, lease, task, held[lease]))
+        worker.listed = frozenset(held)
+
+    def left(self, worker_id: str) -> None:
+        """In good order, or because it was silent for too long: it holds nothing any more."""
+        state = self._state
+        worker = state.workers.get(worker_id)
+        if worker is None:
+            return
+        state.workers.remove(worker.id)
+        self._save_worker(worker, gone=True)
+        for task_run in sorted(worker.leases):
+            run, task = state.find(task_run)
+            self._lose(run, ids.lease_id(task_run, task.invocation))
+        state.route_again()
+
+    def _lose(self, run: Run, lease: str) -> None:
+        state = self._state
+        spec = state.workflow_of(run)
+        assert spec is not None
+        turn = state.turn()
+        state.census.leases_lost += 1
+        state.put(run, transitions.lose(run, lease, spec, turn), turn)
+
+    def _save_worker(self, worker: Worker, *, gone: bool = False) -> None:
+        if self._first:
+            worker.saved_at = self._state.now
+            actions = self._state.workers.actions(worker.pool)
+            self._state.draft.workers.append(WorkerChange(worker, actions, gone))
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def ticked(self, at: float) -> None:
+        """Time passes as the queue knows it. What arrived before this tick has been handled, so a worker or a report
+        is never late because we were.
+
+        After an outage, and at first, nobody is blamed for a while: what was said meanwhile is on its way.
+        """
+        state = self._state
+        at = min(at, state.now)
+        if at - self._ticked_at > limits.WORKER_SILENT_S:
+            self._patient_until = state.now + limits.WORKER_SILENT_S
+            self._fresh_since = state.now
+            state.workers.excuse(state.now)
+        self._fresh_since = min(self._fresh_since, state.now)
+        self._ticked_at = max(self._ticked_at, at)
+        if at >= self._patient_until:
+            self._strike_deadlines(at)
+        for worker in state.workers.lost(at):
+            self.left(worker.id)
+        self._granting.unpark(lambda parked: parked.since <= state.now - limits.TICKET_PARKED_S)
+        if state.now - self._swept_at >= limits.SWEEP_INTERVAL_S:
+            self._swept_at = state.now
+            self._sweep()
+
+    def _strike_deadlines(self, at: float) -> None:
+        state = self._state
+        for run_id, task in state.deadlines.strike(at, self._unclear):
+            run = state.runs[run_id]
+            spec = state.workflow_of(run)
+            assert spec is not None
+            turn = state.turn()
+            strike = transitions.time_out if task.lease is not None else transitions.schedule_time_out
+            state.put(run, strike(run, task, spec, turn), turn)
+
+    def _unclear(self, run_id: str, task: TaskRun, deadline: float) -> bool:
+        """Not yet: its worker has not been heard since, but for what may be the last words of the dead, which an outage
+        delayed; it speaks soon, or is lost. Or the worker does not list the lease: then the grant has not arrived, and
+        will be found lost, or the end is on its way."""
+        if task.lease is None:
+            return False
+        worker = self._state.workers.get(task.lease.worker)
+        if worker is None or worker.last_seen < deadline or worker.last_seen <= self._fresh_since:
+            return True
+        return ids.lease_id(ids.task_run_id(run_id, task.name), task.invocation) not in worker.listed
+
+    def _sweep(self) -> None:
+        """Find what no message told: tickets that got lost, ready tasks of pools that are gone."""
+        lost = self._state.dispatch.forget_lost_tickets(self._state.now)
+        if lost:
+            self._state.census.finding("ticket_lost", *lost)
+        self._state.route_again()

@@ -1,0 +1,243 @@
+"""A shard in memory: its runs, what is ready, who holds which lease, which tickets are out.
+
+All of it is derived, from the stored runs and from what workers say: it can be dropped at any moment and built again.
+Nothing here does I/O or reads a clock. Messages and time come in; what a batch of them changed is taken out with
+:meth:`Shard.take` and must be committed before the next batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from msgspec.structs import replace
+
+from sublet_engine.run import leases, results, transitions
+from sublet_engine.run.state import Run
+from sublet_engine.shard.liveness import Liveness
+from sublet_engine.shard.state import ShardState
+from sublet_engine.shard.tickets import Granting
+from sublet_engine.shard.unit_of_work import Batch
+from sublet_protocol import ids
+from sublet_protocol.messages import (
+    CancelRun,
+    ChildFinished,
+    Claim,
+    EventMatched,
+    Extended,
+    Failed,
+    Finished,
+    Goodbye,
+    HandedBack,
+    Heartbeat,
+    Hello,
+    Recorded,
+    Released,
+    ReplayRun,
+    Reply,
+    RunRequest,
+    Suspended,
+    Tick,
+    TimerFired,
+    ToShard,
+    WatchRun,
+)
+from sublet_protocol.specs import SlotKind, WorkflowSpec
+
+
+class Shard:
+    """``claim_key``: where workers send claims. ``slot``: the routing key of this shard's queue. ``first``: this shard
+    also speaks for all of them: it registers triggers and saves workers. ``shards``: how many there are."""
+
+    def __init__(
+        self,
+        *,
+        epoch: str,
+        claim_key: str,
+        slot: str,
+        first: bool,
+        new_id: Callable[[], str],
+        now: float,
+        shards: int = ids.HASH_SLOTS,
+    ) -> None:
+        self.state = ShardState(epoch=epoch, slot=slot, shards=shards, now=now)
+        self.runs, self.census = self.state.runs, self.state.census
+        self.workers, self.dispatch = self.state.workers, self.state.dispatch
+        self._granting = Granting(self.state, claim_key, new_id)
+        self._liveness = Liveness(self.state, self._granting, first=first)
+
+    def take(self) -> Batch:
+        """What has changed since the last call."""
+        return self.state.take(self._granting.issue_tickets())
+
+    def occupancy(self) -> Iterable[tuple[str, SlotKind, int, int]]:
+        """For each pool and kind: its slots, and how many of them leases of this shard hold."""
+        return self._granting.occupancy()
+
+    # --- loading ----------------------------------------------------------------------------------------------
+
+    def load(self, runs: Iterable[Run]) -> None:
+        """Runs as stored. What another owner wrote last may not have been published: it is published again."""
+        self.state.load(runs)
+
+    def load_workflow(self, spec: WorkflowSpec, registered_at: float) -> None:
+        self.state.load_workflow(spec, registered_at)
+
+    def has_workflow(self, name: str) -> bool:
+        """In any version."""
+        return self.state.current(name) is not None
+
+    def workflow_of(self, run: Run | None) -> WorkflowSpec | None:
+        """The definition that a run began with; None if it was never known, or there is no run."""
+        return self.state.workflow_of(run)
+
+    def load_pool(self, pool: str, actions: Iterable[str], at: float) -> None:
+        """What a pool can run, from an earlier owner's time."""
+        self.workers.offer(pool, actions, at)
+
+    def load_worker(
+        self,
+        worker_id: str,
+        pool: str,
+        inbox: str,
+        slots: dict[SlotKind, int],
+        *,
+        name: str = "",
+        started_at: float = 0.0,
+    ) -> None:
+        """A worker that an earlier owner knew: taken to live until it has been silent for long enough from now on."""
+        worker = self.workers.presume(worker_id, pool, inbox, self.state.now)
+        worker.slots = slots
+        worker.name, worker.started_at = name, started_at
+        self.dispatch.pool_changed(pool, self.state.now)
+
+    @staticmethod
+    def run_needed(message: ToShard) -> str | None:
+        """The run that must be loaded before this message is handled, if it exists."""
+        match message:
+            case RunRequest() | WatchRun() | CancelRun() | ReplayRun():
+                return message.run_id
+            case TimerFired() | EventMatched() | ChildFinished():
+                return ids.run_of(message.task_run_id)
+            case Finished() | Failed() | Suspended() | Recorded() | Released() | Extended() | HandedBack():
+                return ids.run_of(message.lease)
+            case _:
+                return None
+
+    # --- messages ---------------------------------------------------------------------------------------------
+
+    def handle(self, message: ToShard, now: float) -> None:
+        """Decide what a message changes. Its run must have been loaded (`run_needed`), if there is one."""
+        self.state.now = max(self.state.now, now)
+        self.state.draft.asked = self.run_needed(message) is not None
+        match message:
+            case RunRequest():
+                self._requested(message)
+            case Finished() | Failed() | Suspended():
+                self._ended(message)
+            case Recorded() | Released() | Extended() | HandedBack():
+                self._happened(message, ids.run_of(message.lease))
+            case TimerFired() | EventMatched() | ChildFinished():
+                self._happened(message, ids.run_of(message.task_run_id))
+            case Claim():
+                self._granting.claimed(message)
+            case Heartbeat():
+                self._liveness.heard(message)
+            case Hello():
+                self._liveness.greeted(message)
+            case Goodbye():
+                self._liveness.left(message.worker)
+            case Tick():
+                self._liveness.ticked(message.at)
+            case WatchRun():
+                self._watched(message)
+            case CancelRun():
+                self._cancelled(message)
+            case ReplayRun():
+                self._replayed(message)
+
+    # --- what clients ask for ---------------------------------------------------------------------------------
+
+    def _requested(self, message: RunRequest) -> None:
+        if "." in message.run_id:
+            raise ValueError(f"run id {message.run_id!r} contains a dot: task run ids would be ambiguous")
+        state = self.state
+        turn = state.turn()
+        run = self.runs.get(message.run_id)
+        if run is None:
+            after = transitions.create(message, state.current(message.workflow), turn)
+        else:
+            after = transitions.add_interest(run, message, state.workflow_of(run), turn)
+        state.put(run, after, turn)
+
+    def _watched(self, message: WatchRun) -> None:
+        state = self.state
+        run = self.runs.get(message.run_id)
+        if run is None:
+            state.send(message.reply_to, results.no_such_run(message.run_id))
+            return
+        turn = state.turn()
+        state.put(run, transitions.watch(run, message.reply_to, state.workflow_of(run), turn), turn)
+
+    def _cancelled(self, message: CancelRun) -> None:
+        state = self.state
+        run = self.runs.get(message.run_id)
+        spec = state.workflow_needed(run)
+        turn, error = state.turn(), None
+        if run is None:
+            error = f"there is no run {message.run_id}"
+        elif spec is not None and message.task_run_id is not None:
+            state.put(run, transitions.cancel_task(run, ids.task_of(message.task_run_id), spec, turn), turn)
+        else:
+            state.put(run, transitions.cancel(run, spec, turn), turn)
+        self._reply(message.reply_to, message.correlation_id, error)
+
+    def _replayed(self, message: ReplayRun) -> None:
+        state = self.state
+        run = self.runs.get(message.run_id)
+        spec = state.workflow_of(run)
+        turn, error = state.turn(), None
+        if run is None:
+            error = f"there is no run {message.run_id}"
+        elif spec is None:
+            error = f"workflow {run.workflow!r} in version {run.version or '?'} is not known any more"
+        elif message.correlation_id is None or message.correlation_id != run.replayed_by:
+            try:
+                after = transitions.replay(run, spec, turn)
+                state.put(run, replace(after, replayed_by=message.correlation_id), turn)
+            except ValueError as refused:
+                error = str(refused)
+        self._reply(message.reply_to, message.correlation_id, error)
+
+    def _reply(self, inbox: str | None, correlation_id: str | None, error: str | None) -> None:
+        if inbox is not None and correlation_id is not None:
+            self.state.send(inbox, Reply(correlation_id, error=error))
+
+    # --- what happens to runs ---------------------------------------------------------------------------------
+
+    def _ended(self, report: Finished | Failed | Suspended) -> None:
+        """A report that ends a lease, and perhaps asks for the next task under the same ticket."""
+        state = self.state
+        run = self.runs.get(ids.run_of(report.lease))
+        spec = state.workflow_needed(run)
+        task = leases.holder(run, report.lease) if run is not None else None
+        if run is None or spec is None or task is None or task.lease is None:
+            self.census.stale_reports += 1
+            return  # its worker asks again for the ticket, with a claim
+        turn, lease = state.turn(), task.lease
+        after = transitions.decide(run, report, spec, turn)
+        worker = self.workers.add(lease.worker, lease.pool, lease.inbox, state.now)
+        uses = self.dispatch.uses(lease)
+        state.put(run, after, turn)
+        if report.ticket is not None and report.next:
+            self._granting.serve_next(report.ticket, worker, spec.task(task.name).slot_kind, uses)
+
+    def _happened(self, message: transitions.Report | transitions.Fact, run_id: str) -> None:
+        """Something that changes a run, and answers nobody."""
+        state = self.state
+        run = self.runs.get(run_id)
+        spec = state.workflow_needed(run)
+        if run is None or spec is None:
+            self.census.stale_reports += 1
+            return
+        turn = state.turn()
+        state.put(run, transitions.decide(run, message, spec, turn), turn)

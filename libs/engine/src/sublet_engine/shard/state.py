@@ -1,0 +1,193 @@
+"""What a shard has in memory: its runs and definitions, and where each of their tasks stands.
+
+All indexes follow from the runs: whoever changes one uses `ShardState.put`, and they agree again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sublet_engine.run.effects import Turn
+from sublet_engine.run.state import Run, TaskRun
+from sublet_engine.shard.counters import Census
+from sublet_engine.shard.deadlines import Deadlines
+from sublet_engine.shard.dispatch import Dispatch
+from sublet_engine.shard.unit_of_work import Batch, Draft, Publication
+from sublet_engine.shard.workers import Workers
+from sublet_protocol import ids, limits
+from sublet_protocol.messages import Record
+from sublet_protocol.specs import WorkflowSpec
+
+
+class ShardState:
+    """``slot``: the routing key of the shard's queue. ``shards``: how many there are. ``now``: epoch seconds, when the
+    message that is being handled came. ``draft``: what has changed since the last commit."""
+
+    def __init__(self, *, epoch: str, slot: str, shards: int, now: float) -> None:
+        self.runs: dict[str, Run] = {}
+        self.census = Census()
+        self.workers = Workers()
+        self.dispatch = Dispatch(self.workers, shards)
+        self.deadlines = Deadlines(self._task)
+        self.draft = Draft(epoch, self.runs)
+        self.now = now
+        self.slot, self.shards = slot, shards
+        self._epoch = epoch
+        self._workflows: dict[tuple[str, str], WorkflowSpec] = {}
+        self._current: dict[str, tuple[float, WorkflowSpec]] = {}
+        self._idle: dict[str, None] = {}
+        self._satisfied_at: dict[str, tuple[int, float]] = {}
+
+    # --- runs -------------------------------------------------------------------------------------------------
+
+    def load(self, runs: Iterable[Run]) -> None:
+        """Runs as stored. What another owner wrote last may not have been published: publish it again."""
+        for run in runs:
+            if run.id in self.runs:
+                continue
+            if run.epoch != self._epoch:
+                self.draft.publish_again(run)
+            self.runs[run.id] = run
+            for task in run.tasks:
+                self._index(run, task)
+            self._keep(run)
+
+    def put(self, before: Run | None, after: Run, turn: Turn) -> None:
+        """Take over what a decision gave."""
+        self.draft.add(after.id, turn)
+        if after is before:
+            return
+        self.draft.changed(after.id, before)
+        self.runs[after.id] = after
+        old_tasks: tuple[TaskRun | None, ...] = before.tasks if before is not None else (None,) * len(after.tasks)
+        for old, new in zip(old_tasks, after.tasks, strict=True):
+            if old is not new:
+                self._unindex(after, old)
+                self._index(after, new)
+                self.census.changed(old, new)
+        self.census.run_changed(before, after)
+        self._keep(after)
+
+    def take(self, tickets: list[Publication]) -> Batch:
+        """What has changed since the last call, to be committed."""
+        batch = self.draft.take(tickets)
+        for _, run in batch.changes:
+            self._keep(run)
+        self.deadlines.trim()
+        while len(self._idle) > limits.RUN_CACHE_MAX:
+            oldest = next(iter(self._idle))
+            del self._idle[oldest], self.runs[oldest]
+        return batch
+
+    def turn(self) -> Turn:
+        return Turn(self.now, self._epoch)
+
+    def send(self, inbox: str, message: Record) -> None:
+        self.draft.send(f"inbox:{inbox}", message)
+
+    def owns(self, run_id: str) -> bool:
+        return ids.slot_key(run_id, self.shards) == self.slot
+
+    def find(self, task_run: str) -> tuple[Run, TaskRun]:
+        """A task run that is ready or under a lease, and so is here."""
+        run = self.runs[ids.run_of(task_run)]
+        return run, run.task(ids.task_of(task_run))
+
+    @property
+    def idle(self) -> Iterable[str]:
+        """Runs of which nothing is ready or running: they may leave the memory, the last used last."""
+        return self._idle
+
+    def _task(self, run_id: str, name: str) -> TaskRun | None:
+        run = self.runs.get(run_id)
+        return run.task(name) if run is not None else None
+
+    def _keep(self, run: Run) -> None:
+        """Live runs stay in memory; the others as long as there is room, the last used longest."""
+        self._idle.pop(run.id, None)
+        if not run.live:
+            self._idle[run.id] = None
+
+    # --- definitions ------------------------------------------------------------------------------------------
+
+    def load_workflow(self, spec: WorkflowSpec, registered_at: float) -> None:
+        self._workflows[spec.name, spec.version] = spec
+        if registered_at >= self._current.get(spec.name, (0.0, spec))[0]:
+            self._current[spec.name] = (registered_at, spec)
+
+    def current(self, name: str) -> WorkflowSpec | None:
+        """The latest version of a workflow: what a new run begins with."""
+        known = self._current.get(name)
+        return known[1] if known is not None else None
+
+    def is_outdated(self, spec: WorkflowSpec, registered_at: float) -> bool:
+        """It is known, and so is a later version."""
+        known = self._current.get(spec.name)
+        return known is not None and registered_at < known[0] and (spec.name, spec.version) in self._workflows
+
+    def workflow_of(self, run: Run | None) -> WorkflowSpec | None:
+        """The definition that a run began with; None if it was never known, or there is no run."""
+        return self._workflows.get((run.workflow, run.version)) if run is not None else None
+
+    def workflow_needed(self, run: Run | None) -> WorkflowSpec | None:
+        """As `workflow_of`, for a message that must not be lost.
+
+        Raises:
+            LookupError: the run goes on, but its definition is not here: it was saved after this shard was built.
+        """
+        spec = self.workflow_of(run)
+        if run is not None and spec is None and not run.terminal:
+            raise LookupError(f"version {run.version} of workflow {run.workflow!r} is needed for run {run.id}")
+        return spec
+
+    # --- where tasks stand ------------------------------------------------------------------------------------
+
+    def satisfied_long_ago(self, task_run: str) -> bool:
+        """The last result went to the worker so long ago that it must have arrived."""
+        _, at = self._satisfied_at[task_run]
+        return self.now - at > limits.HEARTBEAT_INTERVAL_S
+
+    def route_again(self) -> None:
+        """Pools have come or gone: move ready tasks to where they can run."""
+        for task_run in self.dispatch.displaced(self.now):
+            run, task = self.find(task_run)
+            pool = self.workers.pool_for(f"{run.workflow}:{task.name}", self.now)
+            if pool is not None and pool != self.dispatch.stands_at(task_run):
+                self.dispatch.remove(task_run)
+                self._place(run, task)
+
+    def _unindex(self, run: Run, task: TaskRun | None) -> None:
+        if task is None:
+            return
+        task_run = run.task_run_id(task)
+        if task.status == "READY":
+            self.dispatch.remove(task_run)
+        elif task.lease is not None:
+            self.workers.drop_lease(task.lease.worker, task_run)
+            spec = self.workflow_of(run)
+            if spec is not None:
+                self.dispatch.end(task_run, task.lease, spec.task(task.name).slot_kind)
+
+    def _index(self, run: Run, task: TaskRun) -> None:
+        task_run = run.task_run_id(task)
+        spec = self.workflow_of(run)
+        if task.status == "READY":
+            self._place(run, task)
+        elif task.lease is not None:
+            lease = task.lease
+            self.workers.presume(lease.worker, lease.pool, lease.inbox, self.now).leases.add(task_run)
+            if spec is not None:
+                self.dispatch.begin(task_run, lease, spec.task(task.name).slot_kind)
+        self.deadlines.add(run.id, task)
+        if task.satisfied == 0 or task.lease is None:
+            self._satisfied_at.pop(task_run, None)
+        elif self._satisfied_at.get(task_run, (0, 0.0))[0] != task.satisfied:
+            self._satisfied_at[task_run] = (task.satisfied, self.now)
+
+    def _place(self, run: Run, task: TaskRun) -> None:
+        spec = self.workflow_of(run)
+        if spec is None:
+            self.dispatch.set_aside(run.task_run_id(task))
+        else:
+            action, kind = f"{run.workflow}:{task.name}", spec.task(task.name).slot_kind
+            self.dispatch.place(run.task_run_id(task), task, run.priority, action, kind, self.now)

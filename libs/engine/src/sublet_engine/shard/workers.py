@@ -1,0 +1,145 @@
+"""The workers as one shard sees them: who lives, what each pool can run, how many slots it has."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from sublet_protocol import limits
+from sublet_protocol.specs import SlotKind
+
+
+@dataclass(slots=True)
+class Worker:
+    id: str
+    pool: str
+    inbox: str
+    last_seen: float
+    """When it last gave a sign of life. -inf: it is only presumed to live."""
+    slots: dict[SlotKind, int] = field(default_factory=dict)
+    taken: dict[SlotKind, int] = field(default_factory=dict)
+    """Of these slots, as it said last."""
+    leases: set[str] = field(default_factory=set)
+    """Task runs of this shard that it holds a lease on."""
+    draining: bool = False
+    name: str = ""
+    started_at: float = 0.0
+    saved_at: float = 0.0
+    excused_until: float = -math.inf
+    """It could not be heard before."""
+    listed: frozenset[str] = frozenset()
+    """The leases in its last heartbeat."""
+    unlisted: dict[str, float] = field(default_factory=dict)
+    """Leases of this shard that its heartbeats leave out, and since when. (The first of them may have been under way
+    when the lease was granted.)"""
+    suspected_at: float | None = None
+    """When a ticket of it came back; any sign of life clears it."""
+
+    def seen(self, now: float) -> None:
+        self.last_seen = now
+        self.suspected_at = None
+
+    def excuse(self, now: float) -> None:
+        """Its silence counts from now on."""
+        self.excused_until = now
+        self.suspected_at = None
+
+    def live(self, now: float) -> bool:
+        return now - self.silent_since <= limits.WORKER_SILENT_S and not self.draining
+
+    def lost(self, now: float) -> bool:
+        suspected = self.suspected_at is not None and now - self.suspected_at > limits.RECLAIM_GRACE_S
+        return suspected or now - self.silent_since > limits.WORKER_LOST_S
+
+    @property
+    def silent_since(self) -> float:
+        """Its last sign of life, or a later time before which it could not be heard."""
+        return max(self.last_seen, self.excused_until)
+
+
+class Workers:
+    def __init__(self) -> None:
+        self._by_id: dict[str, Worker] = {}
+        self._by_pool: dict[str, dict[str, Worker]] = defaultdict(dict)
+        self._pools_of: dict[str, dict[str, float]] = defaultdict(dict)
+        self._actions: dict[str, tuple[str, ...]] = {}
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._by_id.values())
+
+    def get(self, worker_id: str) -> Worker | None:
+        return self._by_id.get(worker_id)
+
+    def add(self, worker_id: str, pool: str, inbox: str, now: float) -> Worker:
+        """The worker of this id, new if it was not known; seen now."""
+        worker = self.presume(worker_id, pool, inbox, now)
+        worker.inbox = inbox
+        worker.seen(now)
+        return worker
+
+    def presume(self, worker_id: str, pool: str, inbox: str, now: float) -> Worker:
+        """The worker of this id; if it was not known, it is excused until now."""
+        worker = self._by_id.get(worker_id)
+        if worker is None:
+            worker = self._by_id[worker_id] = Worker(worker_id, pool, inbox, last_seen=-math.inf, excused_until=now)
+            self._by_pool[pool][worker_id] = worker
+        return worker
+
+    def remove(self, worker_id: str) -> None:
+        worker = self._by_id.pop(worker_id, None)
+        if worker is not None:
+            self._by_pool[worker.pool].pop(worker_id, None)
+
+    def excuse(self, now: float) -> None:
+        """Nobody could be heard until now."""
+        for worker in self:
+            worker.excuse(now)
+
+    def drop_lease(self, worker_id: str, task_run: str) -> None:
+        worker = self._by_id.get(worker_id)
+        if worker is not None:
+            worker.leases.discard(task_run)
+
+    def lost(self, now: float) -> list[Worker]:
+        return [worker for worker in self if worker.lost(now)]
+
+    # --- pools ------------------------------------------------------------------------------------------------
+
+    def offer(self, pool: str, actions: Iterable[str], at: float) -> None:
+        """This pool can run these actions (``<workflow>:<task>``); ``at`` is when a worker last said so."""
+        self._actions[pool] = tuple(actions)
+        for action in actions:
+            self._pools_of[action][pool] = max(at, self._pools_of[action].get(pool, 0.0))
+
+    def known(self, pool: str) -> bool:
+        return pool in self._actions
+
+    def actions(self, pool: str) -> tuple[str, ...]:
+        return self._actions.get(pool, ())
+
+    def alive(self, pool: str, now: float) -> bool:
+        return any(worker.live(now) for worker in self._by_pool[pool].values())
+
+    def pool_for(self, action: str, now: float) -> str | None:
+        """The pool that should run an action: the latest registered one that lives, else the latest at all."""
+        pools = self._pools_of.get(action)
+        if not pools:
+            return None
+        if len(pools) == 1:
+            return next(iter(pools))
+        return max(pools, key=lambda pool: (self.alive(pool, now), pools[pool]))
+
+    def capacity(self, pool: str, kind: SlotKind, now: float) -> int:
+        """Slots of this kind of the pool's live workers."""
+        return sum(worker.slots.get(kind, 1) for worker in self._by_pool[pool].values() if worker.live(now))
+
+    def room(self, pool: str, kind: SlotKind, now: float) -> int:
+        """Slots of this kind that the pool's live workers had free when they were heard last."""
+        taken = sum(worker.taken.get(kind, 0) for worker in self._by_pool[pool].values() if worker.live(now))
+        return max(self.capacity(pool, kind, now) - taken, 0)
+
+    @property
+    def pools(self) -> Iterable[str]:
+        return self._actions

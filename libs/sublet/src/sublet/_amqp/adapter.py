@@ -1,0 +1,496 @@
+"""AMQP by aio-pika. Nothing else in the SDK imports it.
+
+A `_Session` is one connection with its channels. When the connection breaks, or the channel of a consumer does, the
+whole session is thrown away and the transport makes another: inbox first, then pools, then the callbacks of
+`on_reconnect`. So no channel is ever reused, and a ticket's channel tells whether the ticket is void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
+from functools import partial
+from itertools import cycle
+from typing import Any, cast
+
+import aio_pika
+from aio_pika.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelNotFoundEntity,
+    DeliveryError,
+    ProbableAuthenticationError,
+    PublishError,
+)
+
+from sublet._amqp.connection_scope import Lifeline
+from sublet._amqp.transport import TicketDelivery, TransportUnavailable
+from sublet_protocol import limits
+from sublet_protocol.addresses import CONNECT_TIMEOUT_S, addresses, with_heartbeat
+
+RETRY_FIRST_S = 0.1
+RETRY_MAX_S = 5.0
+"""Pauses between attempts to connect double from the first to the longest."""
+REPEAT_FIRST_S = 0.05
+REPEAT_MAX_S = 1.0
+"""The same between attempts to publish."""
+WAIT_FOR_TOPOLOGY_S = 0.5
+"""Between looks for an exchange that the services have not declared yet, or for an inbox that is still locked."""
+LOOKS_PER_WARNING = 20
+"""One in so many of these looks says in the log what is waited for."""
+POOL_EXPIRES_MS = 3_600_000
+"""RabbitMQ drops a pool's queue when no worker has consumed it for an hour."""
+POOL_CONSUMER_TIMEOUT_MS = 86_400_000
+"""A ticket is held as long as its slot is taken, so RabbitMQ's usual half hour would be too short."""
+
+INBOXES = "sublet.inboxes"
+
+_BROKEN = (AMQPError, OSError, RuntimeError)
+"""What aio-pika raises when a connection or channel is gone (its ChannelInvalidStateError is a RuntimeError)."""
+
+_REFUSED = (AuthenticationError, ProbableAuthenticationError)
+
+_log = logging.getLogger(__name__)
+
+Consume = Callable[["_Session"], Awaitable[None]]
+Errand = Callable[[], Coroutine[Any, Any, Any]]
+
+
+class _Session:
+    """One connection, its channels, and its consumers."""
+
+    def __init__(self, connection: aio_pika.abc.AbstractConnection) -> None:
+        self.connection = connection
+        self.closed = asyncio.Event()
+        self.lifeline = Lifeline()
+        """Held by all that goes on in this session."""
+        self.unacked: dict[Hashable, set[int]] = {}
+        """Tags of tickets that are out, by channel."""
+        self._consuming: set[str] = set()
+        self._consumers_lock = asyncio.Lock()
+        self._channels_lock = asyncio.Lock()
+        self._exchanges = {""}
+        self._confirmed: aio_pika.abc.AbstractChannel | None = None
+        self._unconfirmed: aio_pika.abc.AbstractChannel | None = None
+        self._unconfirmed_until = 0.0
+        self._closing: asyncio.Task[None] | None = None
+        connection.close_callbacks.add(self._on_closed)
+
+    async def publish(self, exchange: str, routing_key: str, body: bytes, properties: Any) -> None:
+        if exchange not in self._exchanges:
+            await self._check_exchange(exchange)
+        if self._confirmed is None or self._confirmed.is_closed:
+            async with self._channels_lock:
+                if self._confirmed is None or self._confirmed.is_closed:
+                    self._confirmed = await _opened(self.connection.channel(on_return_raises=True))
+        channel = await self._confirmed.get_underlay_channel()
+        try:
+            await channel.basic_publish(
+                body, exchange=exchange, routing_key=routing_key, properties=properties, mandatory=True
+            )
+        except PublishError:
+            raise
+        except DeliveryError:
+            # A channel that met a quorum queue while its leader was dead is refused for ever (RabbitMQ 3.10).
+            await channel.close(AMQPError("RabbitMQ refused a message on this channel"))
+            raise
+
+    async def hint(self, exchange: str, routing_key: str, body: bytes) -> None:
+        if exchange not in self._exchanges:
+            await self._check_exchange(exchange)
+        old, now = self._unconfirmed, asyncio.get_running_loop().time()
+        if self._unconfirmed is None or self._unconfirmed.is_closed or now > self._unconfirmed_until:
+            self._unconfirmed = await self.plain_channel()
+            self._unconfirmed_until = now + limits.HINTS_CHANNEL_S
+            if old is not None:
+                await old.close()
+        channel: Any = await self._unconfirmed.get_underlay_channel()
+        properties = aio_pika.Message(b"", content_type="application/json").properties
+        await channel.basic_publish(body, exchange=exchange, routing_key=routing_key, properties=properties, wait=False)
+
+    async def consume(self, name: str, start: Consume) -> None:
+        """Start this consumer unless it is there; one after the other, in the order of the calls."""
+        async with self._consumers_lock:
+            if name not in self._consuming:
+                await start(self)
+                self._consuming.add(name)
+
+    async def plain_channel(self) -> aio_pika.abc.AbstractChannel:
+        return await _opened(self.connection.channel(publisher_confirms=False))
+
+    async def watch(self, channel: aio_pika.abc.AbstractChannel) -> None:
+        """From now on the session ends with this channel, and with its consumer."""
+        channel.close_callbacks.add(self._on_closed)
+        underlay: Any = await channel.get_underlay_channel()
+        underlay.on_consumer_cancel_callbacks.add(self._on_cancelled)
+        if channel.is_closed:
+            self.abort()
+
+    def abort(self) -> None:
+        """End it now."""
+        self.closed.set()
+        self.lifeline.cut()
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+
+    async def close(self) -> None:
+        self.abort()
+        assert self._closing is not None  # by abort
+        await self._closing
+
+    async def _close(self) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self.connection.close()
+        except _BROKEN:
+            _log.debug("the connection was closed already", exc_info=True)
+
+    def _on_closed(self, *_: object) -> None:
+        self.abort()
+
+    def _on_cancelled(self, *_: object) -> None:
+        _log.warning("RabbitMQ cancelled a consumer: connecting afresh")
+        self.abort()
+
+    async def _check_exchange(self, exchange: str) -> None:
+        # On a channel of its own, because asking for what is not there closes the channel.
+        async with self._channels_lock:
+            if exchange in self._exchanges:
+                return
+            channel = await self.plain_channel()
+            await channel.declare_exchange(exchange, passive=True)
+            await channel.close()
+            self._exchanges.add(exchange)
+
+
+class AmqpTransport:
+    """`sublet.transport.Transport`, which says what the methods do. Belongs to the event loop that connects it."""
+
+    def __init__(self, url: str, *, publish_timeout_s: float = 60.0, name: str = "sublet") -> None:
+        """``url`` may name several nodes, with commas: tried in turn. ``name`` is for RabbitMQ's management."""
+        self._urls = cycle(addresses(url))
+        self._url = next(self._urls)
+        """The node that is connected, or is tried."""
+        self._publish_timeout_s = publish_timeout_s
+        self._name = name
+        self._session: _Session | None = None
+        self._changed = asyncio.Event()
+        """Set while there is a session, or none will ever be again."""
+        self._closed = False
+        self._consumers: dict[str, Consume] = {}
+        self._reconnect_callbacks: list[Callable[[], None]] = []
+        self._errands: deque[tuple[_Session, Errand]] = deque()
+        self._errand_added = asyncio.Event()
+        self._errands_done = asyncio.Event()
+        self._errands_done.set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def connected(self) -> bool:
+        return self._session is not None
+
+    async def connect(self) -> None:
+        """
+        Raises:
+            TransportUnavailable: RabbitMQ refuses the user, the password or the virtual host.
+        """
+        try:
+            session = await self._open_session(give_up=_REFUSED)
+        except _REFUSED as error:
+            raise TransportUnavailable(
+                f"RabbitMQ at {self._shown_url()} refuses this user or password: {error}"
+            ) from error
+        self._use(session)
+        self._tasks = [
+            asyncio.create_task(self._keep_connected(session)),
+            asyncio.create_task(self._run_errands()),
+        ]
+
+    async def close(self) -> None:
+        """Sends what was acknowledged until now, then closes the connection."""
+        if self._session is not None and self._errands:
+            try:
+                async with asyncio.timeout(1.0):
+                    await self._errands_done.wait()
+            except TimeoutError:
+                _log.warning("closed with %d acknowledgements unsent: their tickets come again", len(self._errands))
+        self._closed = True
+        session, self._session = self._session, None
+        self._changed.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if session is not None:
+            await session.close()
+
+    # --- publishing -----------------------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        *,
+        persistent: bool = True,
+        message_id: str | None = None,
+        headers: Mapping[str, object] | None = None,
+    ) -> None:
+        """Confirmed means: put into a queue. A message that no queue takes yet is published again, like one whose
+        connection broke; the text of TransportUnavailable says what was in the way."""
+        message = aio_pika.Message(
+            b"",
+            content_type="application/json",
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT if persistent else aio_pika.DeliveryMode.NOT_PERSISTENT,
+            message_id=message_id,
+            headers=cast("Any", headers),
+        )
+        properties = message.properties
+        problem = "not connected"
+        pause_s = REPEAT_FIRST_S
+        try:
+            async with asyncio.timeout(self._publish_timeout_s):
+                while True:
+                    session = await self._usable_session()
+                    try:
+                        with session.lifeline.held():
+                            await session.publish(exchange, routing_key, body, properties)
+                        return
+                    except _BROKEN as error:
+                        problem = _problem(error, exchange, routing_key)
+                    _log.info("publishing again, because %s", problem)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * 2, REPEAT_MAX_S)
+        except TimeoutError:
+            raise TransportUnavailable(
+                f"RabbitMQ at {self._shown_url()} did not confirm within {self._publish_timeout_s:g} s: {problem}."
+                " The message may or may not have arrived."
+            ) from None
+
+    def publish_soon(self, exchange: str, routing_key: str, body: bytes) -> None:
+        session = self._session
+        if session is not None:
+            self._run_soon(session, partial(session.hint, exchange, routing_key, body))
+
+    # --- consuming ------------------------------------------------------------------------------------------------
+
+    async def open_inbox(self, name: str, on_message: Callable[[bytes], None]) -> None:
+        await self._consume(name, partial(_start_inbox, name, on_message))
+
+    async def consume_pool(
+        self, queue: str, prefetch: int, on_ticket: Callable[[TicketDelivery], None]
+    ) -> _PoolConsumer:
+        if not 1 <= prefetch <= 65_535:
+            raise ValueError(f"a worker has 1 to 65,535 slots of a kind, not {prefetch:,}")
+        consumer = _PoolConsumer(self._consumers, queue, prefetch, on_ticket)
+        await self._consume(queue, consumer.start)
+        return consumer
+
+    def ack(self, ticket: TicketDelivery) -> None:
+        self._settle(ticket, "basic_ack")
+
+    def give_back(self, ticket: TicketDelivery) -> None:
+        self._settle(ticket, "basic_nack", requeue=True)
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        self._reconnect_callbacks.append(callback)
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _settle(self, ticket: TicketDelivery, method: str, **options: Any) -> None:
+        """Unless it is void, or settled already: a tag that its channel does not know would close the channel."""
+        session = self._session
+        tags = session.unacked.get(ticket.channel) if session is not None else None
+        if session is not None and tags is not None and ticket.tag in tags:
+            tags.remove(ticket.tag)
+            self._run_soon(session, partial(getattr(ticket.channel, method), ticket.tag, wait=False, **options))
+
+    async def _consume(self, name: str, start: Consume) -> None:
+        self._consumers[name] = start
+        while name in self._consumers:
+            session = await self._usable_session()
+            try:
+                with session.lifeline.held():
+                    await session.consume(name, start)
+                return
+            except _BROKEN as error:
+                if not session.closed.is_set():
+                    del self._consumers[name]
+                    raise TransportUnavailable(f"RabbitMQ refuses to consume {name!r}: {error}") from error
+            await asyncio.sleep(REPEAT_FIRST_S)
+
+    def _use(self, session: _Session) -> None:
+        self._session = session
+        self._changed.set()
+
+    async def _usable_session(self) -> _Session:
+        while self._session is None:
+            if self._closed:
+                raise TransportUnavailable("the connection to RabbitMQ was closed by this program")
+            await self._changed.wait()
+        return self._session
+
+    async def _open_session(self, give_up: tuple[type[Exception], ...] = ()) -> _Session:
+        pause_s = RETRY_FIRST_S
+        while True:
+            url = with_heartbeat(self._url)
+            try:
+                with Lifeline().held():
+                    return _Session(await aio_pika.connect(url, timeout=CONNECT_TIMEOUT_S, name=self._name))
+            except give_up:
+                raise
+            except _BROKEN as error:
+                _log.warning("cannot connect to RabbitMQ at %s, trying again: %s", self._shown_url(), error)
+            self._url = next(self._urls)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, RETRY_MAX_S)
+
+    async def _keep_connected(self, session: _Session) -> None:
+        while True:
+            await session.closed.wait()
+            self._session = None
+            self._changed.clear()
+            _log.warning("lost the connection to RabbitMQ at %s: connecting afresh", self._shown_url())
+            self._url = next(self._urls)
+            session = await self._open_session()
+            self._use(session)
+            try:
+                with session.lifeline.held():
+                    for name, start in list(self._consumers.items()):
+                        await session.consume(name, start)
+            except _BROKEN as error:
+                _log.warning("could not restore a consumer: %s", error)
+                await asyncio.sleep(REPEAT_MAX_S)
+                session.abort()
+            else:
+                _log.info("connected to RabbitMQ again")
+                for callback in self._reconnect_callbacks:
+                    self._call(callback)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            _log.exception("what was to be done after the reconnect failed")
+
+    def _run_soon(self, session: _Session, errand: Errand) -> None:
+        self._errands.append((session, errand))
+        self._errand_added.set()
+        self._errands_done.clear()
+
+    async def _run_errands(self) -> None:
+        """Acknowledgements and hints: one after the other, as they were asked for."""
+        while True:
+            await self._errand_added.wait()
+            self._errand_added.clear()
+            while self._errands:
+                session, errand = self._errands.popleft()
+                try:
+                    with session.lifeline.held():
+                        await errand()
+                except _BROKEN as error:
+                    _log.debug("an acknowledgement or hint was lost with its connection: %s", error)
+            self._errands_done.set()
+
+    def _shown_url(self) -> str:
+        scheme, _, rest = self._url.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+class _PoolConsumer:
+    """`sublet.transport.PoolConsumer`."""
+
+    def __init__(
+        self,
+        restored: dict[str, Consume],
+        queue: str,
+        prefetch: int,
+        on_ticket: Callable[[TicketDelivery], None],
+    ) -> None:
+        self._restored = restored
+        self._queue = queue
+        self._prefetch = prefetch
+        self._on_ticket = on_ticket
+        self._consuming: tuple[_Session, Any, str] | None = None
+
+    async def start(self, session: _Session) -> None:
+        channel = await session.plain_channel()
+        await channel.set_qos(prefetch_count=self._prefetch)
+        await channel.declare_queue(
+            self._queue,
+            durable=True,
+            # Of the virtual host's default type: in a cluster that should be quorum, where a queue outlives its node.
+            arguments={"x-expires": POOL_EXPIRES_MS, "x-consumer-timeout": POOL_CONSUMER_TIMEOUT_MS},
+        )
+        underlay: Any = await channel.get_underlay_channel()
+        unacked = session.unacked[underlay] = set()
+        await session.watch(channel)
+
+        def deliver(message: Any) -> None:
+            unacked.add(message.delivery.delivery_tag)
+            self._on_ticket(
+                TicketDelivery(
+                    body=message.body,
+                    redelivered=message.delivery.redelivered,
+                    channel=underlay,
+                    tag=message.delivery.delivery_tag,
+                )
+            )
+
+        consumed = await underlay.basic_consume(self._queue, deliver)
+        self._consuming = session, underlay, consumed.consumer_tag
+
+    async def cancel(self) -> None:
+        """No new tickets; those that are out can still be acknowledged."""
+        self._restored.pop(self._queue, None)
+        if self._consuming is None:
+            return
+        session, channel, tag = self._consuming
+        self._consuming = None
+        try:
+            with session.lifeline.held():
+                await channel.basic_cancel(tag)
+        except _BROKEN:
+            _log.debug("the consumer was gone already", exc_info=True)
+
+
+async def _start_inbox(name: str, on_message: Callable[[bytes], None], session: _Session) -> None:
+    looks = 0
+    while True:
+        channel = await session.plain_channel()
+        try:
+            queue = await channel.declare_queue(name, exclusive=True, auto_delete=True)
+            await queue.bind(INBOXES, routing_key=name)
+            break
+        except AMQPError as error:
+            if session.closed.is_set():
+                raise
+            if looks % LOOKS_PER_WARNING == 0:
+                _log.warning("%s", _waiting_for(error, name))
+        looks += 1
+        await asyncio.sleep(WAIT_FOR_TOPOLOGY_S)
+    await session.watch(channel)
+    underlay: Any = await channel.get_underlay_channel()
+    await underlay.basic_consume(name, lambda message: on_message(message.body), no_ack=True)
+
+
+def _waiting_for(error: AMQPError, inbox: str) -> str:
+    if isinstance(error, ChannelNotFoundEntity):
+        return f"waiting for exchange {INBOXES}: is a scheduler running?"
+    return f"waiting for inbox {inbox}, which the broken connection may still hold: {error}"
+
+
+def _problem(error: BaseException, exchange: str, routing_key: str) -> str:
+    """What kept a message from being confirmed, and what to do about it."""
+    if isinstance(error, ChannelNotFoundEntity):
+        return f"there is no exchange {exchange}: is a scheduler running?"
+    if isinstance(error, PublishError):
+        return f"no queue takes {routing_key!r} from exchange {exchange}: are the services running?"
+    if isinstance(error, DeliveryError):
+        return f"RabbitMQ refused a message to exchange {exchange} with key {routing_key!r}"
+    return f"the connection failed ({type(error).__name__}: {error})"
+
+
+async def _opened(channel: Any) -> aio_pika.abc.AbstractChannel:
+    return await channel  # type: ignore[no-any-return]  # awaiting a channel opens it

@@ -1,0 +1,385 @@
+"""The client's link: sends requests, and waits for results without polling.
+
+A client has an inbox. Whoever waits for a run is registered there by its run id, and for an answer by a correlation
+id. What the broker sends while the connection is down is lost, so after a reconnect every open result is asked for
+again; and, as a safety net, now and then while the wait is long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from sublet._amqp.transport import Transport, TransportUnavailable
+from sublet._client.config import ClientConfig
+from sublet._client.loops import BackgroundLoop, CallersLoop, Loop
+from sublet._client.outbox import Outbox
+from sublet._worker.context_vars import offline
+from sublet_protocol import ids, messages
+from sublet_protocol.messages import Record, Reply, RunRequest, RunResult, WatchRun, json_bytes
+
+T = TypeVar("T")
+TransportFactory = Callable[[ClientConfig], Transport]
+
+REQUESTS = "sublet.requests"
+EVENTS = "sublet.events"
+QUERY_KEY = "query"
+
+PATROL_INTERVAL_S = 1.0
+"""How often the open results are looked through for those that have waited long."""
+
+WATCH_AGAIN_S = 10.0
+"""After this long without a result it is asked for again; the pause doubles up to `WATCH_AGAIN_MAX_S`."""
+
+WATCH_AGAIN_MAX_S = 60.0
+
+ASK_AGAIN_S = 3.0
+"""A question that may be asked twice is repeated when it has not been answered for this long."""
+
+_NOT_CONNECTED = "no connection to RabbitMQ: is it running, and is SUBLET_AMQP_URL right? Not connected"
+_NO_INBOX = "RabbitMQ has no exchange sublet.inboxes: is a scheduler running (it declares what clients use)? No inbox"
+
+_log = logging.getLogger(__name__)
+
+
+_forkable: weakref.WeakSet[Connection] = weakref.WeakSet()
+_of_the_parent: list[object] = []
+
+
+def _after_fork() -> None:
+    # A fork has neither the thread nor the say over the sockets of its parent. What belongs to them is kept, and so
+    # never closed from here.
+    for connection in _forkable:
+        _of_the_parent.append(vars(connection).copy())
+        connection._start_afresh()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@dataclass(slots=True)
+class _Watch:
+    """A result that somebody waits for."""
+
+    result: asyncio.Future[RunResult]
+    ask_at: float
+    pause_s: float = WATCH_AGAIN_S
+    waiting: int = 0
+    requested: bool = False
+    """The broker has the run request, so "no such run" is an answer."""
+
+
+class Connection:
+    """All coroutines run on the connection's own loop: call them through `aio` or `sync`."""
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        transport_factory: TransportFactory,
+        *,
+        background: bool = True,
+        now: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        self.now = now
+        self.new_id = new_id
+        self._config = config
+        self._transport_factory = transport_factory
+        self._background = background
+        self._start_afresh()
+        _forkable.add(self)
+
+    def _start_afresh(self) -> None:
+        """Nothing is connected, and nobody waits: at first, and in a process that was forked off."""
+        self._home: Loop = BackgroundLoop(at_exit=self.close) if self._background else CallersLoop()
+        self._inbox = f"sublet.inbox.client.{self.new_id()}"
+        self._transport: Transport | None = None
+        self._connected = _Once(self._connect, self._config.connect_timeout_s, _NOT_CONNECTED)
+        self._inbox_open = _Once(self._open_inbox, self._config.connect_timeout_s, _NO_INBOX)
+        self._outbox = Outbox(self._publish)
+        self._watches: dict[str, _Watch] = {}
+        self._questions: dict[str, asyncio.Future[Reply]] = {}
+        self._patrol: asyncio.Task[None] | None = None
+        self._catching_up: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def redirected(
+        self,
+        home: Loop,
+        transport_factory: TransportFactory,
+        *,
+        now: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> Iterator[None]:
+        """For a while everything goes elsewhere, by ``home``'s loop. What was connected is afterwards as it was."""
+        before = vars(self).copy()
+        self.now, self.new_id, self._transport_factory = now, new_id, transport_factory
+        self._start_afresh()
+        self._home = home
+        try:
+            yield
+        finally:
+            vars(self).update(before)
+
+    # --- from any thread or loop --------------------------------------------------------------------------------
+
+    async def aio(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await a coroutine of this object, from any event loop."""
+        _check_online(work)
+        return await self._home.run(work)
+
+    def sync(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for a coroutine of this object, blocking this thread."""
+        _check_online(work)
+        return self._home.run_sync(work)
+
+    # --- runs ---------------------------------------------------------------------------------------------------
+
+    async def request(self, requests: Sequence[RunRequest]) -> None:
+        """Ask for runs; returns when the broker has every request.
+
+        Raises:
+            TransportUnavailable: it did not confirm in time. Some may have been accepted.
+        """
+        await self._send(requests)
+
+    async def run(self, requests: Sequence[RunRequest]) -> list[RunResult]:
+        """As `request`, and wait for the results, in the same order."""
+        await self._listening()
+        run_ids = [request.run_id for request in requests]
+        with self._watching(run_ids) as watches:
+            await self.request([msgspec.structs.replace(request, reply_to=self._inbox) for request in requests])
+            for watch in watches:
+                watch.requested = True
+            return await _all(watches)
+
+    async def results(self, run_ids: Sequence[str]) -> list[RunResult]:
+        """Wait for the results of runs that were requested earlier, by whomever."""
+        await self._listening()
+        with self._watching(run_ids) as watches:
+            for watch in watches:
+                watch.requested = True
+            await self._ask_for_results(run_ids)
+            return await _all(watches)
+
+    # --- questions ----------------------------------------------------------------------------------------------
+
+    async def ask(
+        self, question: Callable[[str, str], Record], routing_key: str, what: str, *, repeatable: bool = True
+    ) -> bytes | None:
+        """Send ``question(correlation id, inbox)`` and wait for its answer: the raw JSON of the value, or None.
+
+        Raises:
+            ValueError: the answer is an error text.
+            TransportUnavailable: there was no answer within ``query_timeout_s``; ``what`` names it in the text.
+        """
+        transport = await self._listening()
+        correlation_id = self.new_id()
+        body = messages.encode([question(correlation_id, self._inbox)])
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._questions[correlation_id] = answer
+        try:
+            async with asyncio.timeout(self._config.query_timeout_s):
+                while not answer.done():
+                    await transport.publish(REQUESTS, routing_key, body, persistent=not repeatable)
+                    await asyncio.wait([answer], timeout=ASK_AGAIN_S if repeatable else None)
+        except TimeoutError:
+            raise TransportUnavailable(
+                f"{what}: no answer within {self._config.query_timeout_s:g} s. Is a scheduler running?"
+            ) from None
+        finally:
+            del self._questions[correlation_id]
+        reply = answer.result()
+        if reply.error is not None:
+            raise ValueError(f"{what}: {reply.error}")
+        return json_bytes(reply.value)
+
+    # --- events -------------------------------------------------------------------------------------------------
+
+    async def push(self, key: str, event_id: str, body: bytes, headers: Mapping[str, object]) -> None:
+        """Publish an event. Needs no inbox, and so no more rights than to write to ``sublet.events``."""
+        transport = await self._connected()
+        await transport.publish(EVENTS, key, body, message_id=event_id, headers=headers)
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Whoever still waits gets a `TransportUnavailable`. The next call would connect again."""
+        under_way: list[asyncio.Task[Any] | None] = [
+            self._patrol,
+            self._catching_up,
+            self._connected.forget(),
+            self._inbox_open.forget(),
+        ]
+        for task in under_way:
+            if task is not None:
+                task.cancel()
+        error = TransportUnavailable("the client was closed")
+        waiting: list[asyncio.Future[Any]] = [watch.result for watch in self._watches.values()]
+        for future in (*waiting, *self._questions.values()):
+            if not future.done():
+                future.set_exception(error)
+        if self._transport is not None:
+            transport, self._transport = self._transport, None
+            await transport.close()
+
+    def stop(self) -> None:
+        """End the background thread; after `close`."""
+        self._home.stop()
+
+    async def _connect(self) -> Transport:
+        transport = self._transport_factory(self._config)
+        await transport.connect()
+        transport.on_reconnect(self._on_reconnect)
+        self._transport = transport
+        return transport
+
+    async def _listening(self) -> Transport:
+        """Connected, with an open inbox. One after the other, so that an error names what is missing."""
+        transport = await self._connected()
+        await self._inbox_open()
+        return transport
+
+    async def _open_inbox(self) -> None:
+        transport = await self._connected()
+        await transport.open_inbox(self._inbox, self._on_message)
+
+    # --- what arrives -------------------------------------------------------------------------------------------
+
+    def _on_message(self, body: bytes) -> None:
+        try:
+            arrived = messages.decode_for_client(body)
+        except messages.MalformedMessage as error:
+            _log.error("a message in the inbox could not be read: %s", error)
+            return
+        for record in arrived:
+            if isinstance(record, RunResult):
+                watch = self._watches.get(record.run_id)
+                if watch is not None and not watch.result.done() and (record.status is not None or watch.requested):
+                    watch.result.set_result(record)
+            else:
+                answer = self._questions.get(record.correlation_id)
+                if answer is not None and not answer.done():
+                    answer.set_result(record)
+
+    def _on_reconnect(self) -> None:
+        for watch in self._watches.values():
+            watch.ask_at = 0.0
+        if self._watches:
+            self._catching_up = asyncio.create_task(self._ask_for_what_is_due())
+
+    # --- waiting ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _watching(self, run_ids: Sequence[str]) -> Iterator[list[_Watch]]:
+        loop = asyncio.get_running_loop()
+        watches = []
+        for run_id in run_ids:
+            watch = self._watches.get(run_id)
+            if watch is None:
+                watch = self._watches[run_id] = _Watch(loop.create_future(), ask_at=loop.time() + WATCH_AGAIN_S)
+            watch.waiting += 1
+            watches.append(watch)
+        if self._patrol is None or self._patrol.done():
+            # In no context of users' code: it outlives whoever happens to need it first.
+            self._patrol = asyncio.create_task(self._patrol_while_watching(), context=Context())
+        try:
+            yield watches
+        finally:
+            for run_id, watch in zip(run_ids, watches, strict=True):
+                watch.waiting -= 1
+                if not watch.waiting and self._watches.get(run_id) is watch:
+                    del self._watches[run_id]
+
+    async def _patrol_while_watching(self) -> None:
+        while self._watches:
+            await asyncio.sleep(PATROL_INTERVAL_S)
+            await self._ask_for_what_is_due()
+
+    async def _ask_for_what_is_due(self) -> None:
+        now = asyncio.get_running_loop().time()
+        due = [
+            (run_id, watch)
+            for run_id, watch in self._watches.items()
+            if watch.requested and watch.ask_at <= now and not watch.result.done()
+        ]
+        for _, watch in due:
+            watch.ask_at = now + watch.pause_s
+            watch.pause_s = min(watch.pause_s * 2, WATCH_AGAIN_MAX_S)
+        try:
+            await self._ask_for_results([run_id for run_id, _ in due])
+        except TransportUnavailable as error:
+            _log.warning("could not ask for %d results, will try again: %s", len(due), error)
+
+    async def _ask_for_results(self, run_ids: Iterable[str]) -> None:
+        wanted = [WatchRun(run_id=run_id, reply_to=self._inbox) for run_id in dict.fromkeys(run_ids)]
+        await self._send(wanted)
+
+    async def _send(self, records: Sequence[RunRequest] | Sequence[WatchRun]) -> None:
+        await self._connected()
+        by_key: dict[str, list[bytes]] = defaultdict(list)
+        for record in records:
+            by_key[ids.slot_key(record.run_id)].append(messages.encode_one(record))
+        sending = [self._outbox.send(key, encoded) for key, encoded in by_key.items()]
+        if len(sending) == 1:
+            await sending[0]
+        else:
+            await asyncio.gather(*sending)
+
+    async def _publish(self, routing_key: str, body: bytes) -> None:
+        transport = await self._connected()
+        await transport.publish(REQUESTS, routing_key, body)
+
+
+def _check_online(work: Coroutine[Any, Any, Any]) -> None:
+    """Raises RuntimeError in code that must not talk to anybody."""
+    reason = offline.get()
+    if reason is not None:
+        work.close()
+        raise RuntimeError(reason)
+
+
+async def _all(watches: Sequence[_Watch]) -> list[RunResult]:
+    return [await asyncio.shield(watch.result) for watch in watches]
+
+
+class _Once(Generic[T]):
+    """A step that is taken once, by whoever needs it first, and goes on when they give up waiting.
+
+    A step that failed is taken again by the next.
+    """
+
+    def __init__(self, step: Callable[[], Coroutine[Any, Any, T]], timeout_s: float, problem: str) -> None:
+        self._step = step
+        self._timeout_s = timeout_s
+        self._problem = problem
+        self._task: asyncio.Task[T] | None = None
+
+    async def __call__(self) -> T:
+        task = self._task
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._task = asyncio.create_task(self._step())
+        if task.done():
+            return task.result()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            raise TransportUnavailable(f"{self._problem} within {self._timeout_s:g} s") from None
+
+    def forget(self) -> asyncio.Task[T] | None:
+        task, self._task = self._task, None
+        return task

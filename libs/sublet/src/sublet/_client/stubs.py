@@ -1,0 +1,96 @@
+"""``client.stubs``: run workflows and tasks whose code lives elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+from sublet._client.config import ClientConfig
+from sublet._client.connection import Connection
+from sublet._declare.base import WorkflowConfig
+from sublet._declare.standalone import Standalone
+from sublet._declare.types import JSON, EmptyModel, In, R
+from sublet._declare.workflow import Workflow
+
+
+class StubsClient:
+    """What it makes can be run, but not be registered with a worker."""
+
+    def __init__(self, connection: Connection, config: ClientConfig) -> None:
+        self._connection = connection
+        self._config = config
+
+    @overload
+    def workflow(
+        self, *, name: str, input_validator: None = ..., default_additional_metadata: JSON | None = ...
+    ) -> Workflow[EmptyModel]: ...
+
+    @overload
+    def workflow(
+        self, *, name: str, input_validator: type[In], default_additional_metadata: JSON | None = ...
+    ) -> Workflow[In]: ...
+
+    def workflow(
+        self, *, name: str, input_validator: Any = None, default_additional_metadata: JSON | None = None
+    ) -> Workflow[Any]:
+        """A workflow by its name."""
+        return Workflow(_declared(name, input_validator, default_additional_metadata), self._connection, self._config)
+
+    @overload
+    def task(
+        self,
+        *,
+        name: str,
+        input_validator: None = ...,
+        output_validator: None = ...,
+        default_additional_metadata: JSON | None = ...,
+    ) -> Standalone[EmptyModel, EmptyModel]: ...
+
+    @overload
+    def task(
+        self,
+        *,
+        name: str,
+        input_validator: type[In],
+        output_validator: None = ...,
+        default_additional_metadata: JSON | None = ...,
+    ) -> Standalone[In, EmptyModel]: ...
+
+    @overload
+    def task(
+        self,
+        *,
+        name: str,
+        input_validator: None = ...,
+        output_validator: type[R],
+        default_additional_metadata: JSON | None = ...,
+    ) -> Standalone[EmptyModel, R]: ...
+
+    @overload
+    def task(
+        self,
+        *,
+        name: str,
+        input_validator: type[In],
+        output_validator: type[R],
+        default_additional_metadata: JSON | None = ...,
+    ) -> Standalone[In, R]: ...
+
+    def task(
+        self,
+        *,
+        name: str,
+        input_validator: Any = None,
+        output_validator: Any = None,
+        default_additional_metadata: JSON | None = None,
+    ) -> Standalone[Any, Any]:
+        """A standalone task by its name; results are read as ``output_validator``."""
+        declared = _declared(name, input_validator, default_additional_metadata)
+        return Standalone(declared, self._connection, self._config, output_validator or EmptyModel)
+
+
+def _declared(name: str, input_validator: Any, default_additional_metadata: JSON | None) -> WorkflowConfig:
+    return WorkflowConfig(
+        name=name,
+        input_validator=input_validator or EmptyModel,
+        default_additional_metadata=default_additional_metadata or {},
+    )

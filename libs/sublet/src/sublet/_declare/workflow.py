@@ -1,0 +1,416 @@
+"""A workflow of several tasks: a DAG."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import msgspec
+
+from sublet._client.config import ClientConfig
+from sublet._client.connection import Connection
+from sublet._client.refs import Outputs, WorkflowRunRef, all_outputs
+from sublet._declare.base import NO_INPUT, BaseWorkflow, WorkflowConfig, only, unless_failed
+from sublet._declare.durations import Duration
+from sublet._declare.standalone import Standalone
+from sublet._declare.task import Conditions, Task
+from sublet._declare.types import (
+    DEFAULT_DURABLE_TASK_EVICTION_POLICY,
+    JSON,
+    EvictionPolicy,
+    In,
+    Priority,
+    R,
+    TaskDefaults,
+    TaskType,
+    TriggerWorkflowOptions,
+    WorkflowRunTriggerConfig,
+)
+from sublet_protocol import limits
+
+if TYPE_CHECKING:
+    from sublet._durable.context import DurableContext
+    from sublet._worker.context import Context
+
+DEFAULT_SCHEDULE_TIMEOUT = timedelta(seconds=limits.DEFAULT_SCHEDULE_TIMEOUT_S)
+DEFAULT_EXECUTION_TIMEOUT = timedelta(seconds=limits.DEFAULT_EXECUTION_TIMEOUT_S)
+
+__all__ = ["BaseWorkflow", "Standalone", "Workflow"]
+
+
+class Workflow(BaseWorkflow[In]):
+    """A DAG of tasks, made by ``client.workflow(name=…)``; its decorators add the tasks."""
+
+    def __init__(
+        self,
+        declared: WorkflowConfig,
+        connection: Connection,
+        config: ClientConfig,
+        task_defaults: TaskDefaults | None = None,
+    ) -> None:
+        super().__init__(declared, connection, config)
+        self._task_defaults = task_defaults or TaskDefaults()
+
+    # --- declaring ----------------------------------------------------------------------------------------------
+
+    def task(
+        self,
+        name: str | None = None,
+        schedule_timeout: Duration = DEFAULT_SCHEDULE_TIMEOUT,
+        execution_timeout: Duration = DEFAULT_EXECUTION_TIMEOUT,
+        parents: list[Task[Any, Any]] | None = None,
+        retries: int = 0,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+        wait_for: Conditions | None = None,
+        skip_if: Conditions | None = None,
+        cancel_if: Conditions | None = None,
+    ) -> Callable[[Callable[[In, Context], R | Awaitable[R]]], Task[In, R]]:
+        """Add a task.
+
+        Args:
+            name: in lower case; the function's name unless given.
+            schedule_timeout: how long it may be ready without a worker taking it; then it is cancelled.
+            execution_timeout: how long it may run; then the attempt fails.
+            parents: it runs after these, and not at all if one fails or is cancelled.
+            retries: attempts after the first that failed.
+            backoff_factor: the delay before retry n is ``backoff_factor ** n`` seconds, at most
+                ``backoff_max_seconds`` (a day unless given). Without it retries are immediate.
+            wait_for: it runs when all of these are true; they count from when its parents are done.
+            skip_if: it is skipped (output ``{"skipped": True}``) when all of these are true.
+            cancel_if: it and what depends on it is cancelled when all of these are true.
+
+        Raises:
+            ValueError: the name is taken or not valid, a number is out of range, a duration is not understood, two
+                conditions have the same key, or a `ParentCondition` is not about a parent.
+        """
+        return self._decorator(
+            is_durable=False,
+            name=name,
+            schedule_timeout=schedule_timeout,
+            execution_timeout=execution_timeout,
+            parents=parents,
+            retries=retries,
+            backoff_factor=backoff_factor,
+            backoff_max_seconds=backoff_max_seconds,
+            wait_for=wait_for,
+            skip_if=skip_if,
+            cancel_if=cancel_if,
+        )
+
+    def durable_task(
+        self,
+        name: str | None = None,
+        schedule_timeout: Duration = DEFAULT_SCHEDULE_TIMEOUT,
+        execution_timeout: Duration = DEFAULT_EXECUTION_TIMEOUT,
+        parents: list[Task[Any, Any]] | None = None,
+        retries: int = 0,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+        wait_for: Conditions | None = None,
+        skip_if: Conditions | None = None,
+        cancel_if: Conditions | None = None,
+        eviction_policy: EvictionPolicy | None = DEFAULT_DURABLE_TASK_EVICTION_POLICY,
+    ) -> Callable[[Callable[[In, DurableContext], Awaitable[R]]], Task[In, R]]:
+        """Add a durable task: an async function whose waits are kept in a log, so that it can leave its worker while
+        it waits and go on elsewhere. ``execution_timeout`` counts active time only. ``eviction_policy``: see
+        `EvictionPolicy`; None keeps it on its worker. Otherwise as `task`."""
+        return self._decorator(
+            is_durable=True,
+            name=name,
+            schedule_timeout=schedule_timeout,
+            execution_timeout=execution_timeout,
+            parents=parents,
+            retries=retries,
+            backoff_factor=backoff_factor,
+            backoff_max_seconds=backoff_max_seconds,
+            wait_for=wait_for,
+            skip_if=skip_if,
+            cancel_if=cancel_if,
+            eviction_policy=eviction_policy,
+        )
+
+    def on_failure_task(
+        self,
+        name: str | None = None,
+        schedule_timeout: Duration = DEFAULT_SCHEDULE_TIMEOUT,
+        execution_timeout: Duration = DEFAULT_EXECUTION_TIMEOUT,
+        retries: int = 0,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+    ) -> Callable[[Callable[[In, Context], R | Awaitable[R]]], Task[In, R]]:
+        """Add the task that runs once after the first final failure of another. Its name gets the ending
+        ``-on-failure``. ``ctx.task_run_errors`` tells it what failed.
+
+        Raises:
+            ValueError: there is one already; otherwise as `task`.
+        """
+        self._refuse_second(TaskType.ON_FAILURE)
+        return self._decorator(
+            is_durable=False,
+            name=name,
+            schedule_timeout=schedule_timeout,
+            execution_timeout=execution_timeout,
+            retries=retries,
+            backoff_factor=backoff_factor,
+            backoff_max_seconds=backoff_max_seconds,
+            type=TaskType.ON_FAILURE,
+        )
+
+    def on_success_task(
+        self,
+        name: str | None = None,
+        schedule_timeout: Duration = DEFAULT_SCHEDULE_TIMEOUT,
+        execution_timeout: Duration = DEFAULT_EXECUTION_TIMEOUT,
+        retries: int = 0,
+        backoff_factor: float | None = None,
+        backoff_max_seconds: int | None = None,
+    ) -> Callable[[Callable[[In, Context], R | Awaitable[R]]], Task[In, R]]:
+        """Add the task that runs after all others have completed. Its name gets the ending ``-on-success``.
+
+        Raises:
+            ValueError: there is one already; otherwise as `task`.
+        """
+        self._refuse_second(TaskType.ON_SUCCESS)
+        return self._decorator(
+            is_durable=False,
+            name=name,
+            schedule_timeout=schedule_timeout,
+            execution_timeout=execution_timeout,
+            retries=retries,
+            backoff_factor=backoff_factor,
+            backoff_max_seconds=backoff_max_seconds,
+            type=TaskType.ON_SUCCESS,
+        )
+
+    def add_task(self, task: Standalone[Any, Any]) -> None:
+        """Add the task of a standalone: it gets this workflow's input. Other tasks may name ``standalone.task`` as
+        their parent."""
+        if not isinstance(task, Standalone):
+            raise TypeError(f"add_task takes a standalone task (made by @client.task()), not {task!r}")
+        self._add(task.task.moved_to(self.name, self._input_codec))
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    @overload
+    def run(
+        self,
+        input: In = ...,
+        options: TriggerWorkflowOptions | None = ...,
+        wait_for_result: Literal[True] = ...,
+        child_key: str | None = ...,
+        additional_metadata: JSON | None = ...,
+        priority: int | Priority | None = ...,
+    ) -> dict[str, Any]: ...
+
+    @overload
+    def run(
+        self,
+        input: In = ...,
+        options: TriggerWorkflowOptions | None = ...,
+        *,
+        wait_for_result: Literal[False],
+        child_key: str | None = ...,
+        additional_metadata: JSON | None = ...,
+        priority: int | Priority | None = ...,
+    ) -> WorkflowRunRef: ...
+
+    def run(
+        self,
+        input: In = NO_INPUT,
+        options: TriggerWorkflowOptions | None = None,
+        wait_for_result: bool = True,
+        child_key: str | None = None,
+        additional_metadata: JSON | None = None,
+        priority: int | Priority | None = None,
+    ) -> dict[str, Any] | WorkflowRunRef:
+        """Run the workflow, and wait for the outputs of its tasks; blocks this thread.
+
+        Args:
+            input: checked here against the declared type.
+            options: the arguments below in one object; those given directly win.
+            wait_for_result: False returns a handle as soon as the broker has the request.
+            child_key: inside a task: the child's name among the children of this parent; the same key is the same
+                run. Without it children are numbered in the order in which they are started.
+            additional_metadata: over the workflow's default metadata, and over that of the running parent.
+            priority: instead of the workflow's own.
+
+        Returns:
+            The output of each task by its name; None for one without, ``{"skipped": True}`` for one that was skipped.
+
+        Raises:
+            pydantic.ValidationError: the input does not fit the declared type.
+            ValueError: the input or the metadata cannot be written as JSON, or is too large.
+            FailedTaskRunExceptionGroup: a task failed, after its retries; it holds the error of each that did.
+            RunCancelledError: the run was cancelled.
+            UnknownWorkflowError: no worker has ever registered this workflow.
+            TransportUnavailable: the broker did not confirm the request in time.
+        """
+        item = self.create_bulk_run_item(input, None, options, child_key, additional_metadata, priority)
+        return only(self._run_items([item], wait_for_result))  # type: ignore[no-any-return]
+
+    @overload
+    async def aio_run(
+        self,
+        input: In = ...,
+        options: TriggerWorkflowOptions | None = ...,
+        wait_for_result: Literal[True] = ...,
+        child_key: str | None = ...,
+        additional_metadata: JSON | None = ...,
+        priority: int | Priority | None = ...,
+    ) -> dict[str, Any]: ...
+
+    @overload
+    async def aio_run(
+        self,
+        input: In = ...,
+        options: TriggerWorkflowOptions | None = ...,
+        *,
+        wait_for_result: Literal[False],
+        child_key: str | None = ...,
+        additional_metadata: JSON | None = ...,
+        priority: int | Priority | None = ...,
+    ) -> WorkflowRunRef: ...
+
+    async def aio_run(
+        self,
+        input: In = NO_INPUT,
+        options: TriggerWorkflowOptions | None = None,
+        wait_for_result: bool = True,
+        child_key: str | None = None,
+        additional_metadata: JSON | None = None,
+        priority: int | Priority | None = None,
+    ) -> dict[str, Any] | WorkflowRunRef:
+        """As `run`. In a durable task it is an operation of the log: the task gives its slot away while it waits, and
+        a failed or cancelled child raises `TaskRunError`."""
+        item = self.create_bulk_run_item(input, None, options, child_key, additional_metadata, priority)
+        return only(await self._aio_run_items([item], wait_for_result))  # type: ignore[no-any-return]
+
+    @overload
+    def run_many(
+        self,
+        workflows: list[WorkflowRunTriggerConfig],
+        return_exceptions: Literal[False] = ...,
+        wait_for_result: Literal[True] = ...,
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def run_many(
+        self,
+        workflows: list[WorkflowRunTriggerConfig],
+        return_exceptions: Literal[True],
+        wait_for_result: Literal[True] = ...,
+    ) -> list[dict[str, Any] | BaseException]: ...
+
+    @overload
+    def run_many(
+        self,
+        workflows: list[WorkflowRunTriggerConfig],
+        return_exceptions: bool = ...,
+        *,
+        wait_for_result: Literal[False],
+    ) -> list[WorkflowRunRef]: ...
+
+    def run_many(
+        self,
+        workflows: list[WorkflowRunTriggerConfig],
+        return_exceptions: bool = False,
+        wait_for_result: bool = True,
+    ) -> Any:
+        """Start many runs at once; the results stand in the order of the items, which `create_bulk_run_item` makes.
+
+        With ``return_exceptions`` a run that fails gives its exception in its place; otherwise the first of them is
+        raised when all runs have ended. Errors as in `run`.
+        """
+        return unless_failed(self._run_items(workflows, wait_for_result), return_exceptions)
+
+    @overload
+    async def aio_run_many(
+        self,
+        workflows: list[WorkflowRunTriggerConfig],
+        return_exceptions: Literal[False] = ...,
+        wait_for_result: Literal[True] = ...,
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    async def aio_run_many(
+        self,
+        workflows: list[WorkflowRunTriggerConfig],
+        return_exceptions: Literal[True],
+        wait_for_result: Literal[True] = ...,
+    ) -> list[dict[str, Any] | BaseException]: ...
+
+    @overload
+    async def aio_run_many(
+        self,
+        workflows: list[WorkflowRunTriggerConfig],
+        return_exceptions: bool = ...,
+        *,
+        wait_for_result: Literal[False],
+    ) -> list[WorkflowRunRef]: ...
+
+    async def aio_run_many(
+        self,
+        workflows: list[WorkflowRunTriggerConfig],
+        return_exceptions: bool = False,
+        wait_for_result: bool = True,
+    ) -> Any:
+        """As `run_many`; in a durable task as `aio_run`."""
+        return unless_failed(await self._aio_run_items(workflows, wait_for_result), return_exceptions)
+
+    def get_run_ref(self, run_id: str) -> WorkflowRunRef:
+        """The handle of a run of this workflow that was started elsewhere."""
+        return self._ref(run_id)
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _decorator(self, **declared: Any) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
+        defaults = {
+            "schedule_timeout": DEFAULT_SCHEDULE_TIMEOUT,
+            "execution_timeout": DEFAULT_EXECUTION_TIMEOUT,
+            "retries": 0,
+            "backoff_factor": None,
+            "backoff_max_seconds": None,
+        }
+        for parameter, default in defaults.items():
+            preset = getattr(self._task_defaults, parameter)
+            if preset is not None and declared[parameter] == default:
+                declared[parameter] = preset
+
+        def decorate(fn: Callable[..., Any]) -> Task[Any, Any]:
+            task: Task[Any, Any] = Task(
+                fn, workflow_name=self.name, input_codec=self._input_codec, config=self._config, **declared
+            )
+            self._add(task)
+            return task
+
+        return decorate
+
+    def _add(self, task: Task[Any, Any]) -> None:
+        if any(other.name == task.name for other in self.tasks):
+            raise ValueError(f"workflow {self.name!r} already has a task {task.name!r}: give this one another name")
+        self.tasks.append(task)
+        self._refresh_on_success()
+
+    def _refresh_on_success(self) -> None:
+        """The on-success task, wherever it was declared, runs after all leaves."""
+        ordinary = [task for task in self.tasks if task.type is TaskType.DEFAULT]
+        inner = {parent.name for task in ordinary for parent in task.parents}
+        for task in self.tasks:
+            if task.type is TaskType.ON_SUCCESS:
+                task.parents = [other for other in ordinary if other.name not in inner]
+
+    def _refuse_second(self, type: TaskType) -> None:
+        if any(task.type is type for task in self.tasks):
+            kind = "on-failure" if type is TaskType.ON_FAILURE else "on-success"
+            raise ValueError(f"workflow {self.name!r} already has an {kind} task: there can be only one")
+
+    def _value(self, outputs: Outputs) -> dict[str, Any]:
+        return all_outputs(outputs)
+
+    def _child_value(self, raw: bytes | None) -> dict[str, Any]:
+        return {} if raw is None else msgspec.json.decode(raw, type=dict[str, Any])
+
+    def _ref(self, run_id: str) -> WorkflowRunRef:
+        return WorkflowRunRef(self._connection, run_id)

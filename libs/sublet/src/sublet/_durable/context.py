@@ -1,0 +1,208 @@
+"""The context of a durable task: everything that may take long is an operation in its log, and holds no slot."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import msgspec
+
+from sublet._declare import conditions
+from sublet._declare.conditions import Condition, OrGroup, UserEventCondition
+from sublet._declare.durations import Duration, seconds_of
+from sublet._declare.serialization import Codec, check_size
+from sublet._durable.replay import memo_operation, run_operation, wait_operation
+from sublet._durable.task_tree import Branch
+from sublet._errors import TaskRunError
+from sublet._worker.context import Context, Desk
+from sublet._worker.context_vars import ChildSpawn
+from sublet_protocol import ids, limits
+from sublet_protocol.messages import ChildRequest, Done, Grant, Operation, json_bytes
+from sublet_protocol.specs import Groups, SleepCondition
+
+if TYPE_CHECKING:
+    from sublet._declare.task import Task
+    from sublet._durable.invocation import Stay
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SleepResult:
+    """``duration``: how long the task was to sleep, as it is recorded."""
+
+    duration: timedelta
+
+
+class DurableContext(Context):
+    """The context of one invocation of a durable task.
+
+    Its methods can be used in the function and in the asyncio tasks that it starts (gather, TaskGroup, create_task).
+    When all of these wait, the function leaves its worker, and begins again when there is news: what it did before is
+    then answered from the log. So between its operations it must do the same again: decide by inputs, by results of
+    operations and by `aio_now`, not by clocks, randomness or globals.
+
+    - A branch that does something else than to wait for operations (I/O, ``asyncio.sleep``, a timeout, a lock) keeps
+      the task on its worker until it has done so.
+    - ``asyncio.as_completed`` starts bare coroutines in any order: give it tasks that you created in order.
+    - Open connections in the worker's lifespan: what a library starts in the background counts as a branch, too.
+    """
+
+    is_durable = True
+
+    def __init__(self, grant: Grant, task: Task[Any, Any], desk: Desk, stay: Stay) -> None:
+        super().__init__(grant, task, desk)
+        self._stay = stay
+        self._waits = 0
+
+    @property
+    def invocation_count(self) -> int:
+        """How often the function has begun, in this attempt and those before, from 1."""
+        return self._grant.invocation
+
+    @property
+    def wait_index(self) -> int:
+        """How many waits this invocation has asked for."""
+        return self._waits
+
+    # --- waiting --------------------------------------------------------------------------------------------------
+
+    async def aio_sleep_for(self, duration: Duration, label: str | None = None) -> SleepResult:
+        """Sleep, without a slot. ``label`` is for people who look at the log."""
+        duration_s = seconds_of(duration, "the duration of a sleep")
+        await self._wait(((SleepCondition(key="sleep", duration_s=duration_s),),), label)
+        return SleepResult(timedelta(seconds=duration_s))
+
+    async def aio_sleep_until(self, wake_at: datetime, label: str | None = None) -> SleepResult:
+        """Sleep until a moment (one without a time zone is local time); not at all if it has passed."""
+        left = wake_at.astimezone(UTC) - await self.aio_now()
+        return await self.aio_sleep_for(max(left, timedelta(0)), label)
+
+    async def aio_wait_for(
+        self, signal_key: str, *conditions_: Condition | OrGroup, label: str | None = None
+    ) -> dict[str, Any]:
+        """Wait until all conditions have come true, of an or-group at least one.
+
+        Returns ``{"CREATE": {key of condition: [payload]}}`` with those that came true; the payload of a sleep is
+        ``{"duration_s": seconds}``. ``signal_key`` is for people.
+        """
+        where = f"the wait {signal_key!r}"
+        if not conditions_:
+            raise ValueError(f"{where} needs at least one condition")
+        conditions.check_unique_keys([conditions_], where)
+        done = await self._wait(conditions.spec_of(conditions_, self._desk.config), label or signal_key)
+        return cast("dict[str, Any]", _decoded(done))
+
+    async def aio_wait_for_event(
+        self,
+        key: str,
+        expression: str | None = None,
+        *,
+        payload_validator: type[T] | None = None,
+        scope: str | None = None,
+        lookback_window: timedelta | None = None,
+        label: str | None = None,
+    ) -> T | dict[str, Any]:
+        """Wait for an event, and return its payload, as ``payload_validator`` if that is given.
+
+        Every event counts that arrived after this branch's previous operation was over. ``lookback_window`` goes back
+        further, and needs a ``scope``.
+
+        Raises:
+            ValueError: only one of scope and lookback_window, or the expression is not valid CEL.
+        """
+        if (scope is None) != (lookback_window is None):
+            raise ValueError("give scope and lookback_window together, or neither")
+        since = await self.aio_now() - lookback_window if lookback_window is not None else None
+        condition = UserEventCondition(key, expression, scope=scope, consider_events_since=since)
+        done = await self._wait(conditions.spec_of([condition], self._desk.config), label)
+        payload = _decoded(done)["CREATE"][condition.readable_data_key][0]
+        return payload if payload_validator is None else Codec[T](payload_validator).check(payload)
+
+    async def _wait(self, groups: Groups, label: str | None) -> Done:
+        branch = await self._stay.branch()
+        self._waits += 1
+        (done,) = await self._stay.wait(branch, [wait_operation(branch.next_node(), groups, branch.position, label)])
+        return done
+
+    # --- remembering ----------------------------------------------------------------------------------------------
+
+    async def aio_now(self) -> datetime:
+        """The time (UTC) when the code first came here."""
+        branch = await self._stay.branch()
+        operation = memo_operation(branch.next_node(), "now", [])
+        recorded = self._stay.log.recall(operation)
+        if recorded is None:
+            recorded = msgspec.json.encode(datetime.fromtimestamp(self._desk.now(), UTC))
+            self._stay.log.ask(msgspec.structs.replace(operation, result=msgspec.Raw(recorded)))
+        return msgspec.json.decode(recorded, type=datetime)
+
+    async def aio_memo(
+        self, fn: Callable[..., T | Awaitable[T]], result_validator: type[T], /, *args: Any, **kwargs: Any
+    ) -> T:
+        """Call ``fn``, once, and remember what it gives; later invocations get that. If the worker dies at the wrong
+        moment it is called again, so it should be harmless to repeat."""
+        branch = await self._stay.branch()
+        name = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
+        operation = memo_operation(branch.next_node(), name, [args, kwargs])
+        codec = Codec[T](result_validator)
+        recorded = self._stay.log.recall(operation)
+        if recorded is not None:
+            return codec.decode(recorded)
+        value = fn(*args, **kwargs)
+        if inspect.isawaitable(value):
+            value = await value
+        raw = codec.encode(cast("T", value))
+        check_size(raw, f"the result of {name}", limits.PAYLOAD_MAX_BYTES)
+        self._stay.log.ask(msgspec.structs.replace(operation, result=msgspec.Raw(raw)))
+        await self._stay.record()
+        return codec.decode(raw)
+
+    _aio_memo = aio_memo
+
+    # --- children -------------------------------------------------------------------------------------------------
+
+    async def _aio_spawn(self, spawns: Sequence[ChildSpawn], wait: bool) -> list[Any]:
+        """See `ChildSpawn`."""
+        branch = await self._stay.branch()
+        operations = [self._run_operation(branch, spawn) for spawn in spawns]
+        if wait:
+            self._waits += 1
+            done = await self._stay.wait(branch, operations)
+            return [_outcome(spawn, end) for spawn, end in zip(spawns, done, strict=True)]
+        for operation in operations:
+            self._stay.log.ask(operation)
+        await self._stay.record()
+        return [self._child_run_id(operation) for operation in operations]
+
+    def _run_operation(self, branch: Branch, spawn: ChildSpawn) -> Operation:
+        child = ChildRequest(
+            workflow=spawn.workflow,
+            input=msgspec.Raw(spawn.input_json),
+            metadata=spawn.metadata,
+            priority=spawn.priority,
+            child_key=spawn.child_key,
+            child_index=self._next_child_index(),
+        )
+        return run_operation(branch.next_node(), child)
+
+    def _child_run_id(self, operation: Operation) -> str:
+        assert operation.child is not None
+        child_key = operation.child.child_key
+        key = f"node:{operation.node}" if child_key is None else f"key:{child_key}"
+        return ids.child_run_id(self.task_run_id, key)
+
+
+def _decoded(done: Done) -> Any:
+    if done.error is not None:
+        raise TaskRunError(done.error.message, done.error.type, done.error.trace, done.error.task_run_id)
+    return msgspec.json.decode(done.result)
+
+
+def _outcome(spawn: ChildSpawn, done: Done) -> Any:
+    if done.error is not None:
+        return TaskRunError(done.error.message, done.error.type, done.error.trace, done.error.task_run_id)
+    return spawn.decode(json_bytes(done.result))

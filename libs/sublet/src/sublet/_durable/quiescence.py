@@ -1,0 +1,176 @@
+"""Does a tree of asyncio tasks still work, or does every branch of it wait for a durable operation?
+
+The answer comes from what each asyncio task is suspended on. Only what is known to end with a durable operation
+counts as waiting; anything else (I/O, a timer, a thread) counts as work, so work is never thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import tasks as asyncio_tasks
+from collections.abc import Collection, Iterable
+from enum import IntEnum
+from types import FrameType
+from typing import Any
+
+from sublet._durable.task_tree import BranchTask
+
+
+class Standing(IntEnum):
+    """How far something is from going on. Of several together, the greatest counts."""
+
+    BLOCKED = 0
+    """Only the end of a durable operation can move it."""
+    PARKED = 1
+    """Suspended on a lock, an event or the like of this process. Whoever has that in hand can move it."""
+    WORKING = 2
+    """Suspended on something that we do not know: I/O, a timer, a thread."""
+    RUNNABLE = 3
+    """About to run."""
+
+
+class DurableWait(asyncio.Future[None]):
+    """What a branch is suspended on while the operations at ``nodes`` are open. It needs all of them."""
+
+    def __init__(self, nodes: tuple[str, ...], *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.nodes = nodes
+
+
+def standing_of(live: Collection[BranchTask]) -> Standing:
+    """How the tree of these unfinished tasks stands."""
+    worst = Standing.BLOCKED
+    for task in live:
+        # One that is done is about to tell those that wait for it: the first of several may be enough for them.
+        worst = max(worst, Standing.RUNNABLE if task.done() else _standing_of_task(task, live))
+    if worst < Standing.WORKING and _has_timer(live):
+        return Standing.WORKING
+    return worst
+
+
+def _standing_of_task(task: BranchTask, live: Collection[BranchTask]) -> Standing:
+    waiter = task._fut_waiter  # type: ignore[attr-defined]
+    if waiter is None or waiter.done():
+        return Standing.RUNNABLE
+    standing = _standing_of_future(waiter, live)
+    return _standing_by_code(task, live) if standing is Standing.WORKING else standing
+
+
+def _standing_of_future(future: asyncio.Future[Any], live: Collection[BranchTask]) -> Standing:
+    if isinstance(future, DurableWait):
+        return Standing.BLOCKED
+    if isinstance(future, BranchTask):
+        # Whether that task is blocked is asked for itself: it is in ``live`` too.
+        return Standing.BLOCKED if future in live else Standing.WORKING
+    children = getattr(future, "_children", None)  # asyncio.gather
+    if children is not None:
+        return _standing_of_all(children, live)
+    shielded = _shielded(future)
+    return Standing.WORKING if shielded is None else _standing_of_all([shielded], live)
+
+
+def _standing_of_all(futures: Iterable[asyncio.Future[Any]], live: Collection[BranchTask]) -> Standing:
+    """Of something that waits for these. All of them done: the callback that ends the wait is about to run."""
+    undone = [future for future in futures if not future.done()]
+    if not undone:
+        return Standing.RUNNABLE
+    return max(_standing_of_future(future, live) for future in undone)
+
+
+def _shielded(future: asyncio.Future[Any]) -> asyncio.Future[Any] | None:
+    """What an outer future of asyncio.shield protects."""
+    for callback, _ in getattr(future, "_callbacks", None) or ():
+        if getattr(callback, "__qualname__", "") == "shield.<locals>._outer_done_callback":
+            inner: asyncio.Future[Any] = _closure(callback)["inner"]
+            return inner
+    return None
+
+
+_TASK_GROUP_EXITS = {
+    getattr(asyncio.TaskGroup, name).__code__ for name in ("__aexit__", "_aexit") if hasattr(asyncio.TaskGroup, name)
+}
+_WAIT = asyncio_tasks._wait.__code__  # type: ignore[attr-defined]
+_PARKING = {
+    method.__code__
+    for method in (
+        asyncio.Lock.acquire,
+        asyncio.Semaphore.acquire,
+        asyncio.Event.wait,
+        asyncio.Condition.wait,
+        asyncio.Queue.get,
+        asyncio.Queue.put,
+    )
+}
+
+
+def _standing_by_code(task: BranchTask, live: Collection[BranchTask]) -> Standing:
+    """Of a task that is suspended on a plain future: the code that awaits it tells what that stands for."""
+    frames = _innermost_frames(task)
+    if not frames:
+        return Standing.WORKING
+    code, variables = frames[0].f_code, frames[0].f_locals
+    if code in _TASK_GROUP_EXITS:
+        return _standing_of_all(variables["self"]._tasks, live)
+    if code is _WAIT and variables["timeout"] is None:
+        return _standing_of_all(variables["fs"], live)
+    if code not in _PARKING:
+        return Standing.WORKING
+    if len(frames) > 1 and frames[1].f_code.co_qualname in _ONE_BY_ONE:
+        return _standing_of_the_first(frames[1].f_locals, live)
+    return Standing.PARKED
+
+
+def _innermost_frames(task: BranchTask) -> list[FrameType]:
+    """The frame that awaits the future, and the one that awaits that; none for code that is not plain coroutines."""
+    frames: list[FrameType] = []
+    coro: Any = task.get_coro()
+    while hasattr(coro, "cr_await"):
+        frames = [coro.cr_frame, *frames[:1]]
+        coro = coro.cr_await
+    return frames if type(coro).__name__ == "FutureIter" else []
+
+
+_ONE_BY_ONE = {"as_completed.<locals>._wait_for_one", "_AsCompletedIterator._wait_for_one"}
+"""Where a result of ``asyncio.as_completed`` is awaited: before Python 3.13, and since."""
+
+
+def _standing_of_the_first(variables: dict[str, Any], live: Collection[BranchTask]) -> Standing:
+    """Of a task that awaits a result of ``asyncio.as_completed``; ``variables`` are those of the code in there."""
+    if "self" in variables:
+        todo, timeout = variables["self"]._todo, variables["self"]._timeout_handle
+    else:
+        feeder = _feeder(variables["done"], live)
+        if feeder is None:
+            return Standing.WORKING
+        todo, timeout = feeder["todo"], feeder["timeout_handle"]
+    return Standing.WORKING if timeout is not None else _standing_of_all(todo, live)
+
+
+def _feeder(queue: asyncio.Queue[Any], live: Collection[BranchTask]) -> dict[str, Any] | None:
+    """What the callback sees that puts tasks into this queue when they are done."""
+    callbacks = (callback for task in live for callback, _ in task._callbacks or ())
+    for callback in callbacks:
+        if getattr(callback, "__qualname__", "") == "as_completed.<locals>._on_completion":
+            variables = _closure(callback)
+            if variables["done"] is queue:
+                return variables
+    return None
+
+
+def _closure(function: Any) -> dict[str, Any]:
+    """What it sees of the function around it."""
+    cells = zip(function.__code__.co_freevars, function.__closure__, strict=True)
+    return {name: cell.cell_contents for name, cell in cells}
+
+
+def _has_timer(live: Collection[BranchTask]) -> bool:
+    """A timeout (of asyncio, anyio or async_timeout) is about to interrupt one of the tasks."""
+    loop = asyncio.get_running_loop()
+    for handle in getattr(loop, "_scheduled", ()):
+        owner = getattr(handle._callback, "__self__", None)
+        if owner is None or handle.cancelled():
+            continue
+        interrupted = getattr(owner, "_task", None) or getattr(owner, "_host_task", None)
+        if interrupted in live:
+            return True
+    return False

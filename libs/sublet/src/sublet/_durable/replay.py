@@ -1,0 +1,174 @@
+"""The durable log as running code sees it: what is recorded, what is new, and whether the code asks the same again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import msgspec
+from pydantic_core import to_json
+
+from sublet._errors import NonDeterminismError
+from sublet_protocol import ids
+from sublet_protocol.messages import ChildRequest, Done, Grant, LogEntry, Operation
+from sublet_protocol.specs import Condition, EventCondition, Groups, SleepCondition
+
+
+class Log:
+    """The log of one invocation.
+
+    ``received`` is the highest order up to which every result has arrived here, given to the code or not.
+    """
+
+    def __init__(self, grant: Grant) -> None:
+        self._task_run_id = ids.task_run_of(grant.lease)
+        self._invocation = grant.invocation
+        self._entries: dict[str, LogEntry | Operation] = {entry.node: entry for entry in grant.log}
+        self._done: dict[str, Done] = {}
+        self._node_by_order: dict[int, str] = {}
+        self._asked: set[str] = set()
+        self._new: list[Operation] = []
+        self._first_unasked = 1
+        self.received = 0
+        for entry in grant.log:
+            if entry.done is not None:
+                self.end(entry.node, entry.done)
+
+    def ask(self, operation: Operation) -> None:
+        """The code asks for this operation: it is the one that the log holds at this node, or it is new.
+
+        Raises:
+            NonDeterminismError: the log holds another one.
+        """
+        self._asked.add(operation.node)
+        if self._recorded(operation) is None:
+            self._entries[operation.node] = operation
+            self._new.append(operation)
+
+    def recall(self, memo: Operation) -> bytes | None:
+        """The recorded value of this memo, as JSON; None if it is new.
+
+        Raises:
+            NonDeterminismError: the log holds another operation.
+        """
+        recorded = self._recorded(memo)
+        if recorded is None:
+            return None
+        self._asked.add(memo.node)
+        return bytes(recorded.result)
+
+    def _recorded(self, operation: Operation) -> LogEntry | Operation | None:
+        recorded = self._entries.get(operation.node)
+        if recorded is not None and (recorded.kind, recorded.fingerprint) != (operation.kind, operation.fingerprint):
+            version = f" by version {recorded.version}" if isinstance(recorded, LogEntry) and recorded.version else ""
+            message = (
+                f"node {operation.node} of {self._task_run_id}: recorded{version} is {recorded.asked}, "
+                f"but invocation {self._invocation} asks for {operation.asked}"
+            )
+            raise NonDeterminismError(self._task_run_id, self._invocation, message, operation.node)
+        return recorded
+
+    def end(self, node: str, done: Done) -> None:
+        """An operation has ended. Told twice, the first counts."""
+        if node in self._done:
+            return
+        self._done[node] = done
+        self._node_by_order[done.order] = node
+        while self.received + 1 in self._node_by_order:
+            self.received += 1
+
+    def done(self, node: str) -> Done:
+        return self._done[node]
+
+    def rank(self, nodes: Iterable[str]) -> int | None:
+        """When these operations had all ended, as an order; None while one is open, or an earlier result is missing."""
+        rank = 0
+        for node in nodes:
+            done = self._done.get(node)
+            if done is None or done.order > self.received:
+                return None
+            rank = max(rank, done.order)
+        return rank
+
+    def runs_ahead(self, rank: int) -> bool:
+        """Something that ended before ``rank`` has not been asked for yet: on the first pass the code was further."""
+        while self._node_by_order.get(self._first_unasked) in self._asked:
+            self._first_unasked += 1
+        return self._first_unasked < rank
+
+    @property
+    def has_news(self) -> bool:
+        """An operation that must be armed is not recorded yet. (Memos may wait for the next report.)"""
+        return any(operation.kind != "memo" for operation in self._new)
+
+    def take_new(self) -> tuple[Operation, ...]:
+        """What is to be recorded, once."""
+        new, self._new = tuple(self._new), []
+        return new
+
+
+# --- what an operation asks for, as a digest and for a person ---------------------------------------------------
+
+
+def wait_operation(node: str, groups: Groups, since: int, label: str | None) -> Operation:
+    """Wait until in every group a condition has come true. The order in which they are given does not matter."""
+    canonical = sorted(sorted(_canonical(condition) for condition in group) for group in groups)
+    return Operation(
+        node=node,
+        kind="wait",
+        fingerprint=_digest("wait", canonical),
+        asked=" and ".join(_group_text(group) for group in groups),
+        label=label,
+        groups=groups,
+        since=since,
+    )
+
+
+def run_operation(node: str, child: ChildRequest) -> Operation:
+    """Run a child. Metadata and priority may differ from one invocation to the next."""
+    key = f" with key {child.child_key!r}" if child.child_key is not None else ""
+    return Operation(
+        node=node,
+        kind="run",
+        fingerprint=_digest("run", [child.workflow, bytes(child.input).decode(), child.child_key]),
+        asked=f"run workflow {child.workflow!r}{key} on input {_short(bytes(child.input).decode())}",
+        child=child,
+    )
+
+
+def memo_operation(node: str, name: str, arguments: object) -> Operation:
+    """Remember the value of a call; the value is filled in later. ``arguments`` that are not JSON count by type."""
+    text = to_json(arguments, fallback=lambda value: type(value).__qualname__, inf_nan_mode="constants").decode()
+    return Operation(
+        node=node, kind="memo", fingerprint=_digest("memo", [name, text]), asked=f"memo {name} on {_short(text)}"
+    )
+
+
+def _canonical(condition: Condition) -> str:
+    """What identifies a condition. How far back it looks may differ: it follows from recorded times."""
+    if isinstance(condition, EventCondition):
+        condition = msgspec.structs.replace(condition, since_s=None)
+    return msgspec.json.encode(condition, order="deterministic").decode()
+
+
+def _group_text(group: tuple[Condition, ...]) -> str:
+    return " or ".join(_condition_text(condition) for condition in group)
+
+
+def _condition_text(condition: Condition) -> str:
+    if isinstance(condition, SleepCondition):
+        return f"a sleep of {condition.duration_s:.15g} s"
+    if isinstance(condition, EventCondition):
+        where = f" where {condition.expression}" if condition.expression else ""
+        scope = f" in scope {condition.scope!r}" if condition.scope is not None else ""
+        return f"a wait for event {condition.event_key!r}{scope}{where}"
+    return f"a wait for parent {condition.parent!r}"
+
+
+def _digest(kind: str, asked: object) -> str:
+    """16 hexadecimal digits."""
+    return hashlib.sha256(msgspec.json.encode([kind, asked], order="deterministic")).hexdigest()[:16]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:119]}…"

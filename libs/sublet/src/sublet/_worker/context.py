@@ -1,0 +1,255 @@
+"""What a task's function gets as its second argument: who it is, what came before it, and what it can ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic_core import to_json
+
+from sublet._client.config import ClientConfig
+from sublet._declare.durations import Duration, positive_seconds_of
+from sublet._declare.types import R
+from sublet._errors import TaskRunError
+from sublet_protocol import ids
+from sublet_protocol.messages import Grant, TaskError, json_bytes
+
+if TYPE_CHECKING:
+    from sublet._declare.task import Task
+
+
+class Desk(Protocol):
+    """What the worker does for the code of one task. The methods are called on the worker's event loop."""
+
+    @property
+    def worker_id(self) -> str: ...
+
+    @property
+    def worker_labels(self) -> Mapping[str, str | int]: ...
+
+    @property
+    def lifespan(self) -> Any: ...
+
+    @property
+    def config(self) -> ClientConfig: ...
+
+    @property
+    def is_cancelled(self) -> bool: ...
+
+    def now(self) -> float:
+        """Epoch seconds."""
+
+    def release_slot(self) -> asyncio.Future[None]: ...
+
+    def extend(self, by_s: float) -> asyncio.Future[None]: ...
+
+    def cancel(self) -> asyncio.Future[None]: ...
+
+    def from_sync(self, start: Callable[[], asyncio.Future[None]]) -> None:
+        """Call ``start`` on the worker's loop. In another thread: wait until its future has ended."""
+
+
+class Context:
+    """The context of one attempt of a task."""
+
+    is_durable = False
+
+    def __init__(self, grant: Grant, task: Task[Any, Any], desk: Desk) -> None:
+        self._grant = grant
+        self._task = task
+        self._desk = desk
+        self._children = itertools.count()
+
+    # --- who this is ----------------------------------------------------------------------------------------------
+
+    @property
+    def workflow_run_id(self) -> str:
+        return ids.run_of(self._grant.lease)
+
+    @property
+    def task_run_id(self) -> str:
+        return ids.task_run_of(self._grant.lease)
+
+    @property
+    def workflow_id(self) -> str:
+        """The workflow's name, which identifies it."""
+        return self._grant.workflow
+
+    @property
+    def workflow_name(self) -> str:
+        return self._grant.workflow
+
+    @property
+    def workflow_version_id(self) -> str:
+        """The version that the run began with."""
+        return self._grant.version
+
+    @property
+    def task_name(self) -> str:
+        return self._grant.task
+
+    @property
+    def worker_id(self) -> str:
+        return self._desk.worker_id
+
+    @property
+    def worker_labels(self) -> dict[str, str | int]:
+        return dict(self._desk.worker_labels)
+
+    @property
+    def retry_count(self) -> int:
+        """From 0."""
+        return self._grant.retry_count
+
+    @property
+    def attempt_number(self) -> int:
+        """From 1."""
+        return self._grant.retry_count + 1
+
+    @property
+    def max_attempts(self) -> int:
+        return self._task.retries + 1
+
+    @property
+    def additional_metadata(self) -> dict[str, Any]:
+        return dict(self._grant.metadata)
+
+    @property
+    def priority(self) -> int:
+        return self._grant.priority
+
+    @property
+    def parent_workflow_run_id(self) -> str | None:
+        """The run of the task that started this run."""
+        return ids.run_of(self._grant.parent.task_run_id) if self._grant.parent is not None else None
+
+    @property
+    def child_index(self) -> int | None:
+        return self._grant.child_index
+
+    @property
+    def child_key(self) -> str | None:
+        return self._grant.child_key
+
+    @property
+    def lifespan(self) -> Any:
+        """What the worker's lifespan function yielded."""
+        return self._desk.lifespan
+
+    @property
+    def is_cancelled(self) -> bool:
+        """True from the moment on when the task should stop: sync code has to look, async code is cancelled soon."""
+        return self._desk.is_cancelled
+
+    # --- what started the run -------------------------------------------------------------------------------------
+
+    @property
+    def was_triggered_by_event(self) -> bool:
+        return self._grant.trigger is not None
+
+    @property
+    def triggering_event_id(self) -> str | None:
+        return self._grant.trigger.event_id if self._grant.trigger is not None else None
+
+    @property
+    def triggering_event_key(self) -> str | None:
+        return self._grant.trigger.event_key if self._grant.trigger is not None else None
+
+    @property
+    def filter_payload(self) -> dict[str, Any]:
+        """The payload of the filter that let the event start this run."""
+        return dict(self._grant.trigger.filter_payload) if self._grant.trigger is not None else {}
+
+    # --- what came before -----------------------------------------------------------------------------------------
+
+    def task_output(self, task: Task[Any, R]) -> R:
+        """The output of a parent.
+
+        Raises:
+            ValueError: it was skipped, or is no parent of this task.
+        """
+        if self.was_skipped(task):
+            raise ValueError(f"task {task.name!r} was skipped, so it has no output; ask ctx.was_skipped(task) first")
+        if task.name not in self._grant.parents:
+            raise ValueError(f"task {task.name!r} is none of the parents of {self.task_name!r}: add it to parents=[…]")
+        return task.decode_output(json_bytes(self._grant.parents[task.name]))
+
+    def was_skipped(self, task: Task[Any, Any]) -> bool:
+        return task.name in self._grant.skipped
+
+    @property
+    def task_run_errors(self) -> dict[str, str]:
+        """In an on-failure task: how each task of the run failed that did, by its name."""
+        return {name: str(_raised(error)) for name, error in self._grant.errors.items()}
+
+    def get_task_run_error(self, task: Task[Any, Any]) -> TaskRunError | None:
+        error = self._grant.errors.get(task.name)
+        return _raised(error) if error is not None else None
+
+    # --- what it can ask for --------------------------------------------------------------------------------------
+
+    def release_slot(self) -> None:
+        """Let another task have this one's slot, and go on: for a long rest that needs no care.
+
+        It can still be cancelled and timed out, and begins again elsewhere if the worker dies. A second call does
+        nothing. Called in async code it returns at once, and the slot is free soon; see `aio_release_slot`.
+        """
+        self._desk.from_sync(self._desk.release_slot)
+
+    async def aio_release_slot(self) -> None:
+        """As `release_slot`; returns when the slot is free."""
+        await asyncio.shield(self._desk.release_slot())
+
+    def refresh_timeout(self, increment_by: Duration) -> None:
+        """Give this attempt more time than its execution timeout."""
+        by_s = positive_seconds_of(increment_by, "increment_by")
+        self._desk.from_sync(lambda: self._desk.extend(by_s))
+
+    async def aio_refresh_timeout(self, increment_by: Duration) -> None:
+        await asyncio.shield(self._desk.extend(positive_seconds_of(increment_by, "increment_by")))
+
+    def cancel(self) -> None:
+        """Cancel this task: its run goes on as if somebody else had done so."""
+        self._desk.from_sync(self._desk.cancel)
+
+    async def aio_cancel(self) -> None:
+        await asyncio.shield(self._desk.cancel())
+
+    def log(self, line: str | Mapping[str, Any], raise_on_error: bool = False) -> None:
+        """Write to the worker's log (logger ``sublet.task``), with the ids of run and task.
+
+        Raises:
+            TypeError: the line is no text and cannot be written as JSON, and ``raise_on_error`` is set.
+        """
+        try:
+            text = line if isinstance(line, str) else to_json(line).decode()
+        except ValueError as error:
+            if raise_on_error:
+                raise TypeError(f"the log line cannot be written as JSON: {error}") from error
+            text = repr(line)
+        logging.getLogger("sublet.task").info(
+            text,
+            extra={
+                "workflow_run_id": self.workflow_run_id,
+                "task_run_id": self.task_run_id,
+                "workflow": self.workflow_name,
+                "task": self.task_name,
+                "retry_count": self.retry_count,
+            },
+        )
+
+    async def aio_log(self, line: str | Mapping[str, Any], raise_on_error: bool = False) -> None:
+        self.log(line, raise_on_error)
+
+    # --- for the client -------------------------------------------------------------------------------------------
+
+    def _next_child_index(self) -> int:
+        """Numbers the children of this attempt, from 0; also in threads."""
+        return next(self._children)
+
+
+def _raised(error: TaskError) -> TaskRunError:
+    return TaskRunError(error.message, error.type, error.trace, error.task_run_id)

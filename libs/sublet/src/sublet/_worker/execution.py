@@ -1,0 +1,270 @@
+"""One grant being run: the user's function, its clock, its ticket, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable, Mapping
+from contextvars import Context as Variables
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from sublet._client.config import ClientConfig
+from sublet._declare.task import Task
+from sublet._durable.context import DurableContext
+from sublet._durable.invocation import Checkpoint, Stay
+from sublet._worker.clock import ActiveClock
+from sublet._worker.context import Context
+from sublet._worker.context_vars import current_context
+from sublet._worker.failures import is_retryable, task_error
+from sublet._worker.reports import in_portions
+from sublet._worker.tickets import HeldTicket
+from sublet_protocol import ids, limits
+from sublet_protocol.messages import (
+    NULL,
+    CancelRun,
+    Extended,
+    Failed,
+    Finished,
+    Grant,
+    HeldLease,
+    Operation,
+    Record,
+    Recorded,
+    Released,
+    Suspended,
+    TaskError,
+)
+from sublet_protocol.specs import SlotKind
+
+if TYPE_CHECKING:
+    from sublet._worker.runner import Runner
+
+
+class Execution:
+    """It ends exactly once: by what the function gives, by a checkpoint, by its timeout, or because it was revoked.
+
+    ``ticket``: None once the slot has been released by hand, and for a task that runs without (see `Tickets`).
+    """
+
+    def __init__(self, runner: Runner, grant: Grant, task: Task[Any, Any], ticket: HeldTicket | None) -> None:
+        self._runner = runner
+        self._loop = asyncio.get_running_loop()
+        self._grant = grant
+        self._task = task
+        self._code: asyncio.Future[Any] | None = None
+        self._release: asyncio.Future[None] | None = None
+        self._number = 0
+        self.lease = grant.lease
+        self.kind: SlotKind = "durable" if task.is_durable else "task"
+        self.ticket = ticket
+        self.released = False
+        """Its slot is given away, or about to be: the report may be unconfirmed."""
+        self.holds_slot = True
+        self.ended = False
+        self.is_cancelled = False
+        self.clock = ActiveClock(self._loop.time, grant.timeout_s)
+        self.stay = Stay(grant, task.eviction_policy, self.clock, self) if task.is_durable else None
+
+    @property
+    def state(self) -> Literal["running", "waiting", "released"]:
+        """Waiting: a durable task that stays on the worker although it waits. Released: it runs without a slot."""
+        if self.released:
+            return "released"
+        return "running" if self.stay is None or self.stay.waiting_since is None else "waiting"
+
+    # --- running --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        if self.stay is not None:
+            context: Context = DurableContext(self._grant, self._task, self, self.stay)
+            self._code = self.stay.start(self._run(context), self._runner.variables.copy())
+        else:
+            context = Context(self._grant, self._task, self)
+            self._code = self._loop.create_task(self._run(context), context=self._runner.variables.copy())
+
+    async def _run(self, context: Context) -> None:
+        """Whatever comes out of the user's code, this does not raise."""
+        try:
+            current_context.set(context)
+            output = await self._call(context)
+            encoded = self._task.encode_output(output)
+        except BaseException as error:  # SystemExit too: a task does not stop its worker
+            if not self.ended:
+                if self.is_cancelled:
+                    self._runner.revoked(self)
+                else:
+                    self._fail(task_error(error, ids.task_run_of(self.lease)), retryable=is_retryable(error))
+        else:
+            if not self.ended:
+                self._finish(encoded)
+
+    async def _call(self, context: Context) -> Any:
+        given = self._task.decode_input(bytes(self._grant.input))
+        if self._task.is_async_function:
+            return await self._task.fn(given, context)
+        return await self._loop.run_in_executor(self._runner.threads, copy_context().run, self._task.fn, given, context)
+
+    # --- ending ---------------------------------------------------------------------------------------------------
+
+    def _finish(self, output: bytes | None) -> None:
+        if self.is_cancelled:
+            self._runner.revoked(self)
+            return
+        raw = NULL if output is None else msgspec.Raw(output)
+        self._end()
+        self._runner.report_end(self, lambda ticket, more: Finished(self.lease, ticket, raw, next=more))
+
+    def _fail(self, error: TaskError, *, retryable: bool) -> None:
+        self._end()
+        self._runner.report_end(
+            self, lambda ticket, more: Failed(self.lease, ticket, error, retryable=retryable, next=more)
+        )
+
+    def time_out(self) -> None:
+        """The active time is used up."""
+        if self.ended:
+            return
+        message = f"Task exceeded timeout of {self.clock.allowed_s:g} s"
+        self.is_cancelled = True
+        self._fail(TaskError("TimeoutError", message, task_run_id=ids.task_run_of(self.lease)), retryable=True)
+        self._runner.spawn(self.stop_code())
+
+    def _end(self) -> None:
+        self.ended = True
+        self.clock.pause()
+        if self.stay is not None:
+            self.stay.finish()
+
+    def forget(self) -> None:
+        """The lease is not ours any more: nothing is reported."""
+        self._end()
+
+    async def stop_code(self) -> None:
+        """Cancel what runs. A thread cannot be cancelled: what it gives is ignored."""
+        if self.stay is not None:
+            await self.stay.drop()
+        elif self._code is not None and not self._code.done():
+            self._code.cancel()
+            await asyncio.wait([self._code], timeout=limits.CANCEL_GRACE_S)
+
+    # --- durable tasks: what a stay asks of us --------------------------------------------------------------------
+
+    @property
+    def draining(self) -> bool:
+        return self._runner.draining
+
+    @property
+    def held_lease(self) -> HeldLease:
+        return HeldLease(self.lease, self.stay.log.received) if self.stay is not None else HeldLease(self.lease)
+
+    def record(self, operations: tuple[Operation, ...], *, waiting: bool) -> asyncio.Future[None]:
+        rest = self._record_all_but_the_last(operations)
+        return self._report(Recorded(self.lease, rest, waiting, self.clock.active_s, number=self._next_number()))
+
+    def _record_all_but_the_last(self, operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
+        """Report what one message cannot hold; returns the last portion."""
+        *portions, last = in_portions(operations)
+        for portion in portions:
+            self._report(Recorded(self.lease, portion, number=self._next_number()))
+        return last
+
+    def suspend(self, checkpoint: Checkpoint) -> None:
+        rest = self._record_all_but_the_last(checkpoint.operations)
+        self.ended = True
+
+        def report(ticket: str | None, more: bool) -> Record:
+            return Suspended(
+                self.lease,
+                ticket,
+                rest,
+                checkpoint.blocked,
+                checkpoint.delivered,
+                self.clock.active_s,
+                checkpoint.cause,
+                next=more,
+            )
+
+        assert self.stay is not None
+        confirmed = self._runner.report_end(self, report)
+        drop = self.stay.drop
+        confirmed.add_done_callback(lambda _: self._runner.spawn(drop()), context=Variables())
+
+    def begins_to_wait(self) -> None:
+        self._runner.make_room()
+
+    # --- what the code asks of us (see `context.Desk`) ------------------------------------------------------------
+
+    @property
+    def worker_id(self) -> str:
+        return self._runner.worker_id
+
+    @property
+    def worker_labels(self) -> Mapping[str, str | int]:
+        return self._runner.labels
+
+    @property
+    def lifespan(self) -> Any:
+        return self._runner.lifespan
+
+    @property
+    def config(self) -> ClientConfig:
+        return self._runner.config
+
+    def now(self) -> float:
+        return self._runner.now()
+
+    def release_slot(self) -> asyncio.Future[None]:
+        if self._release is None:
+            self._release = self._runner.spawn(self._release_slot())
+        return self._release
+
+    async def _release_slot(self) -> None:
+        """Report, confirm, and only then acknowledge."""
+        await self._runner.releases.acquire()
+        if self.ended:
+            self._runner.releases.release()
+            raise asyncio.CancelledError(f"{self.lease} has ended")
+        self.released = True
+        await self._report(Released(self.lease))
+        self._runner.free_slot(self)
+
+    def extend(self, by_s: float) -> asyncio.Future[None]:
+        if not self.ended:
+            self.clock.extend(by_s)
+        return self._report(Extended(self.lease, by_s, number=self._next_number()))
+
+    def cancel(self) -> asyncio.Future[None]:
+        return self._report(CancelRun(ids.run_of(self.lease), ids.task_run_of(self.lease)))
+
+    def from_sync(self, start: Callable[[], asyncio.Future[None]]) -> None:
+        if self._runner.in_loop_thread:
+            start()
+            return
+        ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def settle(future: asyncio.Future[None]) -> None:
+            if future.cancelled():
+                ended.cancel()
+            else:
+                ended.set_result(None)
+
+        def begin() -> None:
+            start().add_done_callback(settle)
+
+        self._loop.call_soon_threadsafe(begin, context=Variables())
+        ended.result()
+
+    def _report(self, report: Record) -> asyncio.Future[None]:
+        """The future is cancelled when the lease has ended: what such code says does not count."""
+        if self.ended:
+            refused: asyncio.Future[None] = self._loop.create_future()
+            refused.cancel()
+            return refused
+        return self._runner.report(self.lease, report)
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number

@@ -1,0 +1,411 @@
+"""The worker's engine: tickets become claims, grants become running tasks, and their ends become reports."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context as Variables
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from typing import Any
+
+from sublet._amqp.transport import PoolConsumer, TicketDelivery, Transport, TransportUnavailable
+from sublet._client.config import ClientConfig
+from sublet._declare.task import Task
+from sublet._durable import task_tree
+from sublet._worker.execution import Execution
+from sublet._worker.reports import Reports
+from sublet._worker.tickets import ANSWER_TIMEOUT_S, HeldTicket, Tickets
+from sublet_protocol import ids, limits
+from sublet_protocol.messages import (
+    Claim,
+    Failed,
+    Goodbye,
+    Grant,
+    HandedBack,
+    Heartbeat,
+    Hello,
+    MalformedMessage,
+    NothingToDo,
+    Ping,
+    Record,
+    Revoked,
+    Satisfied,
+    TaskError,
+    decode_for_worker,
+    encode,
+)
+from sublet_protocol.specs import SlotKind, WorkflowSpec
+
+WORKERS = "sublet.workers"
+
+SWEEP_INTERVAL_S = 0.1
+"""How often timeouts and unanswered claims are looked for."""
+
+RECENT_LEASES = 10_000
+"""Leases that have ended are remembered, so that a grant that comes twice is not run twice."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a worker is and can run. ``tasks`` by (workflow, task); slots of a kind without tasks are 0."""
+
+    worker_id: str
+    name: str
+    pool: str
+    slots: int
+    durable_slots: int
+    tasks: Mapping[tuple[str, str], Task[Any, Any]]
+    specs: tuple[WorkflowSpec, ...]
+    labels: Mapping[str, str | int] = field(default_factory=dict)
+
+    @property
+    def inbox(self) -> str:
+        return f"sublet.inbox.worker.{self.worker_id}"
+
+    @property
+    def capacity(self) -> dict[SlotKind, int]:
+        """Slots by kind, where there are any."""
+        both: dict[SlotKind, int] = {"task": self.slots, "durable": self.durable_slots}
+        return {kind: slots for kind, slots in both.items() if slots}
+
+
+class Runner:
+    """``start`` it; ``drain`` ends it in good order."""
+
+    def __init__(
+        self,
+        registration: Registration,
+        transport: Transport,
+        config: ClientConfig,
+        lifespan: Any,
+        now: Callable[[], float],
+    ) -> None:
+        self._registration = registration
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._background: set[asyncio.Future[Any]] = set()
+        self._executions: dict[str, Execution] = {}
+        self._over: OrderedDict[str, None] = OrderedDict()
+        self._reports = Reports(transport, self.spawn)
+        self._tickets = Tickets(transport, self._claim, self._reports.add)
+        self._busy = asyncio.Event()
+        """Something runs, or an answer is due."""
+        self._consumers: list[PoolConsumer] = []
+        self._shards = ids.HASH_SLOTS
+        self.config = config
+        self.lifespan = lifespan
+        self.now = now
+        self.variables = copy_context()
+        self.draining = False
+        self.releases = asyncio.Semaphore(limits.RELEASED_MAX_PER_WORKER)
+        self.threads = ThreadPoolExecutor(
+            max_workers=max(registration.slots, 1) + limits.RELEASED_MAX_PER_WORKER, thread_name_prefix="sublet-task"
+        )
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Introduce ourselves, and take work. The transport is connected."""
+        task_tree.install(self._loop)
+        await self._transport.open_inbox(self._registration.inbox, self._on_message)
+        await self._publish_to_schedulers(self._hello())
+        self._transport.on_reconnect(self._on_reconnect)
+        self.spawn(self._beat())
+        self.spawn(self._sweep())
+        for kind, slots in self._registration.capacity.items():
+            self._consumers.append(await self._consume(kind, slots))
+
+    async def drain(self) -> None:
+        """Take no more work, let waiting tasks go, finish what runs, hand back the rest, and say goodbye."""
+        for consumer in self._consumers:
+            await consumer.cancel()
+        self.draining = True
+        self._tickets.drain()
+        self._send_heartbeat()
+        answers_until = self._loop.time() + ANSWER_TIMEOUT_S
+        while (
+            self._executions
+            or not self._reports.idle
+            or (self._tickets.unanswered and self._loop.time() < answers_until)
+        ):
+            for execution in list(self._executions.values()):
+                if execution.stay is not None:
+                    execution.stay.look()
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+        self._tickets.give_back_all()
+        await self._publish_to_schedulers(Goodbye(self._registration.worker_id))
+
+    def close(self) -> None:
+        """Stop everything at once. What runs is recovered as after a crash."""
+        for task in list(self._background):
+            task.cancel()
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run something of our own: in no branch of users' code."""
+        task = self._loop.create_task(work, context=Variables())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard, context=Variables())
+        return task
+
+    @property
+    def held(self) -> Counter[str]:
+        """The leases of this worker by state: see `Execution.state`."""
+        return Counter(execution.state for execution in self._executions.values())
+
+    # --- for executions -------------------------------------------------------------------------------------------
+
+    @property
+    def worker_id(self) -> str:
+        return self._registration.worker_id
+
+    @property
+    def labels(self) -> Mapping[str, str | int]:
+        return self._registration.labels
+
+    @property
+    def in_loop_thread(self) -> bool:
+        return threading.get_ident() == self._thread
+
+    def report(self, lease: str, report: Record) -> asyncio.Future[None]:
+        """Tell the scheduler of this lease. The future ends with the broker's confirm."""
+        return self._reports.add(ids.slot_key(ids.run_of(lease), self._shards), report)
+
+    def report_end(self, execution: Execution, build: Callable[[str | None, bool], Record]) -> asyncio.Future[None]:
+        """Report how it ended, and ask for the next task if its ticket can be kept."""
+        self._remember(execution.lease)
+        ticket = None if execution.released else execution.ticket
+        more = ticket is not None and self._tickets.keeps(ticket)
+        if more and ticket is not None:
+            self._tickets.wait_for_next(ticket)
+        ticket_id = ticket.id if ticket is not None and not ticket.void else None
+        confirmed = self.report(execution.lease, build(ticket_id, more))
+        confirmed.add_done_callback(lambda _: self._confirmed(execution, more), context=Variables())
+        return confirmed
+
+    def revoked(self, execution: Execution) -> None:
+        """The code of a revoked lease has stopped, or will not."""
+        if self._executions.get(execution.lease) is execution:
+            execution.forget()
+            self._let_go(execution)
+
+    def free_slot(self, execution: Execution) -> None:
+        """The task goes on without its slot, or is over."""
+        execution.holds_slot = False
+        ticket, execution.ticket = execution.ticket, None
+        if ticket is None or ticket.void:
+            self._tickets.orphan_ended(execution.kind)
+        else:
+            self._tickets.give_up(ticket)
+
+    def make_room(self) -> None:
+        """When every durable slot is taken by a task that waits, one of them has to go."""
+        stays = [e.stay for e in self._executions.values() if e.stay is not None and not e.released and not e.ended]
+        if len(stays) < self._registration.durable_slots or any(stay.waiting_since is None for stay in stays):
+            return
+        candidates = [stay for stay in stays if stay.may_be_evicted_for_room]
+        if candidates:
+            min(candidates, key=lambda stay: stay.eviction_order).evict("capacity_pressure")
+
+    def _confirmed(self, execution: Execution, more: bool) -> None:
+        """The broker has the end of this lease."""
+        if not more:
+            self._let_go(execution)
+            return
+        del self._executions[execution.lease]
+        if execution.ticket is not None:
+            self._tickets.expect(execution.ticket)
+
+    def _let_go(self, execution: Execution) -> None:
+        del self._executions[execution.lease]
+        if execution.released:
+            self.releases.release()
+        else:
+            self.free_slot(execution)
+
+    # --- what arrives ---------------------------------------------------------------------------------------------
+
+    def _on_message(self, body: bytes) -> None:
+        try:
+            records = decode_for_worker(body)
+        except MalformedMessage as error:
+            _log.error("a message in the inbox could not be read: %s", error)
+            return
+        for record in records:
+            match record:
+                case Grant():
+                    self._granted(record)
+                case NothingToDo():
+                    self._tickets.nothing_to_do(record.ticket)
+                case Satisfied():
+                    execution = self._executions.get(record.lease)
+                    if execution is not None and execution.stay is not None:
+                        execution.stay.satisfy(record.node, record.done)
+                case Revoked():
+                    self._revoke(record)
+                case Ping():
+                    self._answer_ping(record)
+                case _:
+                    _log.warning("a worker's inbox is no place for %s", type(record).__name__)
+
+    def _granted(self, grant: Grant) -> None:
+        self._shards = grant.shards
+        if grant.lease in self._executions or grant.lease in self._over:
+            return  # the answer to a repeated claim, or cancelled before it came
+        task = self._registration.tasks.get((grant.workflow, grant.task))
+        ticket = self._tickets.serve(grant.ticket)
+        kind: SlotKind = "durable" if task is not None and task.is_durable else "task"
+        if self.draining or (ticket is None and not self._has_room(kind)):
+            self._hand_back(grant, ticket)
+        elif task is None:
+            self._refuse(grant, ticket)
+        else:
+            if ticket is None:
+                self._tickets.orphan_started(kind)
+            execution = self._executions[grant.lease] = Execution(self, grant, task, ticket)
+            self._busy.set()
+            execution.start()
+
+    def _has_room(self, kind: SlotKind) -> bool:
+        """For a task without a ticket of its own."""
+        return self._taken(kind) + self._tickets.idle(kind) < self._registration.capacity.get(kind, 0)
+
+    def _taken(self, kind: SlotKind) -> int:
+        """Slots in which a task runs."""
+        return sum(e.kind == kind and e.holds_slot and not e.ended for e in self._executions.values())
+
+    def _hand_back(self, grant: Grant, ticket: HeldTicket | None) -> None:
+        """We are leaving, or have no room: the task is ready again."""
+        self._remember(grant.lease)
+        confirmed = self.report(grant.lease, HandedBack(grant.lease, ticket.id if ticket is not None else None))
+        if ticket is not None:
+            confirmed.add_done_callback(lambda _: self._tickets.give_back(ticket), context=Variables())
+
+    def _refuse(self, grant: Grant, ticket: HeldTicket | None) -> None:
+        """A task that this worker does not know: two programs share a pool."""
+        self._remember(grant.lease)
+        message = f"worker {self.worker_id} of pool {self._registration.pool} has no task {grant.workflow}:{grant.task}"
+        _log.error("%s", message)
+        error = TaskError("UnknownTask", message, task_run_id=ids.task_run_of(grant.lease))
+        confirmed = self.report(grant.lease, Failed(grant.lease, grant.ticket, error, retryable=False))
+        if ticket is not None:
+            confirmed.add_done_callback(lambda _: self._tickets.give_up(ticket), context=Variables())
+
+    def _revoke(self, message: Revoked) -> None:
+        self._remember(message.lease)
+        execution = self._executions.get(message.lease)
+        if execution is not None and not execution.ended and not execution.is_cancelled:
+            _log.info("lease %s is revoked: %s", message.lease, message.reason)
+            execution.is_cancelled = True
+            self.spawn(self._stop(execution))
+
+    async def _stop(self, execution: Execution) -> None:
+        """The code may look at ``ctx.is_cancelled`` for a moment; then it is cancelled."""
+        await asyncio.sleep(limits.CANCEL_GRACE_S)
+        if not execution.ended:
+            execution.forget()
+            await execution.stop_code()
+            if execution.lease in self._executions:
+                self._let_go(execution)
+
+    def _remember(self, lease: str) -> None:
+        self._over[lease] = None
+        if len(self._over) > RECENT_LEASES:
+            self._over.popitem(last=False)
+
+    # --- tickets --------------------------------------------------------------------------------------------------
+
+    async def _consume(self, kind: SlotKind, slots: int) -> PoolConsumer:
+        def on_ticket(delivery: TicketDelivery) -> None:
+            self._tickets.delivered(kind, delivery)
+
+        return await self._transport.consume_pool(f"sublet.pool.{self._registration.pool}.{kind}", slots, on_ticket)
+
+    def _claim(self, ticket: HeldTicket) -> Claim:
+        self._busy.set()
+        return Claim(
+            ticket=ticket.id,
+            worker=self.worker_id,
+            pool=self._registration.pool,
+            kind=ticket.kind,
+            inbox=self._registration.inbox,
+            redelivered=ticket.delivery.redelivered,
+        )
+
+    # --- being alive ----------------------------------------------------------------------------------------------
+
+    def _on_reconnect(self) -> None:
+        self._tickets.reconnected()
+        self._send_heartbeat()
+
+    def _answer_ping(self, ping: Ping) -> None:
+        if ping.hello:
+            self._transport.publish_soon(WORKERS, "", encode([self._hello()]))
+        self._send_heartbeat()
+
+    def _send_heartbeat(self) -> None:
+        held = [e.held_lease for e in self._executions.values() if e.ended or not e.is_cancelled]
+        heartbeat = Heartbeat(
+            worker=self.worker_id,
+            pool=self._registration.pool,
+            inbox=self._registration.inbox,
+            slots=self._registration.slots,
+            durable_slots=self._registration.durable_slots,
+            leases=tuple(held),
+            draining=self.draining,
+            taken=self._taken("task"),
+            durable_taken=self._taken("durable"),
+        )
+        self._transport.publish_soon(WORKERS, "", encode([heartbeat]))
+
+    def _hello(self) -> Hello:
+        return Hello(
+            worker=self.worker_id,
+            pool=self._registration.pool,
+            name=self._registration.name,
+            inbox=self._registration.inbox,
+            slots=self._registration.slots,
+            durable_slots=self._registration.durable_slots,
+            workflows=self._registration.specs,
+            at=self.now(),
+            labels=dict(self._registration.labels),
+        )
+
+    async def _publish_to_schedulers(self, record: Record) -> None:
+        while True:
+            try:
+                await self._transport.publish(WORKERS, "", encode([record]))
+            except TransportUnavailable as error:
+                _log.warning("%s is not confirmed, sending it again: %s", type(record).__name__, error)
+                await asyncio.sleep(SWEEP_INTERVAL_S)
+            else:
+                return
+
+    async def _beat(self) -> None:
+        while True:
+            self._send_heartbeat()
+            await asyncio.sleep(limits.HEARTBEAT_INTERVAL_S)
+
+    async def _sweep(self) -> None:
+        """A worker that has nothing to do does nothing."""
+        while True:
+            await self._busy.wait()
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            self._tickets.ask_again()
+            for execution in [e for e in self._executions.values() if e.clock.is_spent and not e.ended]:
+                execution.time_out()
+            if not self._executions and not self._tickets.unanswered:
+                self._busy.clear()
+
+
+def actions_of(tasks: Sequence[Task[Any, Any]]) -> list[str]:
+    """What names a pool: ``<workflow>:<task>:<kind>`` of each task, sorted."""
+    return sorted(f"{task.workflow_name}:{task.name}:{'durable' if task.is_durable else 'task'}" for task in tasks)

@@ -1,0 +1,189 @@
+"""Between a test and the world that it looks at: the world goes on while the test waits for it, and else stands still.
+
+Both live in one thread. Whenever the test's loop has nothing else to do, the world runs what can run; and as long as
+somebody in the test waits for something in it (a result, the end of a skip), time passes there, from one moment at
+which something is due to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, TypeVar
+
+from sublet.testing._loop import WorldLoop
+
+T = TypeVar("T")
+
+JUMPS_AT_ONCE = 200
+"""Then the test's loop may look at its sockets and timeouts."""
+
+STUCK_S = 1.0
+"""Real seconds that the test has for what it does outside, when in the world nothing will happen by itself."""
+
+POLITE_ROUNDS = 10
+"""For a test's loop of which we cannot see whether it is busy: rounds that it gets after each result."""
+
+
+class NothingWillHappen(Exception):
+    """What a test waits for will not come, however much time passes."""
+
+
+class Driver:
+    """A `sublet.loops.Loop`: a redirected client runs its coroutines by it.
+
+    ``next_jump`` gives the time to which the world may jump, None if nothing is due ever; ``explain`` says why.
+    """
+
+    def __init__(self, loop: WorldLoop, next_jump: Callable[[], float | None], explain: Callable[[], str]) -> None:
+        self._loop = loop
+        self._test_loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._next_jump = next_jump
+        self._explain = explain
+        self._waiting: dict[asyncio.Task[Any], asyncio.Future[Any]] = {}
+        self._pumping: asyncio.Handle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
+        self._polite_rounds = 0
+        loop.wake = self._wake
+
+    # --- for the test -------------------------------------------------------------------------------------------
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run it in the world. In there, just await it."""
+        if asyncio.get_running_loop() is self._loop:
+            return await work
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        task = self._loop.create_task(work)
+        self._waiting[task] = outcome
+        task.add_done_callback(self._ended)
+        self._pump_soon()
+        try:
+            return await outcome
+        finally:
+            self._waiting.pop(task, None)
+            task.cancel()
+
+    def run_sync(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run it, blocking: the test's thread, which then drives the world, or one of those that work for it."""
+        if threading.get_ident() != self._thread:
+            return self._run_for_thread(work)
+        if self._loop.turning:
+            work.close()
+            raise RuntimeError("async code cannot block: use the aio_… method")
+        return self._run_blocking(work)
+
+    def stop(self) -> None:
+        """There is nothing to stop: it ends with its environment."""
+
+    def close(self) -> None:
+        """The world stands still from now on."""
+        self._loop.wake = lambda: None
+        for handle in (self._pumping, self._stuck):
+            if handle is not None:
+                handle.cancel()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        outcome = self._waiting.pop(task, None)
+        if outcome is None or outcome.done():
+            if not task.cancelled():
+                task.exception()
+        elif task.cancelled():
+            outcome.cancel()
+        elif (error := task.exception()) is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(task.result())
+        self._polite_rounds = POLITE_ROUNDS
+
+    def _run_blocking(self, work: Coroutine[Any, Any, T]) -> T:
+        task = self._loop.create_task(work)
+        self._loop.turn()
+        while not task.done():
+            if self._loop.busy_threads:
+                self._loop.wait_for_thread()
+            elif (when := self._next_jump()) is None:
+                task.cancel()
+                raise NothingWillHappen(self._explain())
+            else:
+                self._loop.jump_to(when)
+            self._loop.turn()
+        return task.result()
+
+    def _run_for_thread(self, work: Coroutine[Any, Any, T]) -> T:
+        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def end(task: asyncio.Task[T]) -> None:
+            self._loop.busy_threads += 1
+            if task.cancelled():
+                outcome.cancel()
+            elif (error := task.exception()) is not None:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(task.result())
+
+        def begin() -> None:
+            self._loop.busy_threads -= 1
+            self._loop.create_task(work).add_done_callback(end)
+
+        self._loop.call_soon_threadsafe(begin)
+        return outcome.result()
+
+    # --- pumping ------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if threading.get_ident() == self._thread:
+            self._pump_soon()
+        else:
+            self._test_loop.call_soon_threadsafe(self._pump_soon, context=Context())
+
+    def _pump_soon(self) -> None:
+        if self._pumping is None:
+            self._pumping = self._test_loop.call_soon(self._pump, context=Context())
+
+    def _pump(self) -> None:
+        self._pumping = None
+        for _ in range(JUMPS_AT_ONCE):
+            self._loop.turn()
+            if not self._waiting:
+                return
+            if self._test_is_busy():
+                break
+            if self._loop.busy_threads:
+                return
+            when = self._next_jump()
+            if when is None:
+                self._watch_if_stuck()
+                return
+            self._not_stuck()
+            self._loop.jump_to(when)
+        self._pump_soon()
+
+    def _test_is_busy(self) -> bool:
+        """The test's own code goes first: it may be about to say something to the world."""
+        ready = getattr(self._test_loop, "_ready", None)
+        if ready is not None:
+            return bool(ready)
+        self._polite_rounds -= 1
+        return self._polite_rounds >= 0
+
+    # --- nothing to wait for ------------------------------------------------------------------------------------
+
+    def _watch_if_stuck(self) -> None:
+        self._not_stuck()
+        self._stuck = self._test_loop.call_later(STUCK_S, self._give_up, context=Context())
+
+    def _not_stuck(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+
+    def _give_up(self) -> None:
+        self._stuck = None
+        for task, outcome in list(self._waiting.items()):
+            if not outcome.done():
+                outcome.set_exception(NothingWillHappen(self._explain()))
+            task.cancel()

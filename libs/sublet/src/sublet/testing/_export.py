@@ -1,0 +1,61 @@
+"""Durable logs, out of a running Sublet: from production, or from a test's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sublet._client.client import Sublet
+from sublet._client.connection import QUERY_KEY, Connection
+from sublet._client.refs import TaskRunRef, WorkflowRunRef
+from sublet._declare.task import Task
+from sublet_protocol import ids
+from sublet_protocol.messages import Query
+
+Ref = TaskRunRef[Any, Any] | WorkflowRunRef | str
+
+
+def export_log(client: Sublet, ref: Ref, task: Task[Any, Any] | str | None = None) -> dict[str, Any]:
+    """The durable log of a run's task, as JSON can hold it; `replay` takes it. Blocks this thread.
+
+    Args:
+        client: connected to where the run is.
+        ref: the run: a handle or its id, or the id of a task run.
+        task: the task, or its name; needed if the run has several.
+
+    Raises:
+        ValueError: there is no such run or task, or it has several tasks and none is named.
+        TransportUnavailable: no scheduler answered.
+    """
+    return client._connection.sync(_export(client._connection, ref, task))
+
+
+async def aio_export_log(client: Sublet, ref: Ref, task: Task[Any, Any] | str | None = None) -> dict[str, Any]:
+    """As `export_log`."""
+    return await client._connection.aio(_export(client._connection, ref, task))
+
+
+async def _export(connection: Connection, ref: Ref, task: Task[Any, Any] | str | None) -> dict[str, Any]:
+    run_id = str(ref)
+    name = task.name if isinstance(task, Task) else task
+    if name is None and not ids.task_of(run_id):
+        run = await _ask(connection, "run", {"run_id": run_id})
+        if run is None:
+            raise ValueError(f"there is no run {run_id}")
+        names = [each["name"] for each in run["tasks"]]
+        if len(names) != 1:
+            raise ValueError(f"run {run_id} has the tasks {', '.join(names)}: say whose log it should be")
+        name = names[0]
+    task_run_id = run_id if name is None else ids.task_run_id(ids.run_of(run_id), name)
+    return dict(await _ask(connection, "log", {"task_run_id": task_run_id}))
+
+
+async def _ask(connection: Connection, kind: str, arguments: dict[str, str]) -> Any:
+    raw = msgspec.Raw(msgspec.json.encode(arguments))
+    answer = await connection.ask(
+        lambda correlation_id, inbox: Query(kind=kind, arguments=raw, reply_to=inbox, correlation_id=correlation_id),
+        QUERY_KEY,
+        f"the {kind} of {next(iter(arguments.values()))}",
+    )
+    return None if answer is None else msgspec.json.decode(answer)

@@ -1,0 +1,122 @@
+"""What the scheduler shows to Prometheus. Counters are moved over from each shard's census after every batch; gauges
+are read from the shards in memory when they are scraped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from prometheus_client import Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from sublet_engine.shard.counters import WAITING_REASONS
+from sublet_engine.shard.shard import Shard
+from sublet_platform.metrics import LATENCY_BUCKETS_S, WAIT_BUCKETS_S, ServiceMetrics
+
+_KNOWN_FAILURES = ("TimeoutError", "WorkerLost", "NonDeterminismError", "LogFull", "IllegalTaskOutputError")
+"""Error types that get a label of their own; users' exception classes would be unbounded."""
+
+
+NAMED_MAX = 10
+"""Leases or tickets that one log line names."""
+
+logger = logging.getLogger(__name__)
+
+
+class Exports:
+    def __init__(self, metrics: ServiceMetrics) -> None:
+        registry = metrics.registry
+        self._service = metrics
+        self._shards: dict[int, Shard] = {}
+        self._evictions = Counter("sublet_evictions", "Durable tasks that gave their slot back", registry=registry)
+        self._resumes = Counter("sublet_resumes", "Durable tasks granted again after a wait", registry=registry)
+        self._resume_s = Histogram(
+            "sublet_resume_seconds",
+            "From the end of a wait to the grant",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._wait_s = Histogram(
+            "sublet_task_wait_seconds",
+            "From ready to granted, for tasks that start",
+            buckets=WAIT_BUCKETS_S,
+            registry=registry,
+        )
+        self._finished = Counter("sublet_runs_finished", "Runs that ended", ["status"], registry=registry)
+        self._failures = Counter(
+            "sublet_task_failures", "Attempts of tasks that failed, before retries", ["reason"], registry=registry
+        )
+        self._tickets = Counter("sublet_tickets_issued", "Tickets put into pool queues", registry=registry)
+        self._grants = Counter("sublet_grants", "Leases granted", ["reused"], registry=registry)
+        self._lost = Counter("sublet_leases_lost", "Leases whose worker died or never got them", registry=registry)
+        self._stale = Counter("sublet_stale_reports", "Reports under leases that had ended", registry=registry)
+        registry.register(self)
+
+    def observe(self, index: int, shard: Shard) -> None:
+        """Move what a shard counted since the last call into the counters."""
+        self._shards[index] = shard
+        census = shard.census
+        self._evictions.inc(census.evictions)
+        self._resumes.inc(census.resumes)
+        self._tickets.inc(census.tickets_issued)
+        self._grants.labels("yes").inc(census.grants_reused)
+        self._grants.labels("no").inc(census.grants - census.grants_reused)
+        self._lost.inc(census.leases_lost)
+        self._stale.inc(census.stale_reports)
+        for seconds in census.resume_s:
+            self._resume_s.observe(seconds)
+        for seconds in census.ready_s:
+            self._wait_s.observe(seconds)
+        for status, count in census.finished.items():
+            self._finished.labels(status).inc(count)
+        for reason, count in census.failures.items():
+            self._failures.labels(reason if reason in _KNOWN_FAILURES else "exception").inc(count)
+        for what, names in census.findings.items():
+            self._service.found(what, len(names))
+            logger.warning("shard %d: %s: %s", index, what, ", ".join(names[:NAMED_MAX]), extra={"count": len(names)})
+        census.clear()
+
+    def forget(self, index: int) -> None:
+        """This process does not own the shard any more."""
+        self._shards.pop(index, None)
+
+    def collect(self) -> Iterable[Metric]:
+        """The gauges, over all shards of this process."""
+        slots = GaugeMetricFamily("sublet_slots", "Slots of live workers", labels=["pool", "kind", "state"])
+        tasks = GaugeMetricFamily("sublet_tasks", "Tasks by what they do", labels=["pool", "kind", "state"])
+        waiting = GaugeMetricFamily("sublet_waiting", "Tasks that wait and hold no slot", labels=["reason"])
+        shards = GaugeMetricFamily("sublet_shards_held", "Shards that this process owns")
+        shards.add_metric([], len(self._shards))
+        for labels, value in self._slots().items():
+            slots.add_metric(labels, value)
+        for labels, value in self._tasks().items():
+            tasks.add_metric(labels, value)
+        for reason, value in self._waiting().items():
+            waiting.add_metric([reason], value)
+        return [slots, tasks, waiting, shards]
+
+    def _slots(self) -> dict[tuple[str, str, str], float]:
+        """Capacity is known to every shard; what is taken, only to the shard that granted it: a scheduler shows its own
+        share of the taken ones, and the sum over all schedulers is the truth."""
+        values: dict[tuple[str, str, str], float] = {}
+        for shard in self._shards.values():
+            for pool, kind, capacity, taken in shard.occupancy():
+                values[pool, kind, "total"] = capacity
+                values[pool, kind, "taken"] = values.get((pool, kind, "taken"), 0) + taken
+        return values
+
+    def _tasks(self) -> dict[tuple[str, str, str], float]:
+        values: dict[tuple[str, str, str], float] = {}
+        for shard in self._shards.values():
+            for queue in shard.dispatch:
+                for state, count in (("ready", len(queue)), ("running", queue.running)):
+                    key = (queue.pool, queue.kind, state)
+                    values[key] = values.get(key, 0) + count
+        return values
+
+    def _waiting(self) -> dict[str, float]:
+        values = dict.fromkeys(WAITING_REASONS, 0.0)
+        for shard in self._shards.values():
+            for reason, count in shard.census.waiting.items():
+                values[reason] = values.get(reason, 0) + count
+        return values

@@ -1,0 +1,210 @@
+"""Checks that look on while the system runs: at what passes the broker, at what is committed, at who works."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from simulation.checkers.slots import Delivery, SlotWatch
+from simulation.scenarios.plan import WorkerPlan
+from simulation.system.processes import Process
+from sublet_engine.run.state import OpenWait, OutboxItem, Run
+from sublet_platform.memory.cluster import Message, Subscription
+from sublet_protocol import ids
+from sublet_protocol.messages import (
+    ChildFinished,
+    Claim,
+    Failed,
+    Finished,
+    Grant,
+    HandedBack,
+    NothingToDo,
+    Recorded,
+    Released,
+    ReplayRun,
+    Revoked,
+    RunResult,
+    SetTimer,
+    Suspended,
+    TimerFired,
+    decode_for_client,
+    decode_for_shard,
+    decode_for_timer,
+    decode_for_worker,
+    decode_ticket,
+)
+from sublet_protocol.topology import EVENTS, INBOXES, REQUESTS, TIMERS
+from support import invariants
+
+if TYPE_CHECKING:
+    from simulation.system.simulated_system import World
+
+WORKER_INBOX = "sublet.inbox.worker."
+SHARD_INBOX = "sublet.inbox.shard."
+CLIENT_INBOX = "sublet.inbox.client."
+POOL_QUEUE = "sublet.pool."
+
+
+class Observers:
+    """``waits``: every wait that was ever stored open, by task run and node. ``replayed``: runs whose replay somebody
+    asked for. ``published``: the ids of all events."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.waits: dict[tuple[str, str], OpenWait] = {}
+        self.replayed: set[str] = set()
+        self.published: set[str] = set()
+        self.sent_count = self.received_count = self.acked_count = 0
+        self._due: dict[str, float] = {}
+        self._withdrawn: set[str] = set()
+        self._slots: dict[Process, WorkerPlan] = {}
+        self._granted_to: dict[str, str] = {}
+        self._slot_watch = SlotWatch(world.complain)
+
+    # --- messages -----------------------------------------------------------------------------------------------
+
+    def sent(self, sender: Process, message: Message) -> None:
+        self.sent_count += 1
+        if self._world.telling:
+            self._world.note(f"{sender.name} sends {_summary(message)}")
+        if message.exchange == REQUESTS:
+            self._sent_to_shard(sender, message)
+        elif message.exchange == INBOXES and message.routing_key.startswith(WORKER_INBOX):
+            self._sent_to_worker(message)
+        elif message.exchange == INBOXES and message.routing_key.startswith(SHARD_INBOX):
+            self._sent_to_shard(sender, message)
+        elif message.exchange == INBOXES and message.routing_key.startswith(CLIENT_INBOX):
+            self._sent_to_client(message)
+        elif message.exchange == EVENTS and message.message_id is not None:
+            self.published.add(message.message_id)
+        elif message.routing_key == TIMERS and message.body.startswith(b'[{"t"'):
+            for record in decode_for_timer(message.body):
+                if isinstance(record, SetTimer):
+                    self._due[record.id] = min(record.due, self._due.get(record.id, record.due))
+
+    def _sent_to_shard(self, sender: Process, message: Message) -> None:
+        if not message.body.startswith(b'[{"t"') or message.routing_key == "query":
+            return
+        for record in decode_for_shard(message.body):
+            if isinstance(record, Recorded | Suspended):
+                memos = (bytes(each.result) for each in record.operations if each.kind == "memo")
+                self._world.ledger.memos_sent.update(int(value) for value in memos if value.isdigit())
+            match record:
+                case Finished() | Failed() | Suspended() | Released() | HandedBack():
+                    self._slot_watch.reported(record)
+                case Claim():
+                    self._slot_watch.claimed(sender, record.ticket, record.redelivered)
+                case TimerFired():
+                    due = self._due.get(ids.wait_id(record.task_run_id, record.node, record.key))
+                    if due is None or sender.clock.now() < due - self._world.plan.jumps_s:
+                        self._world.complain(f"{sender.name} fired {record} although it is due at {due}")
+                case ChildFinished():
+                    self._told(record.child_run_id, record.status)
+                case ReplayRun():
+                    self.replayed.add(record.run_id)
+                case _:
+                    pass
+
+    def _sent_to_worker(self, message: Message) -> None:
+        for record in decode_for_worker(message.body):
+            if isinstance(record, Grant):
+                first = self._granted_to.setdefault(record.lease, message.routing_key)
+                if first != message.routing_key:
+                    self._world.complain(f"{record.lease} was granted to {first} and to {message.routing_key}")
+
+    def _sent_to_client(self, message: Message) -> None:
+        for record in decode_for_client(message.body):
+            if isinstance(record, RunResult) and record.status is not None:
+                self._told(record.run_id, record.status)
+
+    def _told(self, run_id: str, status: str) -> None:
+        """Somebody is told how a run ended: that must be in the database before."""
+        run = self._world.database.runs.get(run_id)
+        stored = run.status if run is not None else "unknown"
+        if stored != status and run_id not in self.replayed:
+            self._world.complain(f"it is told that run {run_id} is {status}, but stored is {stored}")
+
+    def received(self, receiver: Process, subscription: Subscription, tag: int, message: Message) -> None:
+        self.received_count += 1
+        if self._world.telling:
+            again = " again" if message.redelivered else ""
+            self._world.note(f"{receiver.name} receives{again} {_summary(message)}")
+        if message.routing_key.startswith(POOL_QUEUE):
+            delivery = Delivery(subscription, tag, message.redelivered)
+            self._slot_watch.delivered(receiver, decode_ticket(message.body).id, delivery)
+        elif message.routing_key.startswith(WORKER_INBOX):
+            for record in decode_for_worker(message.body):
+                if isinstance(record, NothingToDo):
+                    self._slot_watch.nothing_to_do(receiver, record.ticket)
+                elif isinstance(record, Grant):
+                    self._slot_watch.granted(receiver, record.ticket, record.lease)
+                elif isinstance(record, Revoked):
+                    self._slot_watch.revoked(record.lease)
+
+    def acked(self, sender: Process, ticket: Any) -> None:
+        self.acked_count += 1
+        if self._world.telling:
+            self._world.note(f"{sender.name} acknowledges ticket {decode_ticket(ticket.body).id}")
+        self._slot_watch.acknowledged(sender, Delivery(ticket.channel, ticket.tag, ticket.redelivered))
+
+    # --- commits ------------------------------------------------------------------------------------------------
+
+    def committed(self, before: Run | None, after: Run) -> None:
+        record = self._world.database.workflows.get((after.workflow, after.version))
+        try:
+            invariants.check_commit(before, after, record.spec if record is not None else None)
+        except AssertionError as error:
+            self._world.complain(f"commit: {error}")
+        if before is not None and before.terminal and after.id not in self.replayed:
+            self._check_the_end_stays(before, after)
+        self._check_what_is_withdrawn(before.outbox if before is not None else (), after.outbox)
+        for task in after.tasks:
+            for wait in task.open_waits:
+                self.waits.setdefault((after.task_run_id(task), wait.node), wait)
+
+    def _check_the_end_stays(self, before: Run, after: Run) -> None:
+        if (before.status, before.tasks, before.finished_at) != (after.status, after.tasks, after.finished_at):
+            self._world.complain(f"run {before.id} had ended as {before.status}, and changed to {after.status}")
+
+    def _check_what_is_withdrawn(self, before: Sequence[OutboxItem], after: Sequence[OutboxItem]) -> None:
+        """It is never asked for again: a message that came late could withdraw it once more."""
+        for item in after:
+            if item in before or item.to not in ("timers", "ingest"):
+                continue
+            record = json.loads(item.message)
+            if record["t"] in ("Unsubscribe", "CancelTimer"):
+                self._withdrawn.add(record["id"])
+            elif record["id"] in self._withdrawn:
+                self._world.complain(f"{record['id']} is asked for again although it had been withdrawn")
+
+    # --- who works ----------------------------------------------------------------------------------------------
+
+    def joined(self, process: Process, plan: WorkerPlan) -> None:
+        self._slots[process] = plan
+
+    def began(self, process: Process, durable: bool) -> None:
+        plan = self._slots[process]
+        slots = plan.durable_slots if durable else plan.slots
+        busy = self._world.ledger.busy(process, durable)
+        if busy > slots:
+            kind = "durable" if durable else "ordinary"
+            self._world.complain(f"{process.name} runs {busy} {kind} tasks in {slots} slots")
+
+
+def _summary(message: Message) -> str:
+    """For people who read a story."""
+    place = message.routing_key or message.exchange
+    try:
+        body = json.loads(message.body)
+    except ValueError:
+        return f"{message.body[:40]!r} to {place}"
+    records = body if isinstance(body, list) else [body]
+    return f"to {place}: " + ", ".join(_summary_of_record(record) for record in records)
+
+
+def _summary_of_record(record: dict[str, Any]) -> str:
+    kind = record.get("t", "event")
+    shown = ("ticket", "lease", "worker", "task_run_id", "node", "run_id", "status", "id", "next", "due", "n", "flush")
+    parts = [f"{name}={record[name]}" for name in shown if record.get(name)]
+    return f"{kind}({', '.join(parts)})"

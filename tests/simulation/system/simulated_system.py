@@ -1,0 +1,306 @@
+"""The whole system in one process: services, workers and a client on one broker and one database, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import uuid
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Protocol
+
+from simulation.checkers.history import Ledger
+from simulation.checkers.observers import Observers
+from simulation.scenarios.plan import Plan
+from simulation.scenarios.workloads import HELPED
+from simulation.system.declarations import declare
+from simulation.system.network import Broker, Cluster, Transport, Weather
+from simulation.system.processes import Process, ProcessLoop
+from simulation.system.storage import Database, RunStore
+from sublet import ClientConfig, Sublet
+from sublet_event_ingest.service import IngestShell
+from sublet_platform.memory import MemoryEventStore, MemoryTimerStore
+from sublet_platform.metrics import IngestMetrics, ServiceMetrics, TimerMetrics
+from sublet_platform.ports import BrokerUnavailable, Outgoing, StoreUnavailable
+from sublet_platform.service import STOP_TIMEOUT_S
+from sublet_protocol.topology import topology
+from sublet_scheduler.scheduler import Scheduler
+from sublet_timer.service import TimerShell
+
+Link = Broker | Transport
+
+START_AGAIN_S = 0.5
+"""A service that cannot start tries again after that long."""
+
+
+@dataclass
+class Seat:
+    """A process where one belongs. ``stop`` ends it in good order."""
+
+    name: str
+    process: Process
+    links: list[Link] = field(default_factory=list)
+    stop: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    def cut(self, down_s: float) -> None:
+        for link in self.links:
+            link.kill_connection(down_s)
+
+
+class Shell(Protocol):
+    """What all services have in common."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class Metrics(ServiceMetrics):
+    """Tells what sweepers find."""
+
+    def __init__(self, on_finding: Callable[[str, int], None]) -> None:
+        super().__init__()
+        self._on_finding = on_finding
+
+    def found(self, sweeper: str, count: int = 1) -> None:
+        self._on_finding(sweeper, count)
+
+
+class World:
+    """Must be made in a running `ProcessLoop`. ``telling``: every message goes into the story."""
+
+    def __init__(self, plan: Plan, *, telling: bool = False) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ProcessLoop)
+        self.loop = loop
+        self.plan = plan
+        self.telling = telling
+        self.story: list[str] = []
+        self.violations: list[str] = []
+        self.findings: dict[str, int] = {}
+        self.garbage = 0
+        self.observers = Observers(self)
+        self.ledger = Ledger(loop.time, self.complain, self.observers.began)
+        weather = Weather(Random(plan.seed * 7 + 1))
+        weather.latency_s = plan.latency_s
+        self.cluster = Cluster(loop, weather, self.observers)
+        self.cluster.declare(topology(plan.shards))
+        store_random = Random(plan.seed * 7 + 2)
+        self.database = Database(loop, store_random, plan.store_latency_s, self.observers.committed)
+        self.config = ClientConfig(_env_file=None)
+        self.seats: dict[str, Seat] = {}
+        self.version = 1
+        """Of the workflows that workers register when they start."""
+        self.client: Sublet
+        self.workflows: dict[str, Any] = {}
+        self._random = Random(plan.seed * 7 + 3)
+        self._numbers = itertools.count(1)
+        self._outside = Broker(self.cluster, Process("outside", "outside"), self._random)
+
+    # --- what is seen -------------------------------------------------------------------------------------------
+
+    def complain(self, text: str) -> None:
+        self.note(f"VIOLATION: {text}")
+        self.violations.append(text)
+
+    def note(self, text: str) -> None:
+        self.story.append(f"{self.loop.time():9.4f}  {text}")
+
+    def found(self, sweeper: str, count: int) -> None:
+        self.note(f"sweeper {sweeper} found {count}")
+        self.findings[sweeper] = self.findings.get(sweeper, 0) + count
+
+    # --- processes ----------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Start everything, and the client."""
+        await asyncio.gather(*(self.start(name) for name in self.plan.seats))
+        seat = self._take_seat("client-0")
+        self.client = self._sublet(seat)
+        self.workflows = self.declare(self.client)
+
+    def declare(self, sublet: Sublet) -> dict[str, Any]:
+        """What every process of this world registers or runs."""
+        return declare(sublet, self.plan, self.ledger, self.version)
+
+    async def start(self, name: str) -> None:
+        """Put a new process into a seat, unless there is one."""
+        if name in self.seats:
+            return
+        seat = self._take_seat(name)
+        bring_up = getattr(self, f"_start_{name.partition('-')[0]}")
+        await self._in_process(seat, bring_up(seat))
+
+    def kill(self, seat: Seat, flush: bool) -> None:
+        """It takes no further step. ``flush``: what it has written to its sockets still arrives."""
+        if self.seats.get(seat.name) is seat:
+            del self.seats[seat.name]
+        before, self.loop.process = self.loop.process, None
+        seat.process.gone = True
+        seat.process.parked.clear()
+        for link in seat.links:
+            link.vanish(flush)
+        self.loop.process = before
+
+    async def stop(self, name: str) -> bool:
+        """Ask a process to leave in good order. False: there is nobody who could."""
+        seat = self.seats.get(name)
+        if seat is None or seat.stop is None:
+            return False
+        stop, seat.stop = seat.stop, None
+        await self._in_process(seat, stop())
+        if not seat.process.gone:
+            self.kill(seat, flush=True)
+        return True
+
+    async def after_steps(self, seat: Seat, steps: int, act: Callable[[], None]) -> bool:
+        """Call ``act`` once the process has taken that many more steps, right before its next one. False: it has ended
+        before, or somebody else waits for that already."""
+        process = seat.process
+        if process.steps_left is not None:
+            return False
+        reached = asyncio.Event()
+
+        def at_last_step() -> None:
+            before, self.loop.process = self.loop.process, None
+            act()
+            reached.set()
+            self.loop.process = before
+
+        process.at_last_step = at_last_step
+        process.steps_left = steps
+        while not (reached.is_set() or process.gone):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await reached.wait()
+        return reached.is_set()
+
+    async def publish(self, message: Outgoing) -> None:
+        """From outside, for sure."""
+        while True:
+            try:
+                return await self._outside.publish([message])
+            except BrokerUnavailable:
+                await asyncio.sleep(0.1)
+
+    async def _in_process(self, seat: Seat, work: Coroutine[Any, Any, None]) -> None:
+        """Run something as this process; returns when it is done, or the process is dead."""
+        before, self.loop.process = self.loop.process, seat.process
+        task = self.loop.create_task(work)
+        self.loop.process = before
+        while not (task.done() or seat.process.gone):
+            await asyncio.wait([task], timeout=0.5)
+        if task.done() and not task.cancelled() and task.exception() is not None:
+            self.complain(f"{seat.process.name} failed to start or to stop: {task.exception()!r}")
+
+    # --- what sits in the seats ---------------------------------------------------------------------------------
+
+    def _take_seat(self, name: str) -> Seat:
+        process = Process(f"{name}.{next(self._numbers)}", name, self.plan.skew_s.get(name, 0.0))
+        seat = self.seats[name] = Seat(name, process)
+        return seat
+
+    def _new_id(self) -> str:
+        """Looks like a UUID, is unique, and tells its number."""
+        number = next(self._numbers)
+        return str(uuid.UUID(int=(number * 0x9E3779B97F4A7C15 % 2**64) << 64 | number))
+
+    def _broker(self, seat: Seat) -> Broker:
+        broker = Broker(self.cluster, seat.process, self._random)
+        seat.links.append(broker)
+        return broker
+
+    def _sublet(self, seat: Seat) -> Sublet:
+        def connect(_: ClientConfig) -> Transport:
+            transport = Transport(self.cluster, seat.process, self._random)
+            seat.links.append(transport)
+            return transport
+
+        return Sublet(
+            self.config, transport_factory=connect, background=False, now=seat.process.clock.now, new_id=self._new_id
+        )
+
+    async def _start_scheduler(self, seat: Seat) -> None:
+        broker = self._broker(seat)
+        scheduler_id = self._new_id()
+
+        def make() -> Scheduler:
+            return Scheduler(
+                scheduler_id=scheduler_id,
+                shards=self.plan.shards,
+                store=RunStore(self.database, seat.process.clock),
+                broker=broker,
+                clock=seat.process.clock,
+                new_id=self._new_id,
+                metrics=Metrics(self.found),
+            )
+
+        await self._serve(seat, broker, make)
+
+    async def _start_timer(self, seat: Seat) -> None:
+        broker = self._broker(seat)
+
+        def make() -> TimerShell:
+            metrics = Metrics(self.found)
+            return TimerShell(
+                store=MemoryTimerStore(self.database),
+                broker=broker,
+                clock=seat.process.clock,
+                shards=self.plan.shards,
+                metrics=metrics,
+                timer_metrics=TimerMetrics(metrics.registry),
+            )
+
+        await self._serve(seat, broker, make)
+
+    async def _start_ingest(self, seat: Seat) -> None:
+        broker = self._broker(seat)
+
+        def make() -> IngestShell:
+            metrics = Metrics(self.found)
+            return IngestShell(
+                store=MemoryEventStore(self.database),
+                runs=RunStore(self.database, seat.process.clock),
+                broker=broker,
+                clock=seat.process.clock,
+                new_id=self._new_id,
+                metrics=metrics,
+                ingest_metrics=IngestMetrics(metrics.registry),
+                shards=self.plan.shards,
+            )
+
+        await self._serve(seat, broker, make)
+
+    async def _serve(self, seat: Seat, broker: Broker, make: Callable[[], Shell]) -> None:
+        """Start a shell, again and again while a server is away, as `sublet_platform.service` does."""
+        while True:
+            shell = make()
+            try:
+                await shell.start()
+            except (BrokerUnavailable, StoreUnavailable):
+                await shell.stop()
+                await asyncio.sleep(START_AGAIN_S)
+            else:
+                break
+
+        async def stop() -> None:
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await shell.stop()
+            except TimeoutError:
+                self.note(f"{seat.process.name} did not stop in time")
+            await broker.close()
+
+        seat.stop = stop
+
+    async def _start_worker(self, seat: Seat) -> None:
+        sublet = self._sublet(seat)
+        workflows = self.declare(sublet)
+        plan = self.plan.workers[int(seat.name.rpartition("-")[2])]
+        known = [each for name, each in workflows.items() if name in HELPED or not plan.helper]
+        worker = sublet.worker("pool", slots=plan.slots, durable_slots=plan.durable_slots, workflows=known)
+        self.observers.joined(seat.process, plan)
+        await worker.aio_start()
+        seat.stop = worker.stop

@@ -1,0 +1,109 @@
+"""Random histories of events, waits, cut connections and failing stores: no wake-up is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sublet_platform.ports import StoreUnavailable
+from sublet_protocol.messages import Subscribe
+from sublet_protocol.specs import EventCondition
+from support.ingest_harness import Instance, World, wait
+from support.virtual_time import in_virtual_time
+
+_EXPRESSIONS = (None, "input.n == 1", "input.n == 2 && input.m > 0", "input.m == 1 || input.n == 3", "input.x > 1")
+_happenings = st.lists(
+    st.one_of(
+        st.tuples(st.just("event"), st.integers(0, 3), st.integers(0, 2)),
+        st.tuples(st.just("wait"), st.integers(0, len(_EXPRESSIONS) - 1), st.integers(0, 2)),
+        st.tuples(st.just("pause"), st.integers(0, 2), st.just(0)),
+        st.tuples(st.just("cut"), st.just(0), st.just(0)),
+        st.tuples(st.just("restart"), st.just(0), st.just(0)),
+    ),
+    min_size=1,
+    max_size=25,
+)
+_SCOPES = (None, "s", "t")
+
+
+@settings(max_examples=150, deadline=None)
+@given(_happenings, st.integers(0, 2**32))
+def test_every_wait_gets_the_earliest_event_that_fits_whatever_happens(
+    happenings: list[tuple[str, int, int]], seed: int
+) -> None:
+    _run_everything(happenings, random.Random(seed))
+
+
+@in_virtual_time
+async def _run_everything(happenings: list[tuple[str, int, int]], chance: random.Random) -> None:
+    world, instances = await World.begin()
+    waits: dict[str, Subscribe] = {}
+
+    async def trouble(operation: str) -> None:
+        if chance.random() < 0.3:
+            await asyncio.sleep(chance.random() * 0.1)
+        if chance.random() < 0.1:
+            raise StoreUnavailable("away")
+
+    world.database.before = world.database.after = trouble
+    for place, (what, first, second) in enumerate(happenings):
+        if what == "event":
+            scope = _SCOPES[second]
+            headers = {} if scope is None else {"scope": scope}
+            await world.publish({"n": first, "m": second}, message_id=f"m{place}", **headers)
+        elif what == "wait":
+            subscribe = wait(str(place), _EXPRESSIONS[first], scope=_SCOPES[second], since_s=chance.choice([-1, 0, 1]))
+            waits[subscribe.task_run_id] = subscribe
+            await world.command(subscribe)
+        elif what == "pause":
+            await asyncio.sleep(first * 0.3)
+        elif what == "cut":
+            instances[-1].broker.kill_connection(down_s=chance.random())
+        else:
+            instances.append(Instance(world))
+            await instances[-1].shell.start()
+            if chance.random() < 0.5:
+                await instances[0].stop()
+                del instances[0]
+    world.database.before = world.database.after = _undisturbed
+    await asyncio.sleep(60)
+    _check(world, waits)
+    for instance in instances:
+        await instance.stop()
+
+
+async def _undisturbed(operation: str) -> None:
+    """The database answers at once."""
+
+
+def _check(world: World, waits: dict[str, Subscribe]) -> None:
+    events = sorted(world.database.events.values(), key=lambda event: event.seq)
+    for task_run, subscribe in waits.items():
+        condition = subscribe.condition
+        assert isinstance(condition, EventCondition)
+        fitting = [
+            event
+            for event in events
+            if condition.scope in (None, event.scope) and _fits(condition.expression, json.loads(event.payload))
+        ]
+        told = [message.event_id for message in world.matched if message.task_run_id == task_run]
+        after = [event.id for event in fitting if event.seq > subscribe.since]
+        if after:
+            assert told, f"{task_run} was never told of {after[0]}"
+            assert told[0] == after[0]
+        assert set(told) <= set(after)
+
+
+def _fits(expression: str | None, payload: dict[str, int]) -> bool:
+    n, m = payload["n"], payload["m"]
+    return {
+        None: True,
+        _EXPRESSIONS[1]: n == 1,
+        _EXPRESSIONS[2]: n == 2 and m > 0,
+        _EXPRESSIONS[3]: m == 1 or n == 3,
+        _EXPRESSIONS[4]: False,
+    }[expression]

@@ -1,0 +1,327 @@
+"""When a durable task leaves its worker, when it stays, and that a dropped one is over for good."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from sublet._declare.types import EmptyModel, EvictionPolicy
+from sublet._durable import invocation as stay_module
+from sublet._durable.context import DurableContext
+from sublet_protocol.messages import Extended, Failed, Finished, Record, Recorded, Revoked, Suspended
+from support.virtual_time import in_virtual_time
+from support.worker_harness import Bench, client
+
+TEN_SECONDS = EvictionPolicy(ttl=timedelta(seconds=10))
+
+
+async def test_work_in_another_branch_is_never_thrown_away() -> None:
+    finished_work: list[int] = []
+
+    @client.durable_task()
+    async def busy(input: EmptyModel, ctx: DurableContext) -> None:
+        async def work() -> None:
+            await asyncio.sleep(0.2)
+            finished_work.append(ctx.invocation_count)
+
+        await asyncio.gather(ctx.aio_sleep_for("1h"), work())
+
+    async with Bench(busy) as bench:
+        bench.run(busy)
+        await bench.until(lambda: bench.of(Recorded))
+        assert [o.node for o in bench.of(Recorded)[0].operations] == ["t0.1"]
+        assert not finished_work
+        suspended = await bench.suspended()
+        assert finished_work == [1]
+        assert suspended.operations == ()
+        assert suspended.blocked == (("t0.1",),)
+
+
+async def test_a_waiting_task_with_a_timeout_around_it_stays_until_the_timeout_strikes() -> None:
+    @client.durable_task()
+    async def impatient(input: EmptyModel, ctx: DurableContext) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(0.3):
+                await ctx.aio_sleep_for("1h")
+        except TimeoutError:
+            return {"patience": "over"}
+        return {}
+
+    async with Bench(impatient) as bench:
+        bench.run(impatient)
+        assert await bench.finished() == {"patience": "over"}
+        assert not bench.of(Suspended)
+
+
+@in_virtual_time
+async def test_a_policy_keeps_the_task_for_its_ttl_and_its_clock_stands_still() -> None:
+    @client.durable_task(eviction_policy=TEN_SECONDS, execution_timeout="5s")
+    async def patient(input: EmptyModel, ctx: DurableContext) -> None:
+        await asyncio.sleep(1)
+        await ctx.aio_sleep_for("1h")
+
+    async with Bench(patient) as bench:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        bench.run(patient, timeout_s=5.0)
+        await bench.until(lambda: bench.of(Recorded))
+        assert bench.of(Recorded)[0].waiting
+        assert bench.worker.held == {"waiting": 1}
+        suspended = await bench.suspended()
+        assert 11 <= loop.time() - began < 12
+        assert suspended.cause == "ttl_exceeded"
+        assert 0.99 <= suspended.active_s < 2
+        assert not bench.of(Failed)
+
+
+@in_virtual_time
+async def test_a_result_within_the_ttl_lets_the_task_go_on_where_it_is() -> None:
+    @client.durable_task(eviction_policy=TEN_SECONDS)
+    async def patient(input: EmptyModel, ctx: DurableContext) -> dict[str, Any]:
+        await ctx.aio_sleep_for("1s")
+        await ctx.aio_sleep_for("1s")
+        return {"invocation": ctx.invocation_count}
+
+    async with Bench(patient) as bench:
+        task_run = bench.run(patient)
+        await bench.until(lambda: len(bench.of(Recorded)) == 1)
+        bench.sleep_over(task_run, "1")
+        await bench.until(lambda: len(bench.of(Recorded)) == 2)
+        bench.sleep_over(task_run, "2")
+        assert await bench.finished() == {"invocation": 1}
+        assert [r.number for r in bench.of(Recorded)] == [1, 2]
+
+
+@in_virtual_time
+async def test_a_result_that_is_not_enough_is_answered_by_saying_again_that_all_wait() -> None:
+    @client.durable_task(eviction_policy=None)
+    async def waiting(input: EmptyModel, ctx: DurableContext) -> None:
+        await child.aio_run_many([child.create_bulk_run_item() for _ in range(2)])
+
+    @client.task(name="child")
+    async def child(input: EmptyModel, ctx: Any) -> None: ...
+
+    async with Bench(waiting) as bench:
+        task_run = bench.run(waiting)
+        await bench.until(lambda: len(bench.of(Recorded)) == 1)
+        bench.end(task_run, "2", {})
+        await bench.until(lambda: len(bench.of(Recorded)) == 2)
+        assert (bench.of(Recorded)[1].waiting, bench.of(Recorded)[1].operations) == (True, ())
+        bench.end(task_run, "1", {})
+        await bench.until(lambda: bench.of(Finished))
+
+
+@in_virtual_time
+async def test_without_a_policy_a_task_is_never_evicted_while_its_worker_lives() -> None:
+    @client.durable_task(eviction_policy=None)
+    async def settled(input: EmptyModel, ctx: DurableContext) -> None:
+        await ctx.aio_sleep_for("1000h")
+
+    async with Bench(settled) as bench:
+        bench.run(settled)
+        await bench.until(lambda: bench.of(Recorded))
+        await asyncio.sleep(10_000)
+        assert not bench.of(Suspended)
+        assert bench.transport.taken("durable") == 1
+
+
+@in_virtual_time
+async def test_when_slots_run_short_the_least_important_of_those_that_may_go_leaves() -> None:
+    def waiting_task(name: str, policy: EvictionPolicy | None) -> Any:
+        @client.durable_task(name=name, eviction_policy=policy)
+        async def waiting(input: EmptyModel, ctx: DurableContext) -> None:
+            await ctx.aio_sleep_for("1000h")
+
+        return waiting
+
+    hour = timedelta(hours=1)
+    important = waiting_task("important", EvictionPolicy(ttl=hour, priority=5))
+    unimportant = waiting_task("unimportant", EvictionPolicy(ttl=hour, priority=1))
+    fixed = waiting_task("fixed", EvictionPolicy(ttl=hour, allow_capacity_eviction=False, priority=0))
+    never = waiting_task("never", None)
+    async with Bench(important, unimportant, fixed, never, durable_slots=4) as bench:
+        for number, workflow in enumerate((never, fixed, important)):
+            bench.run(workflow, run=f"run{number}")
+        await bench.until(lambda: len(bench.of(Recorded)) == 3)
+        assert not bench.of(Suspended)
+        bench.run(unimportant, run="run4")
+        suspended = await bench.suspended()
+        assert (suspended.lease, suspended.cause) == ("run4.unimportant@1", "capacity_pressure")
+        bench.run(unimportant, run="run5")
+        await bench.suspended(2)
+        assert bench.transport.taken("durable") == 3
+
+
+async def test_a_result_that_comes_while_the_checkpoint_is_under_way_is_left_to_the_next_invocation() -> None:
+    went_on: list[int] = []
+
+    @client.durable_task()
+    async def sleeper(input: EmptyModel, ctx: DurableContext) -> None:
+        await ctx.aio_sleep_for("1s")
+        went_on.append(ctx.invocation_count)
+
+    async with Bench(sleeper) as bench:
+        bench.transport.confirming.clear()
+        task_run = bench.run(sleeper)
+        await bench.until(lambda: bench.of(Suspended))
+        bench.sleep_over(task_run, "1")
+        await bench.settled()
+        bench.transport.confirming.set()
+        await bench.until(lambda: not bench.worker.held)
+        bench.run(sleeper)
+        await bench.finished()
+        assert went_on == [2]
+
+
+async def test_a_dropped_task_cannot_go_on_by_swallowing_its_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stay_module, "CANCEL_PAUSE_S", 0.01)
+    refused: list[str] = []
+
+    @client.durable_task()
+    async def stubborn(input: EmptyModel, ctx: DurableContext) -> dict[str, Any]:
+        while ctx.invocation_count == 1:
+            try:
+                await ctx.aio_sleep_for("1s")
+            except asyncio.CancelledError as error:
+                refused.append(type(error).__name__)
+        return {"must not": "be seen"}
+
+    async with Bench(stubborn) as bench:
+        bench.run(stubborn)
+        await bench.suspended()
+        await bench.until(lambda: len(refused) > stay_module.REFUSALS_MAX)
+        await bench.settled()
+        reports = list(bench.reports)
+        await asyncio.sleep(0.1)
+        assert bench.reports == reports
+        assert len(refused) == stay_module.REFUSALS_MAX + 1
+        assert not bench.of(Finished)
+        assert set(refused) == {"CancelledError"}
+        assert bench.transport.taken("durable") == 0
+
+
+async def test_a_dropped_task_that_returns_something_is_not_reported() -> None:
+    returned: list[bool] = []
+
+    @client.durable_task()
+    async def quick(input: EmptyModel, ctx: DurableContext) -> dict[str, Any]:
+        try:
+            await ctx.aio_sleep_for("1s")
+        except asyncio.CancelledError:
+            returned.append(True)
+            await ctx.aio_refresh_timeout("1m")
+        return {"a": 1}
+
+    async with Bench(quick) as bench:
+        bench.run(quick)
+        await bench.until(lambda: returned)
+        await bench.settled()
+        assert not bench.of(Finished)
+        assert not bench.of(Extended)
+
+
+async def test_clean_up_of_dropped_code_may_take_its_time() -> None:
+    cleaned: list[str] = []
+
+    @client.durable_task()
+    async def tidy(input: EmptyModel, ctx: DurableContext) -> None:
+        try:
+            await ctx.aio_sleep_for("1s")
+        finally:
+            await asyncio.sleep(0.1)
+            cleaned.append("up")
+
+    async with Bench(tidy) as bench:
+        bench.run(tidy)
+        await bench.until(lambda: cleaned)
+
+
+async def test_a_task_that_returns_while_operations_are_open_just_finishes() -> None:
+    given_up: list[str] = []
+
+    @client.durable_task()
+    async def leaving(input: EmptyModel, ctx: DurableContext) -> dict[str, Any]:
+        async def background() -> None:
+            try:
+                await ctx.aio_sleep_for("1h")
+            except asyncio.CancelledError:
+                given_up.append("background")
+                raise
+
+        ctx_task = asyncio.create_task(background())
+        await asyncio.sleep(0.01)
+        assert not ctx_task.done()
+        return {"done": True}
+
+    async with Bench(leaving) as bench:
+        bench.run(leaving)
+        assert await bench.finished() == {"done": True}
+        await bench.until(lambda: given_up)
+
+
+@in_virtual_time
+async def test_a_cancelled_task_sees_it_first_and_is_then_dropped_without_a_report() -> None:
+    seen: list[bool] = []
+
+    @client.durable_task(eviction_policy=None)
+    async def waiting(input: EmptyModel, ctx: DurableContext) -> None:
+        async def watch() -> None:
+            while not ctx.is_cancelled:  # noqa: ASYNC110 - as users write it
+                await asyncio.sleep(0.1)
+            seen.append(True)
+
+        await asyncio.gather(watch(), ctx.aio_sleep_for("1h"))
+
+    async with Bench(waiting) as bench:
+        task_run = bench.run(waiting)
+        await bench.until(lambda: bench.of(Recorded))
+        bench.transport.say(Revoked(bench.lease(task_run), "cancelled"))
+        await bench.until(lambda: bench.transport.acked)
+        assert seen
+        assert not bench.of(Finished)
+        assert not bench.of(Failed)
+        assert not bench.worker.held
+
+
+@in_virtual_time
+async def test_active_time_alone_counts_for_the_timeout() -> None:
+    @client.durable_task(eviction_policy=None)
+    async def working(input: EmptyModel, ctx: DurableContext) -> None:
+        await ctx.aio_sleep_for("1h")
+        await asyncio.sleep(100)
+
+    async with Bench(working) as bench:
+        loop = asyncio.get_running_loop()
+        task_run = bench.run(working, timeout_s=3.0)
+        await bench.until(lambda: bench.of(Recorded))
+        await asyncio.sleep(1_000)
+        assert not bench.of(Failed)
+        bench.sleep_over(task_run, "1")
+        began = loop.time()
+        failed = await bench.failed()
+        assert 2.9 <= loop.time() - began < 3.5
+        assert (failed.error.type, failed.retryable) == ("TimeoutError", True)
+
+
+async def test_results_reach_only_the_invocation_that_they_are_meant_for() -> None:
+    @client.durable_task(eviction_policy=None)
+    async def waiting(input: EmptyModel, ctx: DurableContext) -> None:
+        await ctx.aio_sleep_for("1h")
+
+    async with Bench(waiting) as bench:
+        task_run = bench.run(waiting)
+        await bench.until(lambda: bench.of(Recorded))
+        stale: list[Record] = []
+        say = bench.transport.say
+        bench.transport.say = lambda *records: stale.extend(records)  # type: ignore[method-assign]
+        bench.sleep_over(task_run, "1")
+        bench.transport.say = say  # type: ignore[method-assign]
+        (satisfied,) = stale
+        say(type(satisfied)(f"{task_run}@7", "1", satisfied.done))  # type: ignore[attr-defined]
+        await bench.settled()
+        assert not bench.of(Finished)
+        say(satisfied)
+        await bench.until(lambda: bench.of(Finished))

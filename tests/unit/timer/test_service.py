@@ -1,0 +1,354 @@
+"""The timer on ports in memory, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryTimerStore
+from sublet_platform.metrics import ServiceMetrics, TimerMetrics, new_registry
+from sublet_platform.ports import Delivery, Outgoing, StoredTimer, StoreUnavailable
+from sublet_protocol import ids, limits
+from sublet_protocol.messages import CancelTimer, Record, SetTimer, Tick, TimerFired, decode_for_shard, encode
+from sublet_protocol.topology import DEAD, TIMERS, shard_queue, topology
+from sublet_timer import service as timer_shell
+from sublet_timer.service import HORIZON_S, TimerShell
+from support.virtual_time import EPOCH_S, VirtualClock, in_virtual_time
+
+SHARDS = 2
+
+
+class Instance:
+    """One timer process: its connection, and its shell."""
+
+    def __init__(self, world: World) -> None:
+        self.broker = MemoryBroker(world.cluster)
+        self.metrics = ServiceMetrics(new_registry())
+        self.timer_metrics = TimerMetrics(self.metrics.registry)
+        self.shell = TimerShell(
+            store=MemoryTimerStore(world.database),
+            broker=self.broker,
+            clock=world.clock,
+            shards=SHARDS,
+            metrics=self.metrics,
+            timer_metrics=self.timer_metrics,
+        )
+
+    def value(self, metric: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(metric, labels)
+
+
+class World:
+    """A broker, a database, and what arrives at the shards."""
+
+    def __init__(self) -> None:
+        self.cluster = MemoryCluster()
+        self.cluster.declare(topology(SHARDS))
+        self.database = MemoryDatabase()
+        self.clock = VirtualClock()
+        self.user = MemoryBroker(self.cluster)
+        self.fired: list[tuple[str, float]] = []
+        """(task run id, seconds since the beginning)"""
+        self.ticks: dict[int, list[float]] = {shard: [] for shard in range(SHARDS)}
+        self.bodies = 0
+        self.dead: list[Delivery] = []
+
+    @classmethod
+    async def begin(cls, instances: int = 1) -> tuple[World, list[Instance]]:
+        world = cls()
+        for shard in range(SHARDS):
+            await world.user.consume(shard_queue(shard), world._receiver(shard), prefetch=1_000)
+        await world.user.consume(DEAD, world._bury, prefetch=10)
+        started = [Instance(world) for _ in range(instances)]
+        for instance in started:
+            await instance.shell.start()
+        await asyncio.sleep(0.01)
+        return world, started
+
+    def _receiver(self, shard: int):  # type: ignore[no-untyped-def]
+        def receive(delivery: Delivery) -> None:
+            at = round(self.clock.now() - EPOCH_S, 3)
+            for message in decode_for_shard(delivery.body):
+                if isinstance(message, Tick):
+                    self.ticks[shard].append(at)
+                else:
+                    assert isinstance(message, TimerFired)
+                    assert ids.slot_of(ids.run_of(message.task_run_id)) in ids.slots_of_shard(shard, SHARDS)
+                    self.fired.append((message.task_run_id, at))
+            self.bodies += not any(isinstance(m, Tick) for m in decode_for_shard(delivery.body))
+            self.user.ack([delivery])
+
+        return receive
+
+    def _bury(self, delivery: Delivery) -> None:
+        self.dead.append(delivery)
+        self.user.ack([delivery])
+
+    async def send(self, *messages: Record) -> None:
+        await self.user.publish([Outgoing("", TIMERS, encode(messages))])
+
+    @property
+    def fired_ids(self) -> list[str]:
+        return [task_run for task_run, _ in self.fired]
+
+
+def sleeper(name: str, due_in_s: float) -> SetTimer:
+    return SetTimer(id=f"timer-{name}", due=EPOCH_S + due_in_s, task_run_id=name, node="1", key="sleep")
+
+
+async def stop(instances: Sequence[Instance]) -> None:
+    for instance in instances:
+        await instance.shell.stop()
+        await instance.broker.close()
+
+
+@in_virtual_time
+async def test_a_timer_fires_when_it_is_due_and_is_gone_then() -> None:
+    world, instances = await World.begin()
+    await world.send(sleeper("a.t", 5.0), sleeper("b.t", 2.5), sleeper("c.t", 100.0))
+    await asyncio.sleep(3)
+    assert world.fired_ids == ["b.t"]
+    await asyncio.sleep(200)
+    assert world.fired_ids == ["b.t", "a.t", "c.t"]
+    for (_, at), due in zip(world.fired, (2.5, 5.0, 100.0), strict=True):
+        assert due <= at < due + 0.01
+    assert world.database.timers == {}
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_a_timer_that_is_late_fires_at_once_and_needs_no_place_in_the_store() -> None:
+    world, instances = await World.begin()
+    written: list[str] = []
+
+    async def watch(operation: str) -> None:
+        written.append(operation)
+
+    world.database.before = watch
+    await world.send(sleeper("a.t", -60.0))
+    await asyncio.sleep(0.01)
+    assert world.fired_ids == ["a.t"]
+    assert "change_timers" not in written
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_a_cancelled_timer_does_not_fire() -> None:
+    world, instances = await World.begin()
+    await world.send(sleeper("a.t", 5.0), sleeper("b.t", 5.0), CancelTimer(id="timer-b.t"))
+    await asyncio.sleep(1)
+    await world.send(CancelTimer(id="timer-a.t"))
+    await asyncio.sleep(60)
+    assert world.fired == []
+    assert world.database.timers == {}
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_a_timer_that_is_cancelled_and_set_by_one_batch_fires() -> None:
+    world, instances = await World.begin()
+    await world.send(sleeper("a.t", 50.0))
+    await asyncio.sleep(1)
+    await world.send(CancelTimer(id="timer-a.t"), sleeper("a.t", 50.0))
+    await asyncio.sleep(100)
+    assert world.fired_ids == ["a.t"]
+    assert world.database.timers == {}
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_the_same_timer_set_twice_fires_once_at_the_first_time() -> None:
+    world, instances = await World.begin()
+    await world.send(sleeper("a.t", 5.0))
+    await asyncio.sleep(1)
+    await world.send(sleeper("a.t", 5.0))
+    await asyncio.sleep(60)
+    assert world.fired_ids == ["a.t"]
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_sleepers_that_are_due_together_travel_together() -> None:
+    world, instances = await World.begin()
+    await world.send(*(sleeper(f"{n}.t", 5.0) for n in range(1_000)))
+    await asyncio.sleep(10)
+    assert sorted(world.fired_ids) == sorted(f"{n}.t" for n in range(1_000))
+    assert world.bodies <= ids.HASH_SLOTS
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_every_shard_gets_a_tick_each_second() -> None:
+    world, instances = await World.begin()
+    await asyncio.sleep(10.5)
+    for shard in range(SHARDS):
+        assert len(world.ticks[shard]) == 10
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_of_two_instances_one_ticks_and_fires() -> None:
+    world, instances = await World.begin(instances=2)
+    await world.send(sleeper("a.t", 5.0))
+    await asyncio.sleep(10.5)
+    assert [instance.shell.active for instance in instances] == [True, False]
+    assert world.fired_ids == ["a.t"]
+    assert len(world.ticks[0]) == 10
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_when_the_active_instance_stops_the_other_goes_on() -> None:
+    world, instances = await World.begin(instances=2)
+    await world.send(sleeper("a.t", 5.0), sleeper("b.t", 20.0))
+    await asyncio.sleep(10)
+    await stop(instances[:1])
+    await asyncio.sleep(20)
+    assert instances[1].shell.active
+    assert world.fired_ids == ["a.t", "b.t"]
+    assert len(world.ticks[0]) >= 25
+    await stop(instances[1:])
+
+
+@in_virtual_time
+async def test_a_timer_in_hand_when_its_instance_stops_is_not_late() -> None:
+    world, instances = await World.begin(instances=2)
+    await world.send(sleeper("a.t", 5.0))
+    await stop(instances[:1])
+    await asyncio.sleep(5.5)
+    assert world.fired_ids == ["a.t"]
+    await stop(instances[1:])
+
+
+@in_virtual_time
+async def test_a_restart_finds_its_timers_and_fires_those_that_came_due_meanwhile() -> None:
+    world, instances = await World.begin()
+    await world.send(sleeper("a.t", 5.0), sleeper("b.t", 60.0))
+    await asyncio.sleep(1)
+    await stop(instances)
+    await asyncio.sleep(20)
+    assert world.fired == []
+    again = Instance(world)
+    await again.shell.start()
+    await asyncio.sleep(0.1)
+    assert world.fired_ids == ["a.t"]
+    await asyncio.sleep(60)
+    assert world.fired_ids == ["a.t", "b.t"]
+    await stop([again])
+
+
+@in_virtual_time
+async def test_a_cut_connection_delays_and_loses_nothing() -> None:
+    world, instances = await World.begin()
+    await world.send(sleeper("a.t", 5.0))
+    await asyncio.sleep(1)
+    instances[0].broker.kill_connection(down_s=10.0)
+    await world.send(sleeper("b.t", 6.0))
+    await asyncio.sleep(20)
+    assert sorted(set(world.fired_ids)) == ["a.t", "b.t"]
+    assert world.database.timers == {}
+    await stop(instances)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@in_virtual_time
+async def test_while_the_store_is_away_nothing_is_lost(moment: str) -> None:
+    world, instances = await World.begin()
+    await world.send(sleeper("a.t", 5.0))
+    await asyncio.sleep(4)
+
+    async def away(operation: str) -> None:
+        if world.clock.now() < EPOCH_S + 15:
+            raise StoreUnavailable("away")
+
+    setattr(world.database, moment, away)
+    await world.send(sleeper("b.t", 7.0), CancelTimer(id="timer-unknown"))
+    await asyncio.sleep(60)
+    assert set(world.fired_ids) == {"a.t", "b.t"}
+    assert world.database.timers == {}
+    assert instances[0].shell.alive
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_a_timer_that_was_fired_and_not_deleted_fires_again() -> None:
+    world, instances = await World.begin()
+    await world.send(sleeper("a.t", 5.0))
+    await asyncio.sleep(1)
+
+    async def no_deletes(operation: str) -> None:
+        if operation == "change_timers":
+            raise StoreUnavailable("away")
+
+    world.database.before = no_deletes
+    await asyncio.sleep(5)
+    assert set(world.fired_ids) == {"a.t"}
+    assert len(world.database.timers) == 1
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_more_timers_than_memory_takes_all_fire_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timer_shell, "HORIZON_CAPACITY", 10)
+    world, instances = await World.begin()
+    await world.send(*(sleeper(f"{n}.t", 1.0 + n / 50) for n in range(500)))
+    await asyncio.sleep(0.5)
+    assert len(instances[0].shell._horizon) <= 20
+    await asyncio.sleep(20)
+    assert len(world.fired) == 500
+    for name, at in world.fired:
+        due = round(1.0 + int(name.partition(".")[0]) / 50, 3)
+        assert due <= at < due + 0.05
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_a_timer_that_was_missed_is_found_and_counted() -> None:
+    world, instances = await World.begin()
+    await asyncio.sleep(5)
+    lost = StoredTimer(id="lost", due=EPOCH_S + 10, task_run_id="a.t", node="1", key="k")
+    world.database.timers["lost"] = lost
+    await asyncio.sleep(HORIZON_S + 1)
+    assert world.fired_ids == ["a.t"]
+    assert instances[0].value("sublet_sweeper_findings_total", sweeper="timers") == 1
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_a_message_that_is_none_goes_to_the_dead_letters_and_the_others_are_handled() -> None:
+    world, instances = await World.begin()
+    await world.user.publish(
+        [
+            Outgoing("", TIMERS, b"no json"),
+            Outgoing("", TIMERS, b'[{"t":"Unknown"}]'),
+            Outgoing("", TIMERS, encode([sleeper("a.t", 1.0)])),
+        ]
+    )
+    await asyncio.sleep(5)
+    assert world.fired_ids == ["a.t"]
+    assert [letter.body for letter in world.dead] == [b"no json", b'[{"t":"Unknown"}]']
+    assert all("not a message for the timer" in str(letter.headers["x-sublet-reason"]) for letter in world.dead)
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_a_clock_that_is_set_forward_makes_timers_due() -> None:
+    world, instances = await World.begin()
+    await world.send(sleeper("a.t", 1_000.0))
+    await asyncio.sleep(1)
+    world.clock.skew_s = 2_000.0
+    await asyncio.sleep(2 * limits.TICK_INTERVAL_S)
+    assert world.fired_ids == ["a.t"]
+    await stop(instances)
+
+
+@in_virtual_time
+async def test_the_number_of_timers_is_shown() -> None:
+    world, instances = await World.begin()
+    await world.send(sleeper("a.t", 1_000.0), sleeper("b.t", 2.0))
+    await asyncio.sleep(2 * HORIZON_S)
+    assert instances[0].value("sublet_timers_pending") == 1
+    assert instances[0].value("sublet_timer_lag_seconds_count") == 1
+    await stop(instances)

@@ -1,0 +1,157 @@
+"""``sublet-worker``: finding the worker, and its HTTP side."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sublet._declare.types import EmptyModel
+from sublet._worker.worker import Worker
+from sublet_protocol.messages import Finished, Goodbye
+from sublet_worker.app import BadApp, load_worker
+from sublet_worker.main import WorkerService
+from sublet_worker.settings import WorkerSettings
+from support.polling import PATIENCE_S, until
+from support.worker_harness import Bench, client
+
+APP = """
+from support.worker_harness import Bench, BenchTransport, client
+
+@client.task(name="appy")
+async def task(input, ctx) -> None: ...
+
+def make():
+    return client.worker("w", workflows=[task])
+
+worker = make()
+number = 7
+
+class Inner:
+    worker = worker
+
+def broken():
+    return None
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module in the current directory."""
+    (tmp_path / "shop_app.py").write_text(APP)
+    (tmp_path / "bad_app.py").write_text("import not_installed_anywhere")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "shop_app", raising=False)
+    return "shop_app"
+
+
+@pytest.mark.parametrize("attr", ["worker", "make", "Inner.worker"])
+def test_a_place_names_a_worker_or_a_function_that_returns_one(app: str, attr: str) -> None:
+    assert isinstance(load_worker(f"{app}:{attr}"), Worker)
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("shop_app", "not of the form module:attr"),
+        ("shop_app:", "not of the form module:attr"),
+        ("nowhere.at_all:worker", "no module 'nowhere.at_all'"),
+        ("shop_app:absent", "has no 'absent'"),
+        ("shop_app:number", "neither a sublet.Worker"),
+        ("shop_app:broken", "neither a sublet.Worker"),
+    ],
+)
+def test_a_place_without_a_worker_is_refused_with_a_reason(app: str, place: str, says: str) -> None:
+    with pytest.raises(BadApp, match=says):
+        load_worker(place)
+
+
+def test_what_a_module_fails_to_import_is_not_taken_for_the_module(app: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        load_worker("bad_app:worker")
+
+
+go_on = asyncio.Event()
+
+
+@client.task(name="patient")
+async def patient(input: EmptyModel, ctx: Any) -> None:
+    await go_on.wait()
+
+
+def _get(port: int, path: str) -> tuple[int, str]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+async def get(port: int, path: str) -> tuple[int, str]:
+    return await asyncio.to_thread(_get, port, path)
+
+
+async def until_it_listens(port: int) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while await get(port, "/health/live") == (0, ""):  # noqa: ASYNC110 - it has no other way to tell
+            await asyncio.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+async def test_it_shows_its_health_and_what_it_holds_and_stops_in_good_order() -> None:
+    port = free_port()
+    bench = Bench(patient)
+    service = WorkerService(bench.worker, WorkerSettings(http_port=port))
+    serving = asyncio.create_task(service.serve())
+    await until(lambda: bench.transport._pools)
+    await until_it_listens(port)
+    assert await get(port, "/health/live") == (200, '{"status":"alive"}')
+    assert await get(port, "/health") == (200, '{"status":"ok"}')
+    bench.run(patient)
+    await until(lambda: bench.worker.held)
+    _, metrics = await get(port, "/metrics")
+    assert 'sublet_worker_slots{kind="task"} 100.0' in metrics
+    assert 'sublet_worker_tasks{state="running"} 1.0' in metrics
+    assert (await get(port, "/docs"))[0] == 200
+    service._on_signal()
+    status, body = await get(port, "/health")
+    assert status == 503
+    assert "stopping" in body
+    go_on.set()
+    assert await serving
+    assert bench.of(Finished)
+    assert any(isinstance(r, Goodbye) for _, _, records in bench.transport.sent for r in records)
+
+
+async def test_a_worker_that_cannot_start_ends_the_service() -> None:
+    async def lifespan() -> Any:
+        raise RuntimeError("no database")
+        yield
+
+    bench = Bench(patient, lifespan=lifespan)
+    assert not await WorkerService(bench.worker, WorkerSettings(http_port=free_port())).serve()
+
+
+async def test_a_port_that_is_taken_ends_the_service_and_its_worker() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        bench = Bench(patient)
+        assert not await WorkerService(bench.worker, WorkerSettings(http_port=taken.getsockname()[1])).serve()
+        assert bench.transport.closed
