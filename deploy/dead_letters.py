@@ -20,7 +20,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError
 
-from sublet_platform.rabbit.decoding import read_leniently
+from sublet_platform.rabbit.decoding import lenient_decoding
 from sublet_protocol.addresses import addresses
 
 DEAD = "sublet.dead"
@@ -97,7 +97,7 @@ async def main() -> None:
     parser.add_argument("what", choices=("show", "put-back", "drop"))
     what = parser.parse_args().what
     count = 0
-    read_leniently()
+    lenient_decoding()
     async with await connect(os.environ["SUBLET_AMQP_URL"]) as connection:
         channel = await connection.channel(on_return_raises=True)
         async for message in letters(channel):

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     """Names with commas between; all unless given."""
 
 
-class Stay(BaseModel):
+class DurableInvocation(BaseModel):
     """A time span in a process."""
 
     began_at: float
@@ -83,7 +83,7 @@ class Number(BaseModel):
     n: int
 
 
-class Square(Stay):
+class Square(DurableInvocation):
     value: int
 
 
@@ -100,14 +100,14 @@ class FanOut(BaseModel):
 
 class Sum(BaseModel):
     value: int
-    children: list[Stay]
+    children: list[DurableInvocation]
     invocations: int
 
 
 @sublet.durable_task(name="sum_of_squares", input_validator=FanOut)
 async def sum_of_squares(input: FanOut, ctx: DurableContext) -> Sum:
     squares = await square.aio_run_many([square.create_bulk_run_item(Number(n=n)) for n in range(input.children)])
-    stays = [Stay(**each.model_dump(exclude={"value"})) for each in squares]
+    stays = [DurableInvocation(**each.model_dump(exclude={"value"})) for each in squares]
     return Sum(value=sum(each.value for each in squares), children=stays, invocations=ctx.invocation_count)
 
 
@@ -139,7 +139,7 @@ class Render(BaseModel):
     upload_s: float
 
 
-class Rendered(Stay):
+class Rendered(DurableInvocation):
     released_at: float
 
 
@@ -156,7 +156,7 @@ async def render(input: Render, ctx: Context) -> Rendered:
 # --- work that outlives its worker ----------------------------------------------------------------------------------
 
 
-class Errand(BaseModel):
+class PendingSend(BaseModel):
     seconds: float
 
 
@@ -165,8 +165,8 @@ class Ran(BaseModel):
     worker_id: str
 
 
-@sublet.task(name="errand", input_validator=Errand)
-async def errand(input: Errand, ctx: Context) -> Ran:
+@sublet.task(name="errand", input_validator=PendingSend)
+async def errand(input: PendingSend, ctx: Context) -> Ran:
     await asyncio.sleep(input.seconds)
     return Ran(pid=os.getpid(), worker_id=ctx.worker_id)
 

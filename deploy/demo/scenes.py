@@ -10,10 +10,10 @@ from demo_workflows import (
     APPROVED,
     CHARGE_DELAY,
     Book,
-    Errand,
     FanOut,
     Nap,
     Order,
+    PendingSend,
     Ran,
     Render,
     Written,
@@ -173,7 +173,7 @@ async def play_release(stage: Stage) -> list[Fact]:
 
 async def play_killed_worker(stage: Stage) -> list[Fact]:
     eve, finn = stage.crew.members["Eve"], stage.crew.members["Finn"]
-    trips = [errand.create_bulk_run_item(Errand(seconds=4.0)) for _ in range(ERRANDS)]
+    trips = [errand.create_bulk_run_item(PendingSend(seconds=4.0)) for _ in range(ERRANDS)]
     errands = await errand.aio_run_many(trips, wait_for_result=False)
     books = await book.aio_run_many([book.create_bulk_run_item(Book(chapters=CHAPTERS))] * 2, wait_for_result=False)
     run_ids = [run.workflow_run_id for run in errands] + [run.workflow_run_id for run in books]

@@ -11,10 +11,10 @@ from deploy.localstack.places import ROOT, command
 PATIENCE_S = 240.0
 
 
-def play(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def play(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [command("python"), str(Path(ROOT, "deploy/demo/run.py"))],
-        env=os.environ | environment,
+        env=os.environ | variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

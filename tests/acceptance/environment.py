@@ -19,7 +19,7 @@ from deploy.localstack.places import command
 
 from acceptance.processes import Process
 from acceptance.stack import Stack
-from acceptance.task_journal import Ledger
+from acceptance.task_journal import TaskJournal
 from sublet import RunStatus, Sublet, WorkflowRunDetails
 from sublet_protocol import ids
 from sublet_protocol.messages import Record, encode
@@ -46,14 +46,14 @@ async def eventually(condition: Callable[[], Any | Awaitable[Any]], what: str, p
         raise AssertionError(f"within {patience_s:g} s it did not come true that {what}") from None
 
 
-class Lab:
+class Environment:
     """``workflows``: the module of the workflows under test, as a program in this lab's namespace imports it."""
 
     def __init__(self, stack: Stack, directory: Path) -> None:
         self.stack = stack
-        self.ledger = Ledger(directory)
+        self.journal = TaskJournal(directory)
         self.namespace = f"lab{uuid.uuid4().hex[:8]}_"
-        self.environment = {"SUBLET_NAMESPACE": self.namespace, "SUBLET_TEST_LEDGER": str(directory)}
+        self.variables = {"SUBLET_NAMESPACE": self.namespace, "SUBLET_TEST_LEDGER": str(directory)}
         self._workers: list[Process] = []
         self.workflows = self._load_workflows()
 
@@ -77,7 +77,7 @@ class Lab:
         durable_slots: int | None = None,
         app: str = "acceptance.app:worker",
         path: Path = TESTS,
-        environment: dict[str, str] | None = None,
+        variables: dict[str, str] | None = None,
     ) -> Process:
         """``sublet-worker`` with these workflows; does not wait until it is ready. ``path``: where ``app`` is found."""
         settings = {
@@ -88,7 +88,7 @@ class Lab:
             "SUBLET_TEST_DURABLE_SLOTS": str(durable_slots or ""),
         }
         worker = self.stack.run(
-            f"worker-{name}", [command("sublet-worker"), app], {**self.environment, **settings, **(environment or {})}
+            f"worker-{name}", [command("sublet-worker"), app], {**self.variables, **settings, **(variables or {})}
         )
         self._workers.append(worker)
         return worker
@@ -120,7 +120,7 @@ class Lab:
 
     async def until_written(self, what: str, count: int = 1, **facts: Any) -> None:
         await eventually(
-            lambda: self.ledger.count(what, **facts) >= count, f"the ledger has {count} of {what!r} {facts or ''}"
+            lambda: self.journal.count(what, **facts) >= count, f"the ledger has {count} of {what!r} {facts or ''}"
         )
 
     async def unfinished(self) -> list[str]:
@@ -147,7 +147,7 @@ class Lab:
     async def report(self, *records: Record) -> None:
         """Send to the schedulers what a worker might: by the run of the first record's lease."""
         lease = getattr(records[0], "lease", "")
-        await self.publish("sublet.requests", ids.slot_key(ids.run_of(lease)), encode(list(records)))
+        await self.publish("sublet.requests", ids.bucket_key(ids.run_of(lease)), encode(list(records)))
 
     async def dead_letter(self, marker: bytes) -> aio_pika.abc.AbstractIncomingMessage:
         """The dead letter whose body holds the marker; the others stay where they are."""
@@ -170,7 +170,7 @@ class Lab:
         """Afresh: a client takes its settings from the environment when it is made."""
         for name in [name for name in sys.modules if name.startswith(WORKFLOWS)]:
             del sys.modules[name]
-        with _environment(self.stack.environment | self.environment):
+        with _environment(self.stack.variables | self.variables):
             return importlib.import_module(WORKFLOWS)
 
 

@@ -8,9 +8,9 @@ from sublet_platform.settings import ServiceSettings
 from sublet_protocol import ids
 
 
-async def leftovers(stack: Stack) -> list[str]:
+async def find_leaks(stack: Stack) -> list[str]:
     """The timers and the waits for events whose run has ended, of all runs that the stack has seen."""
-    database = connect(stack.environment["SUBLET_MONGO_URL"], ServiceSettings().mongo_database)
+    database = connect(stack.variables["SUBLET_MONGO_URL"], ServiceSettings().mongo_database)
     try:
         ended = {run["_id"] for run in await database.find("runs", {"finished_at": {"$gt": 0}})}
         waits = [*await database.find("timers", {}), *await database.find("subscriptions", {})]

@@ -28,13 +28,13 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Process:
     """One service or worker. Its log goes on over restarts; its HTTP port stays the same."""
 
-    def __init__(self, name: str, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, name: str, arguments: list[str], variables: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.log = log
         self._arguments = arguments
         self._port = choose_ports("http")["http"]
         http = {"SUBLET_HTTP_HOST": "127.0.0.1", "SUBLET_HTTP_PORT": str(self._port)}
-        self._environment = {**os.environ, **environment, **http}
+        self._environment = {**os.environ, **variables, **http}
         self._child: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
@@ -79,7 +79,7 @@ class Process:
         """SIGSTOP: alive, but does nothing."""
         self._signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
     def wait_for_end(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
@@ -91,7 +91,7 @@ class Process:
         """As `terminate`; what does not end in time is killed."""
         if not self.running:
             return
-        self.go_on()
+        self.resume()
         self.terminate()
         try:
             self.wait_for_end(grace_s)

@@ -27,7 +27,7 @@ class GuardedStack(Stack):
         return f"amqp://{user}:{self._passwords[user]}@127.0.0.1:{self.rabbit.port}/"
 
     @property
-    def environment(self) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
         """That of workers and clients."""
         return {"SUBLET_AMQP_URL": self.url(WORKER)}
 
@@ -42,9 +42,9 @@ class GuardedStack(Stack):
         definitions.write_text(json.dumps({"users": users, "permissions": permissions}))
         self.rabbit.ctl("import_definitions", str(definitions))
 
-    def launch(self, service: str, environment: dict[str, str] | None = None) -> Process:
+    def launch(self, service: str, variables: dict[str, str] | None = None) -> Process:
         addresses = {"SUBLET_AMQP_URL": self.url(SERVICE), "SUBLET_MONGO_URL": self.mongo.url}
-        return super().launch(service, addresses | (environment or {}))
+        return super().launch(service, addresses | (variables or {}))
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ class Stack:
         return self.rabbit
 
     @property
-    def environment(self) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
         """What tells services and workers where the servers are."""
         return {"SUBLET_AMQP_URL": self.rabbit.url, "SUBLET_MONGO_URL": self.mongo.url}
 
@@ -48,15 +48,15 @@ class Stack:
         for process in self.processes:
             process.wait_until_ready()
 
-    def launch(self, service: str, environment: dict[str, str] | None = None) -> Process:
+    def launch(self, service: str, variables: dict[str, str] | None = None) -> Process:
         """One more process of this service; does not wait until it is ready."""
-        return self.run(service, [command(f"sublet-{service}")], environment or {})
+        return self.run(service, [command(f"sublet-{service}")], variables or {})
 
-    def run(self, name: str, arguments: list[str], environment: dict[str, str]) -> Process:
+    def run(self, name: str, arguments: list[str], variables: dict[str, str]) -> Process:
         """A process that is stopped with the stack."""
         self._started += 1
         name = f"{name}-{self._started}"
-        process = Process(name, arguments, self.environment | environment, self.directory / f"{name}.log")
+        process = Process(name, arguments, self.variables | variables, self.directory / f"{name}.log")
         self.processes.append(process)
         process.start()
         return process
@@ -93,7 +93,7 @@ class Stack:
             for surplus in self.of(service)[1:]:
                 self.forget(surplus)
             process = next(iter(self.of(service)), None) or self.launch(service)
-            process.go_on()
+            process.resume()
             process.wait_until_ready()
 
     def show_logs(self) -> None:
@@ -126,7 +126,7 @@ class ClusterStack(Stack):
         return self.cluster.living
 
     @property
-    def environment(self) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
         return {"SUBLET_AMQP_URL": self.cluster.url, "SUBLET_MONGO_URL": self._database.url}
 
     def start_servers(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 LOOK_INTERVAL_S = 0.02
 
 
-class Ledger:
+class TaskJournal:
     """Append-only. An entry is one line, written by one system call: entries of many processes never mix."""
 
     def __init__(self, directory: Path) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pydantic
 import pytest
 
-from acceptance.environment import Lab, eventually
+from acceptance.environment import Environment, eventually
 from acceptance.stack import SERVICES, Stack
 from sublet import (
     DefaultFilter,
@@ -22,7 +22,7 @@ from sublet import (
     UserEventCondition,
 )
 from sublet_protocol import limits
-from sublet_protocol.ids import slot_key
+from sublet_protocol.ids import bucket_key
 from sublet_protocol.messages import Finished, RunRequest, encode
 
 pytestmark = pytest.mark.real
@@ -31,23 +31,23 @@ pytestmark = pytest.mark.real
 # --- from callers ---------------------------------------------------------------------------------------------
 
 
-async def test_running_what_no_worker_knows_is_refused_with_a_hint(lab: Lab) -> None:
+async def test_running_what_no_worker_knows_is_refused_with_a_hint(environment: Environment) -> None:
     with pytest.raises(UnknownWorkflowError, match="start a worker that has it"):
-        await lab.client.stubs.task(name="nobody-knows-me").aio_run()
+        await environment.client.stubs.task(name="nobody-knows-me").aio_run()
 
 
-async def test_input_that_does_not_fit_is_refused_at_the_caller(lab: Lab) -> None:
-    w = lab.workflows
+async def test_input_that_does_not_fit_is_refused_at_the_caller(environment: Environment) -> None:
+    w = environment.workflows
     with pytest.raises(pydantic.ValidationError):
         await w.double.aio_run({"n": "many"})
     with pytest.raises(ValueError, match="the limit is 1,048,576"):
         await w.mirror_dict.aio_run({"much": "x" * limits.PAYLOAD_MAX_BYTES})
     with pytest.raises(ValueError, match="the limit is 1,048,576"):
-        await lab.client.event.aio_push("big", {"much": "x" * limits.PAYLOAD_MAX_BYTES})
+        await environment.client.event.aio_push("big", {"much": "x" * limits.PAYLOAD_MAX_BYTES})
 
 
-async def test_declarations_that_cannot_work_are_refused_when_they_are_made(lab: Lab) -> None:
-    client = lab.client
+async def test_declarations_that_cannot_work_are_refused_when_they_are_made(environment: Environment) -> None:
+    client = environment.client
     twice = client.workflow(name="twice")
 
     @twice.task(name="same")
@@ -66,22 +66,22 @@ async def test_declarations_that_cannot_work_are_refused_when_they_are_made(lab:
         client.worker("never", workflows=[cyclic])
 
 
-async def test_a_bad_expression_is_refused_when_it_is_made(lab: Lab) -> None:
+async def test_a_bad_expression_is_refused_when_it_is_made(environment: Environment) -> None:
     for bad in ("input.", "input.n ==", "unknown_function(input.n)"):
         with pytest.raises(ValueError, match="expression"):
             UserEventCondition("key", bad)
     with pytest.raises(ValueError, match="expression"):
-        ParentCondition(lab.workflows.reserve, "output.n >")
+        ParentCondition(environment.workflows.reserve, "output.n >")
     with pytest.raises(ValueError, match="expression"):
         DefaultFilter(expression="input.n >", scope="s")
 
 
-async def test_a_bad_expression_in_a_durable_task_fails_that_task_alone(lab: Lab) -> None:
-    await lab.worker("await_badly", "await_payment", durable_slots=1)
-    good = await lab.workflows.await_payment.aio_run(lab.workflows.Number(n=1), wait_for_result=False)
+async def test_a_bad_expression_in_a_durable_task_fails_that_task_alone(environment: Environment) -> None:
+    await environment.worker("await_badly", "await_payment", durable_slots=1)
+    good = await environment.workflows.await_payment.aio_run(environment.workflows.Number(n=1), wait_for_result=False)
     with pytest.raises(FailedTaskRunExceptionGroup, match="expression"):
-        await lab.workflows.await_badly.aio_run()
-    await lab.client.event.aio_push("paid", {"order": 1, "amount": 2})
+        await environment.workflows.await_badly.aio_run()
+    await environment.client.event.aio_push("paid", {"order": 1, "amount": 2})
     assert (await good.aio_result()).amount == 2
 
 
@@ -97,19 +97,21 @@ QUEUES = {
 
 
 @pytest.mark.parametrize("whom", QUEUES)
-async def test_a_malformed_message_goes_to_the_dead_with_a_reason_and_harms_no_other(lab: Lab, whom: str) -> None:
-    await lab.worker("journey", "double", slots=1, durable_slots=1)
-    lab.ledger.open_gate("journey")
-    run = await lab.workflows.journey.aio_run(wait_for_result=False)
+async def test_a_malformed_message_goes_to_the_dead_with_a_reason_and_harms_no_other(
+    environment: Environment, whom: str
+) -> None:
+    await environment.worker("journey", "double", slots=1, durable_slots=1)
+    environment.journal.open_gate("journey")
+    run = await environment.workflows.journey.aio_run(wait_for_result=False)
     exchange, key = QUEUES[whom]
     for form in (b"%s is no JSON", b'[{"t": "Nonsense", "x": "%s"}]', b'{"t": "Tick", "at": "%s"}'):
         marker = uuid.uuid4().hex.encode()
-        await lab.publish(exchange, key, form % marker)
-        dead = await lab.dead_letter(marker)
+        await environment.publish(exchange, key, form % marker)
+        dead = await environment.dead_letter(marker)
         assert dead.headers["x-sublet-reason"]
         assert dead.headers["x-sublet-routing-key"] == key
-    await lab.until_written("journey invoked", 2)
-    await lab.client.event.aio_push("answer", {})
+    await environment.until_written("journey invoked", 2)
+    await environment.client.event.aio_push("answer", {})
     await run.aio_result()
 
 
@@ -125,31 +127,31 @@ async def test_a_malformed_message_goes_to_the_dead_with_a_reason_and_harms_no_o
     ids=["no JSON", "no object", "no UTF-8", "too large", "too deep"],
 )
 async def test_an_event_that_is_none_goes_to_the_dead_and_those_around_it_are_heard(
-    lab: Lab, form: bytes, reason: str
+    environment: Environment, form: bytes, reason: str
 ) -> None:
-    await lab.worker("on_number", slots=1)
+    await environment.worker("on_number", slots=1)
     marker = uuid.uuid4().hex.encode()
-    await lab.publish_event("number.before", b'{"n": 1}')
-    await lab.publish_event("number.bad", form % marker)
-    await lab.publish_event("number.after", b'{"n": 2}')
-    dead = await lab.dead_letter(marker)
+    await environment.publish_event("number.before", b'{"n": 1}')
+    await environment.publish_event("number.bad", form % marker)
+    await environment.publish_event("number.after", b'{"n": 2}')
+    dead = await environment.dead_letter(marker)
     assert reason in str(dead.headers["x-sublet-reason"])
-    await lab.until_written("triggered", n=1)
-    await lab.until_written("triggered", n=2)
-    assert lab.ledger.count("triggered") == 2
+    await environment.until_written("triggered", n=1)
+    await environment.until_written("triggered", n=2)
+    assert environment.journal.count("triggered") == 2
 
 
-async def test_a_request_too_large_goes_to_the_dead_and_its_shard_works_on(lab: Lab) -> None:
-    await lab.worker("double", slots=1)
+async def test_a_request_too_large_goes_to_the_dead_and_its_shard_works_on(environment: Environment) -> None:
+    await environment.worker("double", slots=1)
     run_id, marker = str(uuid.uuid4()), uuid.uuid4().hex
     huge = json.dumps({"n": 1, "much": marker + "x" * limits.PAYLOAD_MAX_BYTES}).encode()
-    name = f"{lab.namespace}double"
-    await lab.publish("sublet.requests", slot_key(run_id), _request(run_id, name, huge))
-    dead = await lab.dead_letter(marker.encode())
+    name = f"{environment.namespace}double"
+    await environment.publish("sublet.requests", bucket_key(run_id), _request(run_id, name, huge))
+    dead = await environment.dead_letter(marker.encode())
     assert "at most 1,048,576 are allowed" in str(dead.headers["x-sublet-reason"])
-    sibling = next(each for each in iter(lambda: str(uuid.uuid4()), "") if slot_key(each) == slot_key(run_id))
-    await lab.publish("sublet.requests", slot_key(run_id), _request(sibling, name, b'{"n": 3}'))
-    assert await lab.client.runs.aio_get_result(sibling) == {"double": {"n": 6}}
+    sibling = next(each for each in iter(lambda: str(uuid.uuid4()), "") if bucket_key(each) == bucket_key(run_id))
+    await environment.publish("sublet.requests", bucket_key(run_id), _request(sibling, name, b'{"n": 3}'))
+    assert await environment.client.runs.aio_get_result(sibling) == {"double": {"n": 6}}
 
 
 def _request(run_id: str, workflow: str, body: bytes) -> bytes:
@@ -157,26 +159,26 @@ def _request(run_id: str, workflow: str, body: bytes) -> bytes:
     return encode([RunRequest(run_id, workflow, input=msgspec.Raw(marker))]).replace(marker, body)
 
 
-async def test_reports_under_leases_that_never_were_change_nothing(lab: Lab) -> None:
-    await lab.worker("work", slots=1)
-    run = await lab.workflows.work.aio_run(lab.workflows.Named(name="a"), wait_for_result=False)
-    await lab.until_written("work began")
+async def test_reports_under_leases_that_never_were_change_nothing(environment: Environment) -> None:
+    await environment.worker("work", slots=1)
+    run = await environment.workflows.work.aio_run(environment.workflows.Named(name="a"), wait_for_result=False)
+    await environment.until_written("work began")
     run_id = run.workflow_run_id
     for lease in (f"{run_id}.work@99", f"{run_id}.nothing@1", f"{uuid.uuid4()}.work@1"):
-        await lab.report(Finished(lease, None))
-    lab.ledger.open_gate("a")
+        await environment.report(Finished(lease, None))
+    environment.journal.open_gate("a")
     assert (await run.aio_result()).worker
 
 
-async def test_a_ticket_that_cannot_be_read_costs_nobody_a_slot(lab: Lab) -> None:
-    await lab.worker("double", slots=1)
-    await lab.workflows.double.aio_run(lab.workflows.Number(n=1))
-    async with await lab.amqp() as connection:
+async def test_a_ticket_that_cannot_be_read_costs_nobody_a_slot(environment: Environment) -> None:
+    await environment.worker("double", slots=1)
+    await environment.workflows.double.aio_run(environment.workflows.Number(n=1))
+    async with await environment.amqp() as connection:
         channel = await connection.channel()
-        (pool,) = [q for q in lab.stack.rabbit.ctl("list_queues", "name").split() if lab.namespace in q]
+        (pool,) = [q for q in environment.stack.rabbit.ctl("list_queues", "name").split() if environment.namespace in q]
         await channel.default_exchange.publish(aio_pika.Message(b"no ticket"), pool)
         await channel.default_exchange.publish(aio_pika.Message(b'{"t":"Ticket","id":"x"}'), pool)
-    assert (await lab.workflows.double.aio_run(lab.workflows.Number(n=2))).n == 4
+    assert (await environment.workflows.double.aio_run(environment.workflows.Number(n=2))).n == 4
 
 
 # --- servers that are not there -------------------------------------------------------------------------------
@@ -185,10 +187,10 @@ async def test_a_ticket_that_cannot_be_read_costs_nobody_a_slot(lab: Lab) -> Non
 async def test_services_and_workers_that_start_before_their_servers_wait_for_them(
     fresh_stack: Stack, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    lab = Lab(fresh_stack, tmp_path_factory.mktemp("lab"))
+    environment = Environment(fresh_stack, tmp_path_factory.mktemp("environment"))
     try:
         processes = [fresh_stack.launch(service) for service in SERVICES]
-        processes.append(lab.launch_worker("double", slots=1))
+        processes.append(environment.launch_worker("double", slots=1))
         for process in processes:
             await eventually(process.health, f"{process} answers")
             assert not process.ready
@@ -200,6 +202,6 @@ async def test_services_and_workers_that_start_before_their_servers_wait_for_the
         await asyncio.to_thread(fresh_stack.mongo.start)
         for process in processes:
             await asyncio.to_thread(process.wait_until_ready)
-        assert (await lab.workflows.double.aio_run(lab.workflows.Number(n=2))).n == 4
+        assert (await environment.workflows.double.aio_run(environment.workflows.Number(n=2))).n == 4
     finally:
-        lab.close()
+        environment.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from acceptance.environment import Lab
+from acceptance.environment import Environment
 from acceptance.prometheus import (
     OF_THE_BROKER,
     ONLY_IN_TROUBLE,
@@ -27,10 +27,10 @@ pytestmark = pytest.mark.real
 GROUPED = re.compile(r"by \(([^)]+)\) \((?:rate|increase)?\(?(sublet_[a-z_]+)")
 
 
-async def test_the_services_show_what_the_dashboard_asks_for(lab: Lab, stack: Stack) -> None:
-    await lab.worker("double", slots=1)
-    await lab.workflows.double.aio_run(lab.workflows.Number(n=1))
-    await lab.publish_event("seen.by.nobody", b"{}")
+async def test_the_services_show_what_the_dashboard_asks_for(environment: Environment, stack: Stack) -> None:
+    await environment.worker("double", slots=1)
+    await environment.workflows.double.aio_run(environment.workflows.Number(n=1))
+    await environment.publish_event("seen.by.nobody", b"{}")
     shown = labels_by_name(stack)
     for expression in expressions():
         for name in metrics_of(expression) - ONLY_IN_TROUBLE - OF_THE_BROKER:
@@ -54,14 +54,18 @@ def prometheus(stack: Stack, tmp_path: Path) -> Iterator[OwnPrometheus]:
 
 
 @pytest.mark.tries("prometheus")
-async def test_prometheus_has_something_to_draw_in_every_panel(lab: Lab, prometheus: OwnPrometheus) -> None:
+async def test_prometheus_has_something_to_draw_in_every_panel(
+    environment: Environment, prometheus: OwnPrometheus
+) -> None:
     since = time.time()
-    await lab.worker("voyage", "await_payment", "double", slots=1, durable_slots=1)
-    payment = await lab.workflows.await_payment.aio_run(lab.workflows.Number(n=1), wait_for_result=False)
-    await lab.until_evicted(payment.workflow_run_id)
-    await lab.publish_event("paid", b'{"order": 1, "amount": 2}')
+    await environment.worker("durable_dag", "await_payment", "double", slots=1, durable_slots=1)
+    payment = await environment.workflows.await_payment.aio_run(
+        environment.workflows.Number(n=1), wait_for_result=False
+    )
+    await environment.until_evicted(payment.workflow_run_id)
+    await environment.publish_event("paid", b'{"order": 1, "amount": 2}')
     await payment.aio_result()
-    await lab.workflows.voyage.aio_run(lab.workflows.Number(n=1))
+    await environment.workflows.durable_dag.aio_run(environment.workflows.Number(n=1))
     await every_panel_draws(prometheus, since, "15s", without=ONLY_IN_TROUBLE | OF_THE_BROKER)
 
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.real
 
 def test_everything_in_the_demo_comes_true(stack: Stack) -> None:
     metrics = {"SUBLET_SCHEDULER_METRICS_URLS": stack.the("scheduler").url("/metrics")}
-    assert_all_came_true(play(stack.environment | metrics))
+    assert_all_came_true(play(stack.variables | metrics))
 
 
 def test_without_a_broker_the_demo_fails_and_says_so() -> None:

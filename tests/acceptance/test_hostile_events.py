@@ -12,7 +12,7 @@ from random import Random
 import aio_pika
 import pytest
 
-from acceptance.environment import Lab, eventually
+from acceptance.environment import Environment, eventually
 from acceptance.processes import Process
 from acceptance.raw_amqp import HEADERS_FLAG, MESSAGE_ID_FLAG, TIMESTAMP_FLAG, header_table, long, short, wire_client
 from acceptance.restricted_users import PUBLISHER, GuardedStack, guarded_stack
@@ -84,21 +84,21 @@ def stack(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gu
 
 
 async def test_each_odd_message_is_an_event_or_dead_with_a_reason_and_those_after_it_are_heard(
-    lab: Lab, stack: GuardedStack
+    environment: Environment, stack: GuardedStack
 ) -> None:
-    await lab.worker("on_number", slots=1)
+    await environment.worker("on_number", slots=1)
     refused: list[bytes] = []
     with wire_client(stack.url(PUBLISHER)) as client:
         for place, name in enumerate([*PROPERTIES, *KEYS]):
             marker = uuid.uuid4().hex.encode()
             flags, properties = PROPERTIES.get(name, (0, b""))
-            key = KEYS.get(name, lab.namespace.encode() + b"odd")
+            key = KEYS.get(name, environment.namespace.encode() + b"odd")
             assert client.publish("sublet.events", key, b'{"marker": "%s"}' % marker, flags, properties), name
-            assert client.publish("sublet.events", f"{lab.namespace}number.x".encode(), b'{"n": %d}' % place)
+            assert client.publish("sublet.events", f"{environment.namespace}number.x".encode(), b'{"n": %d}' % place)
             if name in REFUSED:
                 refused.append(marker)
     for place in range(len(PROPERTIES) + len(KEYS)):
-        await lab.until_written("triggered", n=place)
+        await environment.until_written("triggered", n=place)
     letters = [letter async for letter in dead_letters(stack)]
     for name, marker in zip(REFUSED, sorted(refused, key=refused.index), strict=True):
         (letter,) = [each for each in letters if marker in each.body]
@@ -107,8 +107,10 @@ async def test_each_odd_message_is_an_event_or_dead_with_a_reason_and_those_afte
     assert all(process.ready for process in stack.processes)
 
 
-async def test_hundreds_of_mutations_among_good_events_harm_none_of_them(lab: Lab, stack: GuardedStack) -> None:
-    await lab.worker("on_number", slots=1)
+async def test_hundreds_of_mutations_among_good_events_harm_none_of_them(
+    environment: Environment, stack: GuardedStack
+) -> None:
+    await environment.worker("on_number", slots=1)
     before = {process: resident_bytes(process) for process in stack.processes}
     handled = stack.metric("event-ingest", "sublet_events_total")
     dead = stack.metric("event-ingest", "sublet_events_total", outcome="refused")
@@ -118,13 +120,15 @@ async def test_hundreds_of_mutations_among_good_events_harm_none_of_them(lab: La
         for place in range(HOSTILE):
             body = mutated(chance.choice(EVENTS), chance)
             flags, properties = PROPERTIES[chance.choice(list(PROPERTIES))] if chance.random() < 0.5 else (0, b"")
-            assert client.publish("sublet.events", f"{lab.namespace}odd".encode(), body, flags, properties)
+            assert client.publish("sublet.events", f"{environment.namespace}odd".encode(), body, flags, properties)
             published += 1
             if place % GOOD_EVERY == 0:
-                assert client.publish("sublet.events", f"{lab.namespace}number.x".encode(), b'{"n": %d}' % place)
+                assert client.publish(
+                    "sublet.events", f"{environment.namespace}number.x".encode(), b'{"n": %d}' % place
+                )
                 published += 1
     for place in range(0, HOSTILE, GOOD_EVERY):
-        await lab.until_written("triggered", n=place)
+        await environment.until_written("triggered", n=place)
     await eventually(
         lambda: stack.metric("event-ingest", "sublet_events_total") - handled == published, "every event is settled"
     )
@@ -134,8 +138,10 @@ async def test_hundreds_of_mutations_among_good_events_harm_none_of_them(lab: La
     stay_well(stack, before)
 
 
-async def test_a_flood_of_the_largest_messages_does_not_fill_the_memory(lab: Lab, stack: GuardedStack) -> None:
-    await lab.worker("on_number", slots=1)
+async def test_a_flood_of_the_largest_messages_does_not_fill_the_memory(
+    environment: Environment, stack: GuardedStack
+) -> None:
+    await environment.worker("on_number", slots=1)
     before = {process: resident_bytes(process) for process in stack.processes}
     peak = dict(before)
     largest = json.dumps({"x": "y" * (limits.PAYLOAD_MAX_BYTES - 100)}).encode()
@@ -144,10 +150,10 @@ async def test_a_flood_of_the_largest_messages_does_not_fill_the_memory(lab: Lab
         events = await (await connection.channel()).get_exchange("sublet.events", ensure=False)
         for place in range(60):
             body = too_large if place % 4 == 0 else largest
-            await events.publish(aio_pika.Message(body), f"{lab.namespace}large")
+            await events.publish(aio_pika.Message(body), f"{environment.namespace}large")
             peak = {process: max(bytes_, resident_bytes(process)) for process, bytes_ in peak.items()}
-    await lab.publish_event("number.after", b'{"n": 1}')
-    await lab.until_written("triggered", n=1)
+    await environment.publish_event("number.after", b'{"n": 1}')
+    await environment.until_written("triggered", n=1)
     for process, most in peak.items():
         assert most - before[process] < GROWTH_MAX_BYTES, process
     stay_well(stack, before)

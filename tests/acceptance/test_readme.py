@@ -52,15 +52,15 @@ def test_a_payment_published_from_node_completes_the_order(shop: Path, stack: St
 
 
 def assert_paid_by(pay: list[str], shop: Path, stack: Stack) -> None:
-    environment = os.environ | stack.environment
+    variables = os.environ | stack.variables
     output = shop / "start.log"
     with output.open("w") as log:
-        start = subprocess.Popen([command("python"), "-u", "start.py"], cwd=shop, env=environment, stdout=log)
+        start = subprocess.Popen([command("python"), "-u", "start.py"], cwd=shop, env=variables, stdout=log)
     try:
         wait_until(lambda: "parcel" in output.read_text(), PATIENCE_S, "the DAG did not end")
         assert re.search(r"\{'reserve': \{'shelf': 2\}, 'pack': \{'parcel': 'from shelf 2'\}\}", output.read_text())
         assert "outcome" not in output.read_text()
-        subprocess.run(pay, cwd=shop, env=environment, check=True, timeout=PATIENCE_S)
+        subprocess.run(pay, cwd=shop, env=variables, check=True, timeout=PATIENCE_S)
         assert start.wait(PATIENCE_S) == 0
     finally:
         start.kill()

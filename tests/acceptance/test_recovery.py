@@ -8,9 +8,9 @@ from textwrap import dedent
 
 import pytest
 
-from acceptance.environment import Lab, a_while, eventually
+from acceptance.environment import Environment, a_while, eventually
 from acceptance.stack import Stack
-from chaos.durable_dag_load import everybody_lands, sail
+from chaos.durable_dag_load import assert_all_completed, start_runs
 from sublet import FailedTaskRunExceptionGroup, RunStatus
 
 pytestmark = pytest.mark.real
@@ -19,100 +19,102 @@ pytestmark = pytest.mark.real
 # --- workers --------------------------------------------------------------------------------------------------
 
 
-async def test_a_waiting_task_goes_on_elsewhere_after_its_worker_was_killed(lab: Lab) -> None:
-    first = await lab.worker("journey", "double", slots=1, durable_slots=1)
-    run = await lab.workflows.journey.aio_run(wait_for_result=False)
-    await lab.until_written("journey invoked", 2)  # its child is back
-    await lab.until_evicted(run.workflow_run_id)
+async def test_a_waiting_task_goes_on_elsewhere_after_its_worker_was_killed(environment: Environment) -> None:
+    first = await environment.worker("journey", "double", slots=1, durable_slots=1)
+    run = await environment.workflows.journey.aio_run(wait_for_result=False)
+    await environment.until_written("journey invoked", 2)  # its child is back
+    await environment.until_evicted(run.workflow_run_id)
     first.kill()
-    await lab.worker("journey", "double", slots=1, durable_slots=1)
-    lab.ledger.open_gate("journey")
-    await lab.client.event.aio_push("answer", {"n": 42})
+    await environment.worker("journey", "double", slots=1, durable_slots=1)
+    environment.journal.open_gate("journey")
+    await environment.client.event.aio_push("answer", {"n": 42})
     result = await run.aio_result()
     assert len(set(result.workers)) == 2
     assert (result.receipt, result.doubled, result.answer) == (1, 42, {"n": 42})
-    assert lab.ledger.count("charged") == 1
-    assert lab.ledger.count("doubled") == 1
+    assert environment.journal.count("charged") == 1
+    assert environment.journal.count("doubled") == 1
 
 
-async def test_a_working_task_goes_on_elsewhere_after_its_worker_was_killed(lab: Lab) -> None:
-    first = await lab.worker("journey", "double", slots=1, durable_slots=1)
-    run = await lab.workflows.journey.aio_run(wait_for_result=False)
-    await lab.until_written("journey invoked", 2)  # its child is back
-    await lab.client.event.aio_push("answer", {})
-    await lab.until_written("journey answered")
-    await lab.worker("journey", "double", slots=1, durable_slots=1)
+async def test_a_working_task_goes_on_elsewhere_after_its_worker_was_killed(environment: Environment) -> None:
+    first = await environment.worker("journey", "double", slots=1, durable_slots=1)
+    run = await environment.workflows.journey.aio_run(wait_for_result=False)
+    await environment.until_written("journey invoked", 2)  # its child is back
+    await environment.client.event.aio_push("answer", {})
+    await environment.until_written("journey answered")
+    await environment.worker("journey", "double", slots=1, durable_slots=1)
     first.kill()
-    await lab.until_written("journey answered", 2)
-    lab.ledger.open_gate("journey")
+    await environment.until_written("journey answered", 2)
+    environment.journal.open_gate("journey")
     result = await run.aio_result()
     assert len(set(result.workers)) == 2
-    assert lab.ledger.count("charged") == 1
-    assert lab.ledger.count("doubled") == 1
-    (task,) = (await lab.details(run.workflow_run_id)).tasks
+    assert environment.journal.count("charged") == 1
+    assert environment.journal.count("doubled") == 1
+    (task,) = (await environment.details(run.workflow_run_id)).tasks
     assert task.status == RunStatus.COMPLETED
 
 
-async def test_ordinary_tasks_of_a_killed_worker_run_again_elsewhere(lab: Lab) -> None:
-    first = await lab.worker("work", slots=3)
-    work, named = lab.workflows.work, lab.workflows.Named
+async def test_ordinary_tasks_of_a_killed_worker_run_again_elsewhere(environment: Environment) -> None:
+    first = await environment.worker("work", slots=3)
+    work, named = environment.workflows.work, environment.workflows.Named
     runs = [await work.aio_run(named(name=name), wait_for_result=False) for name in "abcde"]
-    await lab.until_written("work began", 3)
+    await environment.until_written("work began", 3)
     first.kill()
-    await lab.worker("work", slots=5)
+    await environment.worker("work", slots=5)
     for name in "abcde":
-        lab.ledger.open_gate(name)
+        environment.journal.open_gate(name)
     results = await asyncio.gather(*(run.aio_result() for run in runs))
     assert len({result.worker for result in results}) == 1
-    assert lab.ledger.count("work ended") == 5
+    assert environment.journal.count("work ended") == 5
 
 
-async def test_a_worker_that_was_frozen_too_long_is_not_listened_to(lab: Lab) -> None:
-    first = await lab.worker("work", slots=1)
-    run = await lab.workflows.work.aio_run(lab.workflows.Named(name="a"), wait_for_result=False)
-    await lab.until_written("work began")
-    await lab.worker("work", slots=1)
+async def test_a_worker_that_was_frozen_too_long_is_not_listened_to(environment: Environment) -> None:
+    first = await environment.worker("work", slots=1)
+    run = await environment.workflows.work.aio_run(environment.workflows.Named(name="a"), wait_for_result=False)
+    await environment.until_written("work began")
+    await environment.worker("work", slots=1)
     first.pause()
-    await lab.until_written("work began", 2)
-    first.go_on()
-    lab.ledger.open_gate("a")
+    await environment.until_written("work began", 2)
+    first.resume()
+    environment.journal.open_gate("a")
     result = await run.aio_result()
     await a_while()
-    assert (await lab.details(run.workflow_run_id)).run.status == RunStatus.COMPLETED
-    (task,) = (await lab.details(run.workflow_run_id)).tasks
+    assert (await environment.details(run.workflow_run_id)).run.status == RunStatus.COMPLETED
+    (task,) = (await environment.details(run.workflow_run_id)).tasks
     assert task.output == {"worker": result.worker, "invocations": 0}
 
 
-async def test_a_worker_that_is_told_to_stop_lets_waiting_tasks_go_and_finishes_working_ones(lab: Lab) -> None:
-    first = await lab.worker("stay", "work", slots=1, durable_slots=1)
-    waiting = await lab.workflows.stay.aio_run(lab.workflows.Named(name="a"), wait_for_result=False)
-    working = await lab.workflows.work.aio_run(lab.workflows.Named(name="b"), wait_for_result=False)
-    await lab.until_written("stay invoked")
-    await lab.until_written("work began")
+async def test_a_worker_that_is_told_to_stop_lets_waiting_tasks_go_and_finishes_working_ones(
+    environment: Environment,
+) -> None:
+    first = await environment.worker("stay", "work", slots=1, durable_slots=1)
+    waiting = await environment.workflows.stay.aio_run(environment.workflows.Named(name="a"), wait_for_result=False)
+    working = await environment.workflows.work.aio_run(environment.workflows.Named(name="b"), wait_for_result=False)
+    await environment.until_written("stay invoked")
+    await environment.until_written("work began")
     first.terminate()
-    await lab.until_evicted(waiting.workflow_run_id)
+    await environment.until_evicted(waiting.workflow_run_id)
     assert first.running, "it still works"
-    lab.ledger.open_gate("b")
+    environment.journal.open_gate("b")
     await working.aio_result()
     assert first.wait_for_end() == 0
-    assert lab.ledger.count("work began") == 1
+    assert environment.journal.count("work began") == 1
 
-    await lab.worker("stay", "work", slots=1, durable_slots=1)
-    await lab.client.event.aio_push("leave", {"name": "a"})
+    await environment.worker("stay", "work", slots=1, durable_slots=1)
+    await environment.client.event.aio_push("leave", {"name": "a"})
     assert (await waiting.aio_result()).invocations == 2
 
 
-async def test_a_lifespan_lasts_until_the_last_task_has_ended(lab: Lab) -> None:
-    worker = await lab.worker("use_lifespan", slots=1, environment={"SUBLET_TEST_LIFESPAN": "lifespan"})
-    run = await lab.workflows.use_lifespan.aio_run(lab.workflows.Named(name="a"), wait_for_result=False)
-    await lab.until_written("work began")
+async def test_a_lifespan_lasts_until_the_last_task_has_ended(environment: Environment) -> None:
+    worker = await environment.worker("use_lifespan", slots=1, variables={"SUBLET_TEST_LIFESPAN": "lifespan"})
+    run = await environment.workflows.use_lifespan.aio_run(environment.workflows.Named(name="a"), wait_for_result=False)
+    await environment.until_written("work began")
     worker.terminate()
     await a_while()
-    assert lab.ledger.count("lifespan ended") == 0
-    lab.ledger.open_gate("a")
+    assert environment.journal.count("lifespan ended") == 0
+    environment.journal.open_gate("a")
     assert await run.aio_result() == {"pool": "of connections"}
     assert worker.wait_for_end() == 0
-    assert [entry["what"] for entry in lab.ledger.all()] == [
+    assert [entry["what"] for entry in environment.journal.all()] == [
         "lifespan began",
         "work began",
         "work ended",
@@ -120,17 +122,17 @@ async def test_a_lifespan_lasts_until_the_last_task_has_ended(lab: Lab) -> None:
     ]
 
 
-async def test_a_second_signal_ends_a_worker_at_once_and_its_task_runs_elsewhere(lab: Lab) -> None:
-    first = await lab.worker("work", slots=1)
-    run = await lab.workflows.work.aio_run(lab.workflows.Named(name="a"), wait_for_result=False)
-    await lab.until_written("work began")
+async def test_a_second_signal_ends_a_worker_at_once_and_its_task_runs_elsewhere(environment: Environment) -> None:
+    first = await environment.worker("work", slots=1)
+    run = await environment.workflows.work.aio_run(environment.workflows.Named(name="a"), wait_for_result=False)
+    await environment.until_written("work began")
     first.terminate()
     await eventually(lambda: not first.ready, "the worker is leaving")
     first.terminate()
     assert first.wait_for_end() != 0
-    await lab.worker("work", slots=1)
-    await lab.until_written("work began", 2)
-    lab.ledger.open_gate("a")
+    await environment.worker("work", slots=1)
+    await environment.until_written("work began", 2)
+    environment.journal.open_gate("a")
     await run.aio_result()
 
 
@@ -150,16 +152,16 @@ AFTER = BEFORE.replace('ctx.aio_wait_for_event("go on")', "double.aio_run(Number
 
 
 async def test_code_that_changed_between_checkpoints_is_told_what_was_recorded_and_what_it_asks(
-    lab: Lab, tmp_path: Path
+    environment: Environment, tmp_path: Path
 ) -> None:
     module = tmp_path / "changing.py"
     module.write_text(dedent(BEFORE))
-    first = await lab.worker(app="changing:worker", path=tmp_path)
-    changing = lab.client.stubs.task(name="changing")
+    first = await environment.worker(app="changing:worker", path=tmp_path)
+    changing = environment.client.stubs.task(name="changing")
     run = await changing.aio_run(wait_for_result=False)
 
     async def waits_for_the_event() -> bool:
-        (task,) = (await lab.details(run.workflow_run_id)).tasks
+        (task,) = (await environment.details(run.workflow_run_id)).tasks
         return task.is_evicted and task.invocation == 2
 
     await eventually(waits_for_the_event, "the run waits for its event")
@@ -167,8 +169,8 @@ async def test_code_that_changed_between_checkpoints_is_told_what_was_recorded_a
     first.wait_for_end()
 
     module.write_text(dedent(AFTER))
-    await lab.worker(app="changing:worker", path=tmp_path)
-    await lab.client.event.aio_push("go on", {})
+    await environment.worker(app="changing:worker", path=tmp_path)
+    await environment.client.event.aio_push("go on", {})
     with pytest.raises(FailedTaskRunExceptionGroup) as failed:
         await run.aio_result()
     (error,) = failed.value.exceptions
@@ -177,59 +179,67 @@ async def test_code_that_changed_between_checkpoints_is_told_what_was_recorded_a
     assert "event" in error.exc
     assert "go on" in error.exc, "what was recorded"
     assert "double" in error.exc, "what was asked"
-    assert lab.ledger.count("doubled") == 0
+    assert environment.journal.count("doubled") == 0
 
 
 # --- services -------------------------------------------------------------------------------------------------
 
 
-async def test_shards_move_within_seconds_when_a_scheduler_is_killed(lab: Lab, mended_stack: Stack) -> None:
-    await lab.worker("voyage", "double", slots=4, durable_slots=4)
+async def test_shards_move_within_seconds_when_a_scheduler_is_killed(
+    environment: Environment, mended_stack: Stack
+) -> None:
+    await environment.worker("durable_dag", "double", slots=4, durable_slots=4)
     first = mended_stack.the("scheduler")
     second = mended_stack.launch("scheduler")
     second.wait_until_ready()
     held = "sublet_shards_held"
     await eventually(lambda: first.metric(held) == second.metric(held) == 2, "each has its share")
-    runs = await sail(lab, 60)
-    await lab.until_written("embarked", 20)
+    runs = await start_runs(environment, 60)
+    await environment.until_written("started", 20)
     first.kill()
-    await everybody_lands(lab, runs)
+    await assert_all_completed(environment, runs)
     await eventually(lambda: second.metric(held) == 4, "the other one has them all")
 
 
-async def test_a_scheduler_that_was_killed_alone_goes_on_when_it_is_back(lab: Lab, mended_stack: Stack) -> None:
-    await lab.worker("voyage", "double", slots=4, durable_slots=4)
-    runs = await sail(lab, 40)
-    await lab.until_written("embarked", 10)
+async def test_a_scheduler_that_was_killed_alone_goes_on_when_it_is_back(
+    environment: Environment, mended_stack: Stack
+) -> None:
+    await environment.worker("durable_dag", "double", slots=4, durable_slots=4)
+    runs = await start_runs(environment, 40)
+    await environment.until_written("started", 10)
     scheduler = mended_stack.the("scheduler")
     scheduler.kill()
     scheduler.start()
-    await everybody_lands(lab, runs)
+    await assert_all_completed(environment, runs)
 
 
-async def test_a_scheduler_that_is_told_to_stop_hands_over_in_good_order(lab: Lab, mended_stack: Stack) -> None:
-    await lab.worker("voyage", "double", slots=4, durable_slots=4)
+async def test_a_scheduler_that_is_told_to_stop_hands_over_in_good_order(
+    environment: Environment, mended_stack: Stack
+) -> None:
+    await environment.worker("durable_dag", "double", slots=4, durable_slots=4)
     second = mended_stack.launch("scheduler")
     second.wait_until_ready()
-    runs = await sail(lab, 40)
-    await lab.until_written("embarked", 10)
+    runs = await start_runs(environment, 40)
+    await environment.until_written("started", 10)
     first = mended_stack.of("scheduler")[0]
     first.terminate()
     assert first.wait_for_end() == 0
-    await everybody_lands(lab, runs)
+    await assert_all_completed(environment, runs)
 
 
 @pytest.mark.parametrize("service", ["timer", "event-ingest"])
-async def test_nothing_is_lost_while_a_service_is_dead(lab: Lab, mended_stack: Stack, service: str) -> None:
-    await lab.worker("voyage", "double", "on_number", slots=4, durable_slots=4)
-    runs = await sail(lab, 40)
-    await lab.until_written("embarked", 10)
+async def test_nothing_is_lost_while_a_service_is_dead(
+    environment: Environment, mended_stack: Stack, service: str
+) -> None:
+    await environment.worker("durable_dag", "double", "on_number", slots=4, durable_slots=4)
+    runs = await start_runs(environment, 40)
+    await environment.until_written("started", 10)
     process = mended_stack.the(service)
     process.kill()
-    await lab.client.event.aio_push("number.while-dead", {"n": 1})
-    more = await sail(lab, 10, first=100)
+    await environment.client.event.aio_push("number.while-dead", {"n": 1})
+    more = await start_runs(environment, 10, first=100)
     await a_while()
     process.start()
-    await everybody_lands(lab, runs | more)
-    await lab.until_written("triggered", n=1)
-    assert lab.ledger.count("triggered") == 1
+    await assert_all_completed(environment, runs | more)
+    await environment.until_written("triggered", n=1)
+    assert environment.journal.count("triggered") == 1

@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractChannel
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelPreconditionFailed
 
-from acceptance.environment import Lab, a_while
+from acceptance.environment import Environment, a_while
 from acceptance.restricted_users import PUBLISHER, SERVICE, WORKER, GuardedStack, guarded_stack
 from acceptance.stack import Stack
 from sublet_protocol.topology import topology
@@ -32,15 +32,19 @@ def stack(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gu
         yield guarded
 
 
-async def test_services_workers_clients_and_publishers_can_do_their_work(lab: Lab, stack: GuardedStack) -> None:
+async def test_services_workers_clients_and_publishers_can_do_their_work(
+    environment: Environment, stack: GuardedStack
+) -> None:
     """The services declare everything, the worker its queues and inbox; there are runs, children, waits and queries."""
-    await lab.worker("voyage", "await_payment", "double", slots=1, durable_slots=1)
-    voyage = await lab.workflows.voyage.aio_run(lab.workflows.Number(n=1))
-    assert voyage["land"] == {"n": 2}
-    waiting = await lab.workflows.await_payment.aio_run(lab.workflows.Number(n=7), wait_for_result=False)
-    await lab.until_evicted(waiting.workflow_run_id)
+    await environment.worker("durable_dag", "await_payment", "double", slots=1, durable_slots=1)
+    durable_dag = await environment.workflows.durable_dag.aio_run(environment.workflows.Number(n=1))
+    assert durable_dag["land"] == {"n": 2}
+    waiting = await environment.workflows.await_payment.aio_run(
+        environment.workflows.Number(n=7), wait_for_result=False
+    )
+    await environment.until_evicted(waiting.workflow_run_id)
     async with channel_of(stack, PUBLISHER) as channel:
-        await publish(channel, "sublet.events", f"{lab.namespace}paid", b'{"order": 7, "amount": 1}')
+        await publish(channel, "sublet.events", f"{environment.namespace}paid", b'{"order": 7, "amount": 1}')
     assert (await waiting.aio_result()).order == 7
 
 
@@ -103,19 +107,21 @@ async def test_a_worker_may_neither_read_nor_forge_what_services_tell_each_other
     await refused(stack, WORKER, declare_exchange, "sublet.inbox.mine", "sublet.dead")
 
 
-async def test_a_worker_may_not_put_messages_where_tickets_are_expected(lab: Lab, stack: GuardedStack) -> None:
-    await lab.worker("double", slots=1)
-    (pool,) = [name for name in queues(stack) if name.startswith("sublet.pool.") and lab.namespace in name]
+async def test_a_worker_may_not_put_messages_where_tickets_are_expected(
+    environment: Environment, stack: GuardedStack
+) -> None:
+    await environment.worker("double", slots=1)
+    (pool,) = [name for name in queues(stack) if name.startswith("sublet.pool.") and environment.namespace in name]
     await refused(stack, WORKER, publish, "", pool)
     for exchange in EXCHANGES:
         await refused(stack, WORKER, bind, pool, exchange)
-    assert (await lab.workflows.double.aio_run(lab.workflows.Number(n=2))).n == 4
+    assert (await environment.workflows.double.aio_run(environment.workflows.Number(n=2))).n == 4
 
 
-async def test_the_inbox_of_a_process_is_its_own(lab: Lab, stack: GuardedStack) -> None:
+async def test_the_inbox_of_a_process_is_its_own(environment: Environment, stack: GuardedStack) -> None:
     """With the same user on another connection; publishers have no rights there at all."""
-    await lab.worker("double", slots=1)
-    await lab.workflows.double.aio_run(lab.workflows.Number(n=1))
+    await environment.worker("double", slots=1)
+    await environment.workflows.double.aio_run(environment.workflows.Number(n=1))
     inboxes = [name for name in queues(stack) if name.startswith("sublet.inbox.")]
     assert len(inboxes) > DECLARED_SHARDS, "of the schedulers, the worker and the client"
     for inbox in inboxes:
@@ -124,7 +130,7 @@ async def test_the_inbox_of_a_process_is_its_own(lab: Lab, stack: GuardedStack) 
             async with channel_of(stack, WORKER) as channel:
                 with pytest.raises(ChannelLockedResource):
                     await deed(channel, inbox)
-    assert (await lab.workflows.double.aio_run(lab.workflows.Number(n=2))).n == 4
+    assert (await environment.workflows.double.aio_run(environment.workflows.Number(n=2))).n == 4
 
 
 def queues(stack: GuardedStack) -> list[str]:

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from acceptance.environment import Lab, eventually
-from acceptance.leak_checks import leftovers
+from acceptance.environment import Environment, eventually
+from acceptance.leak_checks import find_leaks
 from acceptance.processes import Process
 from acceptance.stack import SERVICES
 from sublet_platform.mongo.client import connect
@@ -20,9 +20,9 @@ SETTLE_S = 200.0
 looked at twice, a minute apart."""
 
 EFFECTS = {
-    ("voyage", "embark"): "embarked",
-    ("voyage", "sail"): "sailed",
-    ("voyage", "land"): "landed",
+    ("durable_dag", "embark"): "started",
+    ("durable_dag", "start_runs"): "sailed",
+    ("durable_dag", "land"): "landed",
     ("double", "double"): "doubled",
     ("stumble", "stumble"): "charged",
     ("release", "release"): "release began",
@@ -45,8 +45,8 @@ EXPLAINED_BY: Mapping[str, frozenset[str]] = {
 class Audit:
     """``struck`` is told of every blow, because it explains what sweepers find and why something was done twice."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
         self._struck: set[str] = set()
         self._found: Counter[str] = Counter()
         self._dead_before = 0
@@ -60,7 +60,7 @@ class Audit:
     async def begin(self) -> None:
         """What others have left on this stack is none of ours."""
         self._dead_before = await self._dead_letters()
-        self._found_before = self._findings()
+        self._found_before = self._anomalies()
 
     def struck(self, kind: str, process: Process | None = None) -> None:
         """Before it is. A process that dies takes with it what its sweepers have counted."""
@@ -105,7 +105,7 @@ class Audit:
 
     def _of_effects(self, runs: list[dict[str, Any]]) -> Iterator[str]:
         """Each task that has ended was done once, and once more at most for each time that its worker was lost."""
-        written = Counter(entry["what"] for entry in self._lab.ledger.all())
+        written = Counter(entry["what"] for entry in self._environment.journal.all())
         tasks = [(run["workflow"], task) for run in runs for task in run["tasks"]]
         self._losses = sum(_losses(task) for _, task in tasks)
         least: Counter[str] = Counter()
@@ -120,8 +120,8 @@ class Audit:
                 yield f"the ledger has {written[what]} of {what!r}, not {count} to {most[what]}"
 
     async def _runs(self) -> list[dict[str, Any]]:
-        database = connect(self._lab.stack.environment["SUBLET_MONGO_URL"], ServiceSettings().mongo_database)
-        namespace = self._lab.namespace
+        database = connect(self._environment.stack.variables["SUBLET_MONGO_URL"], ServiceSettings().mongo_database)
+        namespace = self._environment.namespace
         try:
             runs = await database.find("runs", {"workflow": {"$regex": f"^{namespace}"}})
         finally:
@@ -131,8 +131,8 @@ class Audit:
     # --- what is left ---------------------------------------------------------------------------------------------
 
     async def _of_leftovers(self) -> list[str]:
-        stack = self._lab.stack
-        complaints = await leftovers(stack)
+        stack = self._environment.stack
+        complaints = await find_leaks(stack)
         if taken := stack.metric("scheduler", "sublet_slots", state="taken"):
             complaints.append(f"{taken:g} slots are taken")
         if (dead := await self._dead_letters()) != self._dead_before:
@@ -142,29 +142,29 @@ class Audit:
 
     def _pool_queues(self) -> Iterator[tuple[str, int]]:
         """How many tickets are in the queues of this lab's pools, or with its workers."""
-        broker = self._lab.stack.broker
+        broker = self._environment.stack.broker
         for line in broker.ctl("list_queues", "-p", broker.node.vhost, "name", "messages").splitlines():
             name, _, count = line.partition("\t")
-            if name.startswith("sublet.pool.") and self._lab.namespace in name:
+            if name.startswith("sublet.pool.") and self._environment.namespace in name:
                 yield name, int(count)
 
     async def _dead_letters(self) -> int:
-        async with await self._lab.amqp() as connection:
+        async with await self._environment.amqp() as connection:
             channel = await connection.channel()
             queue = await channel.declare_queue(DEAD, passive=True)
             return queue.declaration_result.message_count or 0
 
     # --- sweepers -------------------------------------------------------------------------------------------------
 
-    def _findings(self) -> Counter[str]:
+    def _anomalies(self) -> Counter[str]:
         found: Counter[str] = Counter()
         for service in SERVICES:
-            for process in self._lab.stack.of(service):
+            for process in self._environment.stack.of(service):
                 found += process.metric_by("sweeper", FINDINGS)
         return found
 
     def _all_found(self) -> Counter[str]:
-        return self._found + self._findings() - self._found_before
+        return self._found + self._anomalies() - self._found_before
 
     def _unexplained(self) -> dict[str, int]:
         found = self._all_found()

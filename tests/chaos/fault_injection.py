@@ -9,7 +9,7 @@ import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from acceptance.environment import Lab
+from acceptance.environment import Environment
 from acceptance.processes import Process
 from acceptance.stack import SERVICES, Stack
 from chaos.audit import Audit
@@ -22,16 +22,16 @@ FREEZES_S = (1.0, 1.0, 4.0, 4.0, 12.0, 12.0, 35.0)
 """Too short to be noticed; longer than a heartbeat; so long that its connection may be given up, or a worker lost."""
 
 
-class Blows:
-    """``told``: what was struck and how, in order. ``audit`` hears of each before it falls."""
+class FaultInjector:
+    """``history``: what was struck and how, in order. ``audit`` hears of each before it falls."""
 
-    def __init__(self, lab: Lab, stack: Stack, audit: Audit, seed: int) -> None:
-        self._lab = lab
+    def __init__(self, environment: Environment, stack: Stack, audit: Audit, seed: int) -> None:
+        self._environment = environment
         self._stack = stack
         self._audit = audit
         self._random = random.Random(seed)
         self._workers: list[Process] = []
-        self.told: list[str] = []
+        self.history: list[str] = []
         self.counts: Counter[str] = Counter()
 
     async def begin(self) -> None:
@@ -42,19 +42,19 @@ class Blows:
         self._stack.launch("scheduler").wait_until_ready()
 
     async def strike(self) -> None:
-        blow: Callable[[], Awaitable[None]] = self._random.choice(
+        fault: Callable[[], Awaitable[None]] = self._random.choice(
             [
                 *(self._kill_worker, self._stop_worker, self._freeze_worker),
                 *(self._kill_service, self._kill_service, self._stop_service, self._freeze_service),
                 *(self._kill_server, self._stop_server, self._freeze_server),
             ]
         )
-        await blow()
+        await fault()
 
     # --- workers --------------------------------------------------------------------------------------------------
 
     def _start_worker(self) -> None:
-        self._workers.append(self._lab.launch_worker(*WORKFLOWS, slots=4, durable_slots=4))
+        self._workers.append(self._environment.launch_worker(*WORKFLOWS, slots=4, durable_slots=4))
 
     async def _kill_worker(self) -> None:
         worker = self._any_worker()
@@ -104,7 +104,7 @@ class Blows:
         self._tell("SIGSTOP", kind, process)
         process.pause()
         await asyncio.sleep(self._random.choice(FREEZES_S))
-        process.go_on()
+        process.resume()
 
     # --- servers --------------------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class Blows:
 
     def _tell(self, how: str, kind: str, process: Process | None = None) -> None:
         self.counts[how] += 1
-        self.told.append(f"{how} {process.name if process else kind}")
+        self.history.append(f"{how} {process.name if process else kind}")
         self._audit.struck(kind, process)
 
     async def _pause(self) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from acceptance.environment import Lab
-from chaos.durable_dag_load import everybody_arrives, sail
+from acceptance.environment import Environment
+from chaos.durable_dag_load import everybody_arrives, start_runs
 
-WORKFLOWS = ("voyage", "double", "await_payment", "fan_out", "stumble", "release")
+WORKFLOWS = ("durable_dag", "double", "await_payment", "fan_out", "stumble", "release")
 CHILDREN = 10
 """Of one fan-out."""
 
@@ -19,28 +19,28 @@ CHILDREN = 10
 class Load:
     """Runs of every sort. ``submitted`` counts them by workflow, children included: each must be there once."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-        self._voyages: dict[int, Any] = {}
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._durable_dags: dict[int, Any] = {}
         self._others: list[tuple[Any, Callable[[Any], bool]]] = []
         self._first = 0
         self.submitted: Counter[str] = Counter()
-        lab.ledger.open_gate("")  # for those who have released their slot
+        environment.journal.open_gate("")  # for those who have released their slot
 
     async def add_up_to(self, runs: int) -> None:
         """Until that many, at least, have been submitted."""
         while self.submitted.total() < runs:
             await self.add()
 
-    async def add(self, voyages: int = 20, payments: int = 5) -> None:
+    async def add(self, durable_dags: int = 20, payments: int = 5) -> None:
         self._first += 1_000
-        w = self._lab.workflows
-        self._voyages |= await sail(self._lab, voyages, self._first)
+        w = self._environment.workflows
+        self._durable_dags |= await start_runs(self._environment, durable_dags, self._first)
         numbers = range(self._first, self._first + payments)
         for n in numbers:
             self._expect(await w.await_payment.aio_run(w.Number(n=n), wait_for_result=False), partial(_is_for, n))
         for n in numbers:
-            await self._lab.client.event.aio_push("paid", {"order": n, "amount": 1})
+            await self._environment.client.event.aio_push("paid", {"order": n, "amount": 1})
         fan_out = await w.fan_out.aio_run(w.Number(n=CHILDREN), wait_for_result=False)
         self._expect(fan_out, lambda total: total.n == CHILDREN * (CHILDREN - 1))
         self._expect(await w.stumble.aio_run(wait_for_result=False), lambda receipt: receipt.n >= 1)
@@ -49,12 +49,17 @@ class Load:
                 await w.release.aio_run(w.Release(then=then), wait_for_result=False), lambda where: bool(where.worker)
             )
         self.submitted.update(
-            voyage=voyages, double=voyages + CHILDREN, await_payment=payments, fan_out=1, stumble=1, release=2
+            durable_dag=durable_dags,
+            double=durable_dags + CHILDREN,
+            await_payment=payments,
+            fan_out=1,
+            stumble=1,
+            release=2,
         )
 
     async def arrive(self) -> None:
         """Every run ends, with the right result."""
-        await everybody_arrives(self._voyages)
+        await everybody_arrives(self._durable_dags)
         results = await asyncio.gather(*(run.aio_result() for run, _ in self._others))
         wrong = [result for result, (_, is_right) in zip(results, self._others, strict=True) if not is_right(result)]
         assert not wrong, wrong

@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from acceptance.environment import Lab
+from acceptance.environment import Environment
 from acceptance.stack import Stack
 from chaos.audit import Audit
-from chaos.fault_injection import Blows
+from chaos.fault_injection import FaultInjector
 from chaos.load import Load
 
 pytestmark = pytest.mark.real
@@ -25,23 +25,23 @@ RUNS = int(os.environ.get("SUBLET_TURMOIL_RUNS", "400"))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_every_run_ends_right_whatever_dies(lab: Lab, mended_stack: Stack, seed: int) -> None:
-    audit, load = Audit(lab), Load(lab)
-    blows = Blows(lab, mended_stack, audit, seed)
+async def test_every_run_ends_right_whatever_dies(environment: Environment, mended_stack: Stack, seed: int) -> None:
+    audit, load = Audit(environment), Load(environment)
+    injector = FaultInjector(environment, mended_stack, audit, seed)
     await audit.begin()
-    await blows.begin()
+    await injector.begin()
     began = time.monotonic()
     try:
-        for blow in range(BLOWS + 1):
-            await load.add_up_to(RUNS * (blow + 1) // (BLOWS + 1))
-            if blow < BLOWS:
-                await blows.strike()
+        for fault in range(BLOWS + 1):
+            await load.add_up_to(RUNS * (fault + 1) // (BLOWS + 1))
+            if fault < BLOWS:
+                await injector.strike()
         await load.arrive()
         await audit.pass_(load.submitted)
     except BaseException:
-        print(*blows.told, *await lab.unfinished(), sep="\n")
+        print(*injector.history, *await environment.unfinished(), sep="\n")
         raise
     finally:
-        how = ", ".join(f"{count} {how}" for how, count in blows.counts.most_common())
+        how = ", ".join(f"{count} {how}" for how, count in injector.counts.most_common())
         took_s = time.monotonic() - began
         print(f"\nseed {seed}: {load.submitted.total()} runs under {BLOWS} blows ({how}) in {took_s:.0f} s; {audit}")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from acceptance.environment import Lab, eventually
+from acceptance.environment import Environment, eventually
 from acceptance.stack import ClusterStack, Stack
-from chaos.fault_tests import everything_goes_on
+from chaos.fault_tests import assert_load_survives
 from contract.adapters import Inbox
 from sublet._amqp.adapter import AmqpTransport
 from sublet_platform.rabbit.broker import Rabbit, declare
@@ -49,23 +49,27 @@ def cluster(stack: ClusterStack, replica_set: MongoReplicaSet) -> Iterator[Rabbi
     replica_set.start()
 
 
-async def test_every_queue_that_must_outlive_its_node_is_on_all_of_them(lab: Lab, cluster: RabbitCluster) -> None:
-    await lab.worker("double", slots=1)
-    await lab.workflows.double.aio_run(lab.workflows.Number(n=1))
+async def test_every_queue_that_must_outlive_its_node_is_on_all_of_them(
+    environment: Environment, cluster: RabbitCluster
+) -> None:
+    await environment.worker("double", slots=1)
+    await environment.workflows.double.aio_run(environment.workflows.Number(n=1))
     members = await asyncio.to_thread(cluster.members)
     assert {len(nodes) for nodes in members.values()} == {SIZE}
     for name in ("shard.0", "timers", "ingest", "dead", "queries", "pool."):
         assert any(queue.startswith(f"sublet.{name}") for queue in members), f"{name} is a quorum queue"
 
 
-async def test_runs_end_without_the_node_that_led_most_queues(lab: Lab, cluster: RabbitCluster) -> None:
+async def test_runs_end_without_the_node_that_led_most_queues(environment: Environment, cluster: RabbitCluster) -> None:
     leader = await asyncio.to_thread(cluster.leader)
-    await everything_goes_on(lab, "rabbitmq", leader.kill)
+    await assert_load_survives(environment, "rabbitmq", leader.kill)
 
 
-async def test_runs_end_without_the_node_to_which_everybody_was_connected(lab: Lab, cluster: RabbitCluster) -> None:
+async def test_runs_end_without_the_node_to_which_everybody_was_connected(
+    environment: Environment, cluster: RabbitCluster
+) -> None:
     host = await asyncio.to_thread(cluster.host)
-    await everything_goes_on(lab, "rabbitmq", host.kill)
+    await assert_load_survives(environment, "rabbitmq", host.kill)
 
 
 async def test_hints_of_a_worker_that_began_while_a_leader_was_dead_arrive(cluster: RabbitCluster) -> None:
@@ -82,13 +86,13 @@ async def test_hints_of_a_worker_that_began_while_a_leader_was_dead_arrive(clust
     death = asyncio.create_task(asyncio.to_thread(leader.kill))
     for number, worker in enumerate(workers):
         await asyncio.sleep(0.02)
-        worker.publish_soon("", LED.name, str(number).encode())
+        worker.publish_nowait("", LED.name, str(number).encode())
     await death
 
     async def everybody_is_heard() -> bool:
         inbox.clear()
         for number, worker in enumerate(workers):
-            worker.publish_soon("", LED.name, str(number).encode())
+            worker.publish_nowait("", LED.name, str(number).encode())
         await asyncio.sleep(1.0)
         return len(set(inbox.bodies)) == len(workers)
 
@@ -100,7 +104,11 @@ async def test_hints_of_a_worker_that_began_while_a_leader_was_dead_arrive(clust
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("how", ["by a power cut", "in good order"])
-async def test_runs_end_when_another_member_takes_the_writes(lab: Lab, replica_set: MongoReplicaSet, how: str) -> None:
+async def test_runs_end_when_another_member_takes_the_writes(
+    environment: Environment, replica_set: MongoReplicaSet, how: str
+) -> None:
     primary = await asyncio.to_thread(replica_set.primary)
-    await everything_goes_on(lab, "mongodb", primary.kill if how == "by a power cut" else replica_set.step_down)
+    await assert_load_survives(
+        environment, "mongodb", primary.kill if how == "by a power cut" else replica_set.step_down
+    )
     assert await asyncio.to_thread(replica_set.primary) is not primary

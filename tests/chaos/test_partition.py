@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 
-from acceptance.environment import Lab, eventually
+from acceptance.environment import Environment, eventually
 from acceptance.stack import ClusterStack, Stack
-from chaos.fault_tests import everything_goes_on
+from chaos.fault_tests import assert_load_survives
 from support.clusters import RabbitCluster
 from support.network_namespaces import Networks
 
@@ -38,12 +38,14 @@ def stack(stack: Stack, networks: Networks, tmp_path_factory: pytest.TempPathFac
         parted.stop()
 
 
-async def test_runs_end_on_the_side_of_the_majority(lab: Lab, stack: ClusterStack, networks: Networks) -> None:
+async def test_runs_end_on_the_side_of_the_majority(
+    environment: Environment, stack: ClusterStack, networks: Networks
+) -> None:
     """Everybody is connected to the node that is cut off. Clients reach it all the while, so it must send them away."""
     cluster = stack.cluster
     (alone,) = (place for place, node in enumerate(cluster.nodes) if node is cluster.host())
     try:
-        await everything_goes_on(lab, "rabbitmq", partial(networks.cut, alone))
+        await assert_load_survives(environment, "rabbitmq", partial(networks.cut, alone))
     finally:
         networks.mend(alone)
     await eventually(lambda: all(node.health == "ok" for node in cluster.nodes), "the one that was cut off is back")

@@ -26,7 +26,9 @@ ERROR = TaskError("ValueError", "no such order", "Traceback …", "r.t")
 
 
 def a_run(run_id: str = "run-1", **fields: object) -> Run:
-    run = Run(id=run_id, workflow="w", version="1", input="{}", created_at=1_700_000_000.0, revision=1, epoch="e-1")
+    run = Run(
+        id=run_id, workflow="w", version="1", input="{}", created_at=1_700_000_000.0, revision=1, owner_term="e-1"
+    )
     return msgspec.structs.replace(run, **fields)
 
 
@@ -58,7 +60,7 @@ def a_full_run(run_id: str = "full") -> Run:
         finished_at=1_700_000_002.5,
         outbox=(OutboxItem("slot:slot.07", '{"t":"ChildFinished"}'), OutboxItem("timers", '{"t":"SetTimer"}')),
         revision=1,
-        epoch="e-1",
+        owner_term="e-1",
     )
 
 
@@ -88,18 +90,18 @@ def a_full_task() -> TaskRun:
         timeout_bonus_s=10.0,
         open_waits=(
             OpenWait(
-                node="t1.2",
+                operation_id="t1.2",
                 groups=((SleepCondition("s", 5.0), EventCondition("e", "order.paid", "input.a == 1", "acme", 1.0)),),
                 met=(("s", "{}"),),
                 since=1_700_000_000_000_000,
                 child_run_id="child",
                 position=1_700_000_000_000_001,
             ),
-            OpenWait(node="2", groups=((ParentCondition("p", "a", "output.b"),),)),
+            OpenWait(operation_id="2", groups=((ParentCondition("p", "a", "output.b"),),)),
         ),
         blocked=(("1", "2"), ("t1.2",)),
         delivered=3,
-        satisfied=4,
+        completed_count=4,
         log_length=6,
         log_bytes=1_234,
         log_segments=(LogSegment(0, "e-0"), LogSegment(4, "e-1")),
@@ -115,13 +117,13 @@ def a_full_task() -> TaskRun:
     )
 
 
-def a_log_record(task_run: str, seq: int, epoch: str = "e-1", **fields: object) -> LogRecord:
+def a_log_record(task_run: str, seq: int, owner_term: str = "e-1", **fields: object) -> LogRecord:
     record = LogRecord(
-        id=f"{task_run}/{seq}/{epoch}",
+        id=f"{task_run}/{seq}/{owner_term}",
         task_run_id=task_run,
         seq=seq,
-        epoch=epoch,
-        node=str(seq),
+        owner_term=owner_term,
+        operation_id=str(seq),
         kind="wait",
         at=1_700_000_000.0 + seq,
     )
@@ -140,7 +142,7 @@ def run_ids_in_slots(count: int) -> dict[int, str]:
     number = 0
     while len(found) < count:
         run_id = f"run-{number}"
-        if ids.slot_of(run_id) < count:
-            found.setdefault(ids.slot_of(run_id), run_id)
+        if ids.bucket_of(run_id) < count:
+            found.setdefault(ids.bucket_of(run_id), run_id)
         number += 1
     return found

@@ -65,8 +65,8 @@ async def test_hints_arrive_too(world: World) -> None:
     queue = await new_queue(world)
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=100)
-    client.publish_soon(to(queue, "a", "b"))
-    client.publish_soon(to(queue, "c"))
+    client.publish_nowait(to(queue, "a", "b"))
+    client.publish_nowait(to(queue, "c"))
     await until(lambda: len(inbox) == 3, "the hints")
     assert inbox.bodies == [b"a", b"b", b"c"]
 
@@ -79,10 +79,10 @@ async def test_a_hint_that_comes_when_others_have_just_been_sent_needs_no_other_
     queue = await new_queue(world)
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=10)
-    client.publish_soon(to(queue, "a"))
+    client.publish_nowait(to(queue, "a"))
     for _ in range(steps):
         await asyncio.sleep(0)
-    client.publish_soon(to(queue, "b"))
+    client.publish_nowait(to(queue, "b"))
     await until(lambda: len(inbox) == 2, "both hints")
     assert inbox.bodies == [b"a", b"b"]
 
@@ -93,7 +93,7 @@ async def test_hints_of_any_size_arrive_in_order(world: World) -> None:
     sizes = [1, 0, 131_064, 131_065, 300_000, 2]
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=10)
-    client.publish_soon([Outgoing("", queue, b"x" * size, persistent=False) for size in sizes])
+    client.publish_nowait([Outgoing("", queue, b"x" * size, persistent=False) for size in sizes])
     await until(lambda: len(inbox) == len(sizes), "all hints")
     assert [len(body) for body in inbox.bodies] == sizes
 
@@ -104,7 +104,7 @@ async def test_a_hint_that_cannot_be_sent_takes_no_other_with_it(world: World) -
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=10)
     impossible = Outgoing("", "k" * 300, b"lost", persistent=False)
-    client.publish_soon([*to(queue, "a"), impossible, *to(queue, "b")])
+    client.publish_nowait([*to(queue, "a"), impossible, *to(queue, "b")])
     await until(lambda: len(inbox) == 2, "the other hints")
     assert inbox.bodies == [b"a", b"b"]
 
@@ -127,7 +127,7 @@ async def test_an_exchange_routes_by_its_kind(
     exchange = await new_exchange(world, kind, {queue: pattern})
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=100)
-    client.publish_soon([Outgoing(exchange, key, key.encode()) for key in [*fits_not, *fits]])
+    client.publish_nowait([Outgoing(exchange, key, key.encode()) for key in [*fits_not, *fits]])
     await until(lambda: len(inbox) >= len(fits), "the deliveries")
     await a_while()
     assert inbox.bodies == [key.encode() for key in fits]
@@ -350,7 +350,7 @@ async def test_publishing_without_a_connection_fails_until_it_is_there_again(wor
     await until(lambda: not client.connected, "the cut")
     with pytest.raises(BrokerUnavailable):
         await client.publish(to(queue, "lost"))
-    client.publish_soon(to(queue, "lost, too"))
+    client.publish_nowait(to(queue, "lost, too"))
     world.mend(client)
     await until(lambda: client.connected, "the reconnect")
     inbox = Inbox()
@@ -403,7 +403,7 @@ async def test_a_result_for_an_inbox_that_is_gone_counts_as_published(world: Wor
 async def test_publishing_nothing_is_no_trouble(world: World) -> None:
     client = await world.client()
     await client.publish([])
-    client.publish_soon([])
+    client.publish_nowait([])
 
 
 # --- inboxes ----------------------------------------------------------------------------------------------
@@ -454,7 +454,7 @@ async def test_an_inbox_is_there_again_after_a_lost_connection_without_what_was_
 
 
 def _sent(sender: Broker, inbox: str) -> bool:
-    sender.publish_soon([Outgoing(INBOXES, inbox, b"again", persistent=False)])
+    sender.publish_nowait([Outgoing(INBOXES, inbox, b"again", persistent=False)])
     return True
 
 

@@ -60,10 +60,10 @@ async def test_the_last_seq_is_the_highest_or_nought(event_store: EventStore) ->
 
 
 async def test_the_last_seq_is_one_that_was_passed_by_if_that_is_higher(event_store: EventStore) -> None:
-    await event_store.pass_by(BASE + 3)
+    await event_store.advance_past(BASE + 3)
     await event_store.insert_events([an_event(2)])
     assert await event_store.last_seq() == BASE + 3
-    await event_store.pass_by(BASE + 1)
+    await event_store.advance_past(BASE + 1)
     assert await event_store.last_seq() == BASE + 3
     await event_store.insert_events([an_event(5)])
     assert await event_store.last_seq() == BASE + 5
@@ -124,19 +124,19 @@ async def test_all_subscriptions_can_be_looked_at_page_by_page(event_store: Even
 
 
 async def test_shapes_add_up_and_each_is_there_once(event_store: EventStore) -> None:
-    await event_store.save_shapes({"a": [("order",), ("order", "user.id")], "b": [()]})
-    await event_store.save_shapes({"a": [("order",), ("user.id",)], "c": []})
-    shapes = await event_store.load_shapes(["a", "b", "missing"])
-    assert sorted(shapes) == ["a", "b"]
-    assert sorted(shapes["a"]) == [("order",), ("order", "user.id"), ("user.id",)]
-    assert list(shapes["b"]) == [()]
-    assert await event_store.load_shapes([]) == {}
+    await event_store.save_field_sets({"a": [("order",), ("order", "user.id")], "b": [()]})
+    await event_store.save_field_sets({"a": [("order",), ("user.id",)], "c": []})
+    field_sets = await event_store.load_field_sets(["a", "b", "missing"])
+    assert sorted(field_sets) == ["a", "b"]
+    assert sorted(field_sets["a"]) == [("order",), ("order", "user.id"), ("user.id",)]
+    assert list(field_sets["b"]) == [()]
+    assert await event_store.load_field_sets([]) == {}
 
 
 @pytest.mark.parametrize("key", ["with.dot", "$dollar", "ünïcode", "a" * 200])
 async def test_any_event_key_can_have_shapes(event_store: EventStore, key: str) -> None:
-    await event_store.save_shapes({key: [("x",)]})
-    assert dict(await event_store.load_shapes([key])) == {key: [("x",)]}
+    await event_store.save_field_sets({key: [("x",)]})
+    assert dict(await event_store.load_field_sets([key])) == {key: [("x",)]}
 
 
 async def test_triggers_are_replaced_by_newer_ones_only(event_store: EventStore) -> None:

@@ -25,7 +25,7 @@ from sublet_protocol.messages import ParentLink, Trigger
 from support.clocks import ManualClock
 
 replace = msgspec.structs.replace
-EVERYWHERE = range(ids.HASH_SLOTS)
+EVERYWHERE = range(ids.BUCKETS)
 
 
 async def create(store: RunStore, *runs: Run) -> None:
@@ -68,7 +68,7 @@ async def test_what_tasks_wait_for_comes_back_without_the_rest(run_store: RunSto
 
 async def test_every_field_can_change(run_store: RunStore) -> None:
     before = a_run("full", tasks=(TaskRun("empty"), TaskRun("charge")))
-    after = replace(a_full_run(), workflow=before.workflow, revision=2, epoch="e-2")
+    after = replace(a_full_run(), workflow=before.workflow, revision=2, owner_term="e-2")
     await create(run_store, before)
     await run_store.commit([RunChange(before, after)])
     assert await load(run_store, "full") == after
@@ -105,7 +105,7 @@ async def test_the_tasks_may_become_more_or_fewer(run_store: RunStore) -> None:
 async def test_the_outbox_is_stored_and_emptied_with_the_state(run_store: RunStore) -> None:
     before = a_run()
     item = OutboxItem("inbox:sublet.inbox.client.1", '{"t":"RunResult"}')
-    after = replace(before, outbox=(item,), epoch="e-2", revision=2)
+    after = replace(before, outbox=(item,), owner_term="e-2", revision=2)
     emptied = replace(after, outbox=(), revision=3)
     await create(run_store, before)
     await run_store.commit([RunChange(before, after)])
@@ -135,8 +135,8 @@ async def test_many_runs_are_committed_together(run_store: RunStore) -> None:
 
 async def test_a_run_that_somebody_else_has_changed_is_not_overwritten(run_store: RunStore) -> None:
     before = a_run()
-    theirs = replace(before, epoch="theirs", revision=2)
-    ours = replace(before, epoch="ours", revision=2)
+    theirs = replace(before, owner_term="theirs", revision=2)
+    ours = replace(before, owner_term="ours", revision=2)
     await create(run_store, before)
     await run_store.commit([RunChange(before, theirs)])
     with pytest.raises(RevisionConflict):
@@ -145,10 +145,10 @@ async def test_a_run_that_somebody_else_has_changed_is_not_overwritten(run_store
 
 
 async def test_a_run_that_somebody_else_has_created_is_not_overwritten(run_store: RunStore) -> None:
-    theirs = a_run(epoch="theirs")
+    theirs = a_run(owner_term="theirs")
     await create(run_store, theirs)
     with pytest.raises(RevisionConflict):
-        await create(run_store, a_run(epoch="ours"))
+        await create(run_store, a_run(owner_term="ours"))
     assert await load(run_store, theirs.id) == theirs
 
 
@@ -165,15 +165,15 @@ async def test_a_conflict_of_one_run_does_not_keep_the_others_from_being_written
     await run_store.commit([RunChange(taken, replace(taken, revision=2))])
     changes = [
         RunChange(None, a_run("taken")),
-        RunChange(taken, replace(taken, epoch="late", revision=2)),
-        RunChange(free, replace(free, epoch="ours", revision=2)),
+        RunChange(taken, replace(taken, owner_term="late", revision=2)),
+        RunChange(free, replace(free, owner_term="ours", revision=2)),
         RunChange(None, a_run("new")),
     ]
     with pytest.raises(RevisionConflict):
         await run_store.commit(changes)
-    assert (await load(run_store, "free")).epoch == "ours"
+    assert (await load(run_store, "free")).owner_term == "ours"
     assert (await load(run_store, "new")).id == "new"
-    assert (await load(run_store, "taken")).epoch == "e-1"
+    assert (await load(run_store, "taken")).owner_term == "e-1"
 
 
 # --- live runs --------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ async def test_a_log_record_that_is_there_already_is_left_as_it_is(run_store: Ru
 async def test_what_another_epoch_left_behind_is_loaded_too(run_store: RunStore) -> None:
     await run_store.append_log([a_log_record("r.t", 0, "e-1"), a_log_record("r.t", 0, "e-2")])
     records = await run_store.load_logs(["r.t"])
-    assert sorted(record.epoch for record in records) == ["e-1", "e-2"]
+    assert sorted(record.owner_term for record in records) == ["e-1", "e-2"]
 
 
 async def test_a_log_of_nothing_is_no_trouble(run_store: RunStore) -> None:

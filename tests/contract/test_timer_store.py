@@ -6,7 +6,7 @@ from sublet_platform.ports import StoredTimer, TimerStore
 
 
 def a_timer(timer_id: str, due: float, key: str = "sleep") -> StoredTimer:
-    return StoredTimer(id=timer_id, due=due, task_run_id="r.t", node="1", key=key)
+    return StoredTimer(id=timer_id, due=due, task_run_id="r.t", operation_id="1", key=key)
 
 
 async def test_due_timers_come_in_order_of_their_time(timer_store: TimerStore) -> None:

@@ -77,11 +77,11 @@ async def test_hints_are_sent_and_lost_without_a_connection(world: World) -> Non
     await new_queue(world)
     inbox = Inbox()
     await client.open_inbox(name, inbox)
-    worker.publish_soon(INBOXES, name, b"claim")
+    worker.publish_nowait(INBOXES, name, b"claim")
     await until(lambda: inbox, "the hint")
     world.cut_worker(worker)
     await until(lambda: not worker.connected, "the cut")
-    worker.publish_soon(INBOXES, name, b"lost")
+    worker.publish_nowait(INBOXES, name, b"lost")
     world.mend_worker(worker)
     await until(lambda: worker.connected, "the reconnect")
     await a_while()
@@ -113,7 +113,7 @@ async def test_a_ticket_that_is_given_back_goes_to_a_worker_with_room(world: Wor
     await until(lambda: one, "the ticket")
     await consumer.cancel()
     await second.consume_pool(pool, 1, two)
-    first.give_back(one[0])
+    first.requeue(one[0])
     await until(lambda: two, "the ticket at the other worker")
     assert two[0].redelivered
     assert len(one) == 1

@@ -32,7 +32,7 @@ SPEC = WorkflowSpec(
     (EventFilter("input.a == payload.a", "s", {"a": 1}),),
 )
 ERROR = m.TaskError("E", "text", "trace", TASK_RUN)
-DONE = m.Done(1, RAW, ERROR, 5)
+DONE = m.Completion(1, RAW, ERROR, 5)
 OPERATION = m.Operation("1", "wait", "f", "asked", "label", ((WAIT, SleepCondition("z", 1.0)),), 1)
 CHILD = m.Operation("2", "run", "f", "asked", child=m.ChildRequest("flow", RAW, {"k": 1}, 2, "key", 1), result=RAW)
 
@@ -53,19 +53,19 @@ TO_SHARD: tuple[m.Record, ...] = (
     m.Claim("ticket", "worker", "pool", "durable", "inbox", True),
     m.Finished(LEASE, "ticket", RAW, True),
     m.Failed(LEASE, "ticket", m.TaskError("E", "text"), False, True),
-    m.Suspended(LEASE, "ticket", (OPERATION, CHILD), (("1",),), 0, 1.0, "waiting", True),
+    m.Evicted(LEASE, "ticket", (OPERATION, CHILD), (("1",),), 0, 1.0, "waiting", True),
     m.Recorded(LEASE, (OPERATION,), True, 1.0, 1),
-    m.Released(LEASE),
-    m.Extended(LEASE, 1.0, 1),
-    m.HandedBack(LEASE, "ticket"),
+    m.SlotReleased(LEASE),
+    m.TimeoutExtended(LEASE, 1.0, 1),
+    m.GrantDeclined(LEASE, "ticket"),
 )
 TO_WORKER: tuple[m.Record, ...] = (
     m.Grant(
         "ticket", LEASE, "flow", "v1", "t", RAW, 0, 1, 60.0, parents={"p": RAW}, skipped=("v",), errors={"w": ERROR},
         log=(m.LogEntry("1", "wait", "f", "asked", RAW, DONE, RUN, "v1"),), parent=m.ParentLink(TASK_RUN),
     ),
-    m.NothingToDo("ticket"),
-    m.Satisfied(LEASE, "1", DONE),
+    m.NoTask("ticket"),
+    m.OperationCompleted(LEASE, "1", DONE),
     m.Revoked(LEASE, "cancelled"),
     m.Ping(True),
 )  # fmt: skip

@@ -21,8 +21,8 @@ from sublet_protocol.messages import Hello, Query, RunRequest, SetTimer, encode
 from sublet_protocol.specs import TaskSpec, WorkflowSpec
 from sublet_protocol.topology import DEAD, EVENTS, INGEST, QUERIES, REQUESTS, TIMERS, shard_queue, topology
 from sublet_scheduler.scheduler import Scheduler
-from sublet_timer.service import TimerShell
-from support.ingest_harness import World as IngestWorld
+from sublet_timer.service import TimerService
+from support.ingest_harness import IngestHarness as IngestWorld
 from support.ingest_harness import wait
 from support.virtual_time import EPOCH_S, VirtualClock, in_virtual_time
 
@@ -103,7 +103,7 @@ async def timer(data: bytes) -> None:
     heard: list[bytes] = []
     await _hear(user, shard_queue(0), heard)
     metrics = ServiceMetrics(new_registry())
-    shell = TimerShell(
+    shell = TimerService(
         store=MemoryTimerStore(MemoryDatabase()),
         broker=broker,
         clock=VirtualClock(),
@@ -150,7 +150,7 @@ async def scheduler(data: bytes) -> None:
     await to_shard(encode([hello]))
     await to_shard(encode([RunRequest("good-0", "good")]))
     for body in _several(data):
-        await user.publish([Outgoing(REQUESTS, "query", body), Outgoing(REQUESTS, ids.slot_key("any"), body)])
+        await user.publish([Outgoing(REQUESTS, "query", body), Outgoing(REQUESTS, ids.bucket_key("any"), body)])
     await to_shard(encode([RunRequest("good-1", "good"), RunRequest("good-2", "good")]))
     await user.publish([Outgoing(REQUESTS, "query", encode([Query("good-query", "asker", "workers")]))])
     await asyncio.sleep(SETTLING_S)
@@ -165,7 +165,7 @@ async def scheduler(data: bytes) -> None:
 
 def _to_shard(user: MemoryBroker) -> Callable[[bytes], Awaitable[None]]:
     async def send(body: bytes) -> None:
-        await user.publish([Outgoing(REQUESTS, ids.slot_key("any"), body)])
+        await user.publish([Outgoing(REQUESTS, ids.bucket_key("any"), body)])
 
     return send
 

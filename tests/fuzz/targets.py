@@ -12,9 +12,9 @@ from pamqp import encode as amqp
 
 from fuzz import examples, shells
 from sublet._declare.serialization import Codec
-from sublet_engine.event.intake import InvalidEvent, Sighting, parse_event
+from sublet_engine.event.intake import InvalidEvent, ParsedEvent, parse_event
 from sublet_engine.event.matching import lookup_keys
-from sublet_platform.batching import letter_for
+from sublet_platform.batching import dead_letter_message
 from sublet_platform.ports import Delivery, StoredEvent
 from sublet_platform.rabbit.decoding import read_headers, text_of
 from sublet_protocol import limits, messages
@@ -78,9 +78,9 @@ def public_event(data: bytes) -> None:
     event = StoredEvent(
         arrival.id, 1, arrival.key, arrival.payload, arrival.scope, arrival.metadata, arrival.priority, 1.0
     )
-    sighting = Sighting(event)
-    assert lookup_keys(sighting, [("/a",), ("/o/n",)])
-    assert compile_expression("input.a == 1 || has(input.o)").verdict(sighting.facts) in (True, False, None)
+    parsed_event = ParsedEvent(event)
+    assert lookup_keys(parsed_event, [("/a",), ("/o/n",)])
+    assert compile_expression("input.a == 1 || has(input.o)").verdict(parsed_event.facts) in (True, False, None)
 
 
 def headers(data: bytes) -> None:
@@ -112,7 +112,7 @@ def _table(data: bytes) -> bytes:
 
 
 def _can_be_published(delivery: Delivery, reason: str) -> None:
-    letter = letter_for(delivery, reason)
+    letter = dead_letter_message(delivery, reason)
     assert len(amqp.field_table(dict(letter.headers))) < FRAME_MAX_BYTES - 1_024  # type: ignore[arg-type]
     amqp.short_string(letter.routing_key)
     amqp.short_string(letter.message_id or "")

@@ -21,9 +21,9 @@ from sublet_protocol.topology import (
     WORKERS,
     Queue,
     Topology,
+    bucket_key,
     pool_queue,
     shard_queue,
-    slot_key,
 )
 from support.polling import a_while, until
 from support.servers import RabbitServer
@@ -45,12 +45,12 @@ async def test_every_hash_slot_leads_to_its_shard_and_workers_to_all(own_rabbit:
     inboxes = [Inbox() for _ in range(SHARDS)]
     for shard, inbox in enumerate(inboxes):
         await client.consume(shard_queue(shard), inbox, prefetch=1_000)
-    slots = range(ids.HASH_SLOTS)
-    await client.publish([Outgoing(REQUESTS, slot_key(slot), str(slot).encode()) for slot in slots])
+    slots = range(ids.BUCKETS)
+    await client.publish([Outgoing(REQUESTS, bucket_key(slot), str(slot).encode()) for slot in slots])
     await client.publish([Outgoing(WORKERS, "", b"beat")])
     await until(lambda: sum(map(len, inboxes)) == len(slots) + SHARDS, "all deliveries")
     for shard, inbox in enumerate(inboxes):
-        expected = [str(slot).encode() for slot in ids.slots_of_shard(shard, SHARDS)]
+        expected = [str(slot).encode() for slot in ids.buckets_of_shard(shard, SHARDS)]
         assert inbox.bodies == [*expected, b"beat"]
         client.ack(inbox)
     await client.close()
@@ -102,7 +102,7 @@ async def test_confirmed_messages_and_consumers_survive_a_broker_that_is_killed(
     client = await a_client(own_rabbit)
     inbox = Inbox()
     await client.consume(shard_queue(0), inbox, prefetch=2)
-    await client.publish([Outgoing(REQUESTS, slot_key(0), body) for body in (b"1", b"2", b"3")])
+    await client.publish([Outgoing(REQUESTS, bucket_key(0), body) for body in (b"1", b"2", b"3")])
     await until(lambda: len(inbox) == 2, "deliveries")
     await asyncio.to_thread(own_rabbit.kill)
     await until(lambda: not client.connected, "the outage")

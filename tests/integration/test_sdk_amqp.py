@@ -323,7 +323,7 @@ async def test_an_acknowledgement_repeated_does_no_harm(admin: Admin, transport:
     (first,) = await tickets.until(1)
     transport.ack(first)
     transport.ack(first)
-    transport.give_back(first)
+    transport.requeue(first)
     await admin.put("", POOL, b"2")
     second = (await tickets.until(2))[1]
     assert (second.body, second.redelivered) == (b"2", False)
@@ -335,7 +335,7 @@ async def test_a_ticket_given_back_comes_again(admin: Admin, transport: AmqpTran
     await transport.consume_pool(POOL, 1, tickets.out.append)
     await admin.put("", POOL, b"1")
     (first,) = await tickets.until(1)
-    transport.give_back(first)
+    transport.requeue(first)
     again = (await tickets.until(2))[1]
     assert (again.body, again.redelivered) == (b"1", True)
 
@@ -352,7 +352,7 @@ async def test_after_a_break_tickets_come_again_on_another_channel_and_old_ones_
     assert (new.body, new.redelivered) == (b"1", True)
     assert new.channel != old.channel
     transport.ack(old)
-    transport.give_back(old)
+    transport.requeue(old)
     await admin.put("", POOL, b"2")
     await tickets.until(3)
     transport.ack(new)
@@ -396,9 +396,9 @@ async def test_a_hint_arrives_and_one_that_nobody_wants_is_harmless(admin: Admin
     await admin.exchange("sublet.inboxes")
     got: list[bytes] = []
     await transport.open_inbox(INBOX, got.append)
-    transport.publish_soon("sublet.inboxes", "nobody", b"0")
-    transport.publish_soon("sublet.nowhere", "nobody", b"0")
-    transport.publish_soon("sublet.inboxes", INBOX, b"1")
+    transport.publish_nowait("sublet.inboxes", "nobody", b"0")
+    transport.publish_nowait("sublet.nowhere", "nobody", b"0")
+    transport.publish_nowait("sublet.inboxes", INBOX, b"1")
 
     async def there() -> None:
         assert got == [b"1"]

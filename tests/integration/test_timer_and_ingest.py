@@ -12,7 +12,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from sublet_event_ingest.service import IngestShell
+from sublet_event_ingest.service import IngestService
 from sublet_platform.clock import SystemClock
 from sublet_platform.metrics import IngestMetrics, ServiceMetrics, TimerMetrics, new_registry
 from sublet_platform.mongo.client import Mongo
@@ -36,7 +36,7 @@ from sublet_protocol.messages import (
 )
 from sublet_protocol.specs import EventCondition
 from sublet_protocol.topology import EVENTS, INGEST, TIMERS, shard_queue, topology
-from sublet_timer.service import TimerShell
+from sublet_timer.service import TimerService
 from support.databases import fresh_database
 from support.polling import a_while, until
 from support.proxies import Proxy
@@ -86,12 +86,12 @@ class Bench:
         await self.user.publish([Outgoing("", queue, encode(messages))])
 
     @contextlib.asynccontextmanager
-    async def timer(self) -> AsyncIterator[tuple[TimerShell, Proxy]]:
+    async def timer(self) -> AsyncIterator[tuple[TimerService, Proxy]]:
         store = MongoTimerStore(self.mongo)
         await store.ensure_indexes()
         async with self._connection() as (broker, proxy):
             metrics = ServiceMetrics(new_registry())
-            shell = TimerShell(
+            shell = TimerService(
                 store=store,
                 broker=broker,
                 clock=SystemClock(),
@@ -109,7 +109,7 @@ class Bench:
         await store.ensure_indexes()
         async with self._connection() as (broker, proxy):
             metrics = ServiceMetrics(new_registry())
-            shell = IngestShell(
+            shell = IngestService(
                 store=store,
                 runs=MongoRunStore(self.mongo, SystemClock()),
                 broker=broker,
@@ -151,7 +151,7 @@ async def bench(servers: Servers) -> AsyncIterator[Bench]:
 
 
 def sleeper(number: int, due: float) -> SetTimer:
-    return SetTimer(id=f"timer-{number}", due=due, task_run_id=f"{number}.t", node="1", key="k")
+    return SetTimer(id=f"timer-{number}", due=due, task_run_id=f"{number}.t", operation_id="1", key="k")
 
 
 def wait(name: str, expression: str, since_s: float) -> Subscribe:

@@ -21,14 +21,14 @@ import msgspec
 from simulation.checkers import final_state
 from simulation.checkers.digest import digest_of
 from simulation.faults.driver import HEALED_AT_S, Driver
-from simulation.faults.tiny_limits import narrowed
+from simulation.faults.tiny_limits import tiny_limits
 from simulation.scenarios.plan import EventPlan, Plan, RunPlan
 from simulation.scenarios.workloads import EVENT_KEYS, LAST_WORK_S, VALUES
 from simulation.system.processes import Endless, ProcessLoop
-from simulation.system.simulated_system import World
+from simulation.system.simulated_system import SimulatedSystem
 from sublet._amqp.transport import TransportUnavailable
 from sublet._durable.task_tree import BranchTask
-from sublet_scheduler.scheduler import _exports
+from sublet_scheduler.scheduler import _scheduler_metrics
 
 WARM_UP_S = 3.0
 """Workers introduce themselves before anybody asks for runs."""
@@ -56,7 +56,7 @@ class Outcome:
     faults: int = 0
     virtual_s: float = 0.0
     steps: int = 0
-    findings: dict[str, int] = field(default_factory=dict)
+    anomalies: dict[str, int] = field(default_factory=dict)
     story: list[str] = field(default_factory=list)
     digest: int = 0
 
@@ -68,10 +68,10 @@ def simulate(plan: Plan, *, tell: bool = False, make: Make | None = None) -> Out
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     warnings.simplefilter("ignore", RuntimeWarning)
     try:
-        with _numbered_tasks(), narrowed() if plan.narrow else contextlib.nullcontext():
+        with _numbered_tasks(), tiny_limits() if plan.narrow else contextlib.nullcontext():
             return _simulate(plan, tell, make or Simulation)
     finally:
-        _exports.cache_clear()  # it would keep every world
+        _scheduler_metrics.cache_clear()  # it would keep every world
         # Coroutines that were never finished are closed here, where what they still try harms nobody.
         gc.collect()
         sys.unraisablehook = hook
@@ -122,16 +122,16 @@ class Simulation:
         self._plan = plan
         self._tell = tell
         self._tasks: list[asyncio.Task[None]] = []
-        self.world: World
+        self.world: SimulatedSystem
         self.driver: Driver
 
     async def run(self) -> None:
-        world = self.world = World(self._plan, telling=self._tell)
+        world = self.world = SimulatedSystem(self._plan, telling=self._tell)
         self.driver = Driver(world, Random(self._plan.seed * 7 + 4))
         await world.begin()
         await asyncio.sleep(WARM_UP_S)
         faults = self._loop.create_task(self.driver.run(self._plan.faults))
-        client = world.seats["client-0"]
+        client = world.roles["client-0"]
         for run in self._plan.runs:
             self._begin(client, self._request(run))
         for event in self._plan.events:
@@ -158,15 +158,15 @@ class Simulation:
             faults=self.driver.injected,
             virtual_s=self._loop.time(),
             steps=self._loop.steps,
-            findings=world.findings,
+            anomalies=world.anomalies,
             story=world.story,
             digest=digest_of(world),
         )
 
     # --- the client ---------------------------------------------------------------------------------------------
 
-    def _begin(self, seat: Any, work: Any) -> None:
-        before, self._loop.process = self._loop.process, seat.process
+    def _begin(self, role: Any, work: Any) -> None:
+        before, self._loop.process = self._loop.process, role.process
         self._tasks.append(self._loop.create_task(work))
         self._loop.process = before
 
@@ -180,12 +180,12 @@ class Simulation:
         self.world.note(f"run {run_id} of {run.workflow}: {run.steps}")
         changes = [("cancel", at_s) for at_s in run.cancels_at_s] + [("replay", at_s) for at_s in run.replays_at_s]
         for what, at_s in changes:
-            self._begin(self.world.seats["client-0"], self._change(run_id, what, at_s - run.at_s))
-        while run_id not in self.world.ledger.results:
+            self._begin(self.world.roles["client-0"], self._change(run_id, what, at_s - run.at_s))
+        while run_id not in self.world.history.results:
             with contextlib.suppress(TransportUnavailable):
                 (result,) = await self.world.client._connection.results([run_id])
                 outputs = {name: msgspec.json.decode(raw) for name, raw in result.outputs.items()}
-                self.world.ledger.ended(run_id, str(result.status), outputs)
+                self.world.history.ended(run_id, str(result.status), outputs)
 
     async def _change(self, run_id: str, what: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
@@ -203,8 +203,8 @@ class Simulation:
     async def _heal(self, faults: asyncio.Task[None]) -> None:
         """No more faults, and everybody is there."""
         world = self.world
-        for seat in world.seats.values():
-            seat.process.steps_left = None
+        for role in world.roles.values():
+            role.process.steps_left = None
         await asyncio.wait([faults], timeout=60)
         if not faults.done():
             faults.cancel()
@@ -213,9 +213,9 @@ class Simulation:
         world.database.conditions.clear()
         if not world.cluster.running:
             world.cluster.start()
-        for seat in list(world.seats.values()):
-            self._loop.thaw(seat.process)
-        for name in self._plan.seats:
+        for role in list(world.roles.values()):
+            self._loop.thaw(role.process)
+        for name in self._plan.roles:
             await world.start(name)
         world.note("all is healed")
 

@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sublet_engine.run import completion, durable_log, leases, transitions
-from sublet_engine.run.effects import Turn
+from sublet_engine.run.effects import Effects
 from sublet_engine.run.state import Effect, Lease, LogRecord, OpenWait, Run, TaskRun
 from sublet_protocol import ids
 from sublet_protocol.messages import (
@@ -17,6 +17,7 @@ from sublet_protocol.messages import (
     ChildFinished,
     ChildRequest,
     EventMatched,
+    Evicted,
     Failed,
     Finished,
     Grant,
@@ -26,7 +27,6 @@ from sublet_protocol.messages import (
     Recorded,
     RunRequest,
     RunStatus,
-    Suspended,
     TaskError,
     TimerFired,
 )
@@ -85,17 +85,30 @@ def either(*conditions: Condition) -> Groups:
 # --- operations of durable tasks --------------------------------------------------------------------------------
 
 
-def wait_op(node: str, groups: Groups | Condition, since: int = 0) -> Operation:
+def wait_op(operation_id: str, groups: Groups | Condition, since: int = 0) -> Operation:
     groups = groups if isinstance(groups, tuple) else both(groups)
-    return Operation(node, "wait", fingerprint=f"wait {node}", asked=f"wait at {node}", groups=groups, since=since)
+    return Operation(
+        operation_id,
+        "wait",
+        fingerprint=f"wait {operation_id}",
+        asked=f"wait at {operation_id}",
+        groups=groups,
+        since=since,
+    )
 
 
-def run_op(node: str, child: str = "child", **options: Any) -> Operation:
-    return Operation(node, "run", fingerprint=f"run {node}", asked=f"run {child}", child=ChildRequest(child, **options))
+def run_op(operation_id: str, child: str = "child", **options: Any) -> Operation:
+    return Operation(
+        operation_id,
+        "run",
+        fingerprint=f"run {operation_id}",
+        asked=f"run {child}",
+        child=ChildRequest(child, **options),
+    )
 
 
-def memo_op(node: str, value: object = 1) -> Operation:
-    return Operation(node, "memo", fingerprint=f"memo {node}", asked="memo", result=raw(value))
+def memo_op(operation_id: str, value: object = 1) -> Operation:
+    return Operation(operation_id, "memo", fingerprint=f"memo {operation_id}", asked="memo", result=raw(value))
 
 
 def raw(value: object) -> msgspec.Raw:
@@ -109,24 +122,24 @@ def error(kind: str = "ValueError", message: str = "no") -> TaskError:
 # --- one run under test -----------------------------------------------------------------------------------------
 
 
-class Bench:
+class RunHarness:
     """A run to which things happen. Each step is checked against the invariants; ``now`` moves by `pass_time` only.
 
-    ``effects`` and ``log`` are those of the last step, ``whole_log`` is what a store would hold.
+    ``messages`` and ``log`` are those of the last step, ``whole_log`` is what a store would hold.
     """
 
     def __init__(self, *tasks: TaskSpec | str, spec: WorkflowSpec | None = None, **request: Any) -> None:
         self.workflow = spec if spec is not None else workflow(*tasks)
         self.now = NOW
-        self.epoch = "epoch-1"
+        self.owner_term = "epoch-1"
         self.whole_log: list[LogRecord] = []
-        self.effects: list[Effect] = []
+        self.messages: list[Effect] = []
         self.log: list[LogRecord] = []
-        turn = Turn(self.now, self.epoch)
+        effects = Effects(self.now, self.owner_term)
         request.setdefault("run_id", RUN_ID)
-        self.run = transitions.create(RunRequest(workflow=self.workflow.name, **request), self.workflow, turn)
+        self.run = transitions.create(RunRequest(workflow=self.workflow.name, **request), self.workflow, effects)
         invariants.check(self.run, self.workflow)
-        self._take(turn)
+        self._take(effects)
 
     # --- what can happen ----------------------------------------------------------------------------------------
 
@@ -136,74 +149,74 @@ class Bench:
     def grant(self, name: str = "task", worker: str = WORKER, ticket: str = "ticket-1") -> str:
         """Returns the lease."""
         self._step(
-            lambda turn: leases.grant(
-                self.run, name, worker, f"sublet.inbox.worker.{worker}", POOL, ticket, self.workflow, turn.now
+            lambda effects: leases.grant(
+                self.run, name, worker, f"sublet.inbox.worker.{worker}", POOL, ticket, self.workflow, effects.now
             )
         )
         return self.lease(name)
 
     def finish(self, lease: str, output: object = None) -> None:
         report = Finished(lease, None, raw(output) if output is not None else NULL)
-        self._step(lambda turn: transitions.finish(self.run, report, self.workflow, turn))
+        self._step(lambda effects: transitions.finish(self.run, report, self.workflow, effects))
 
     def fail(self, lease: str, *, retryable: bool = True, kind: str = "ValueError") -> None:
         report = Failed(lease, None, error(kind), retryable=retryable)
-        self._step(lambda turn: transitions.fail(self.run, report, self.workflow, turn))
+        self._step(lambda effects: transitions.fail(self.run, report, self.workflow, effects))
 
-    def suspend(
+    def evict(
         self, lease: str, *operations: Operation, blocked: Iterable[tuple[str, ...]] | None = None, **report: Any
     ) -> None:
         """``blocked``: unless given, one branch for each operation but memos."""
-        waits = [operation.node for operation in operations if operation.kind != "memo"]
-        branches = tuple(blocked) if blocked is not None else tuple((node,) for node in waits)
-        message = Suspended(lease, None, operations, branches, report.pop("delivered", 0), **report)
-        self._step(lambda turn: transitions.suspend(self.run, message, self.workflow, turn))
+        waits = [operation.operation_id for operation in operations if operation.kind != "memo"]
+        branches = tuple(blocked) if blocked is not None else tuple((operation_id,) for operation_id in waits)
+        message = Evicted(lease, None, operations, branches, report.pop("delivered", 0), **report)
+        self._step(lambda effects: transitions.evict(self.run, message, self.workflow, effects))
 
     def record(self, lease: str, *operations: Operation, number: int, waiting: bool = False) -> None:
         message = Recorded(lease, operations, waiting, number=number)
-        self._step(lambda turn: transitions.record(self.run, message, self.workflow, turn))
+        self._step(lambda effects: transitions.record(self.run, message, self.workflow, effects))
 
-    def lose(self, lease: str) -> None:
-        self._step(lambda turn: transitions.lose(self.run, lease, self.workflow, turn))
+    def worker_lost(self, lease: str) -> None:
+        self._step(lambda effects: transitions.worker_lost(self.run, lease, self.workflow, effects))
 
-    def hand_back(self, lease: str) -> None:
-        self._step(lambda turn: transitions.hand_back(self.run, lease, self.workflow, turn))
+    def grant_declined(self, lease: str) -> None:
+        self._step(lambda effects: transitions.grant_declined(self.run, lease, self.workflow, effects))
 
     def release(self, lease: str) -> None:
-        self._step(lambda turn: leases.release(self.run, lease))
+        self._step(lambda effects: leases.release(self.run, lease))
 
     def extend(self, lease: str, by_s: float, number: int) -> None:
-        self._step(lambda turn: leases.extend(self.run, lease, by_s, number))
+        self._step(lambda effects: leases.extend(self.run, lease, by_s, number))
 
     def time_out(self, name: str = "task") -> None:
-        self._step(lambda turn: transitions.time_out(self.run, self.task(name), self.workflow, turn))
+        self._step(lambda effects: transitions.time_out(self.run, self.task(name), self.workflow, effects))
 
     def schedule_time_out(self, name: str = "task") -> None:
-        self._step(lambda turn: transitions.schedule_time_out(self.run, self.task(name), self.workflow, turn))
+        self._step(lambda effects: transitions.schedule_time_out(self.run, self.task(name), self.workflow, effects))
 
-    def _place(self, node: str, name: str) -> str:
-        return ids.waiting_place(node, self.task(name).replays)
+    def _place(self, operation_id: str, name: str) -> str:
+        return ids.wait_key(operation_id, self.task(name).replays)
 
-    def fire(self, node: str = completion.DAG_NODE, key: str = "sleep", name: str = "task") -> None:
-        message = TimerFired(self.task_run(name), self._place(node, name), key)
-        self._step(lambda turn: transitions.timer_fired(self.run, message, self.workflow, turn))
+    def fire(self, operation_id: str = completion.DAG_WAIT, key: str = "sleep", name: str = "task") -> None:
+        message = TimerFired(self.task_run(name), self._place(operation_id, name), key)
+        self._step(lambda effects: transitions.timer_fired(self.run, message, self.workflow, effects))
 
     def match(
         self,
-        node: str = completion.DAG_NODE,
+        operation_id: str = completion.DAG_WAIT,
         key: str = "paid",
         name: str = "task",
         seq: int = 1,
         payload: object = None,
     ) -> None:
         message = EventMatched(
-            self.task_run(name), self._place(node, name), key, f"event-{seq}", seq, raw(payload or {"seq": seq})
+            self.task_run(name), self._place(operation_id, name), key, f"event-{seq}", seq, raw(payload or {"seq": seq})
         )
-        self._step(lambda turn: transitions.event_matched(self.run, message, self.workflow, turn))
+        self._step(lambda effects: transitions.event_matched(self.run, message, self.workflow, effects))
 
     def child_ended(
         self,
-        node: str,
+        operation_id: str,
         child_run_id: str,
         *,
         output: object = None,
@@ -211,24 +224,24 @@ class Bench:
         at: float | None = None,
     ) -> None:
         status: RunStatus = "COMPLETED" if failed is None else "FAILED"
-        message = ChildFinished(self.task_run("task"), node, child_run_id, status, raw(output), failed, at)
-        self._step(lambda turn: transitions.child_finished(self.run, message, self.workflow, turn))
+        message = ChildFinished(self.task_run("task"), operation_id, child_run_id, status, raw(output), failed, at)
+        self._step(lambda effects: transitions.child_finished(self.run, message, self.workflow, effects))
 
     def cancel(self) -> None:
-        self._step(lambda turn: transitions.cancel(self.run, self.workflow, turn))
+        self._step(lambda effects: transitions.cancel(self.run, self.workflow, effects))
 
     def cancel_task(self, name: str) -> None:
-        self._step(lambda turn: transitions.cancel_task(self.run, name, self.workflow, turn))
+        self._step(lambda effects: transitions.cancel_task(self.run, name, self.workflow, effects))
 
     def replay(self) -> None:
-        self._step(lambda turn: transitions.replay(self.run, self.workflow, turn))
+        self._step(lambda effects: transitions.replay(self.run, self.workflow, effects))
 
     def watch(self, inbox: str) -> None:
-        self._step(lambda turn: transitions.watch(self.run, inbox, self.workflow, turn))
+        self._step(lambda effects: transitions.watch(self.run, inbox, self.workflow, effects))
 
     def add_interest(self, **request: Any) -> None:
         message = RunRequest(RUN_ID, self.workflow.name, **request)
-        self._step(lambda turn: transitions.add_interest(self.run, message, self.workflow, turn))
+        self._step(lambda effects: transitions.add_interest(self.run, message, self.workflow, effects))
 
     def run_task(self, name: str, output: object = None) -> None:
         """Granted and finished."""
@@ -238,7 +251,7 @@ class Bench:
         """Whether the step left everything as it was."""
         before = self.run
         step()
-        return self.run is before and not self.effects and not self.log
+        return self.run is before and not self.messages and not self.log
 
     # --- what there is ------------------------------------------------------------------------------------------
 
@@ -272,28 +285,31 @@ class Bench:
         task = self.task(name)
         return leases.grant_message(self.run, task, self.workflow, self.now, scheduler="claims", shards=4)
 
-    def open_wait(self, node: str) -> OpenWait:
-        found = durable_log.open_wait(self.task(), node)
-        assert found is not None, f"no wait is open at {node}"
+    def open_wait(self, operation_id: str) -> OpenWait:
+        found = durable_log.open_wait(self.task(), operation_id)
+        assert found is not None, f"no wait is open at {operation_id}"
         return found
 
     def sent(self, kind: type[R], to: str | None = None) -> list[R]:
         """The messages of a kind that the last step gave."""
-        return [e.message for e in self.effects if isinstance(e.message, kind) and to in (None, e.to)]
+        return [e.message for e in self.messages if isinstance(e.message, kind) and to in (None, e.to)]
 
     def entries(self, name: str = "task") -> dict[str, LogEntry]:
         """The log by node, as the next grant would carry it."""
         task_run = self.task_run(name)
         records = [entry for entry in self.whole_log if entry.task_run_id == task_run]
-        return {entry.node: entry for entry in durable_log.entries_of(durable_log.committed(self.task(name), records))}
+        return {
+            entry.operation_id: entry
+            for entry in durable_log.entries_of(durable_log.committed(self.task(name), records))
+        }
 
-    def _step(self, decide: Callable[[Turn], Run]) -> None:
-        turn = Turn(self.now, self.epoch)
-        after = decide(turn)
+    def _step(self, decide: Callable[[Effects], Run]) -> None:
+        effects = Effects(self.now, self.owner_term)
+        after = decide(effects)
         invariants.check_step(self.run, after, self.workflow)
         self.run = after
-        self._take(turn)
+        self._take(effects)
 
-    def _take(self, turn: Turn) -> None:
-        self.effects, self.log = turn.effects, turn.log
-        self.whole_log += turn.log
+    def _take(self, effects: Effects) -> None:
+        self.messages, self.log = effects.messages, effects.log
+        self.whole_log += effects.log

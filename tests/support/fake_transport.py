@@ -93,7 +93,7 @@ class FakeTransport:
                 if answers:
                     asyncio.get_running_loop().call_soon(self.deliver, answers)
 
-    def publish_soon(self, exchange: str, routing_key: str, body: bytes) -> None:
+    def publish_nowait(self, exchange: str, routing_key: str, body: bytes) -> None:
         raise NotImplementedError
 
     async def open_inbox(self, name: str, on_message: Callable[[bytes], None]) -> None:
@@ -105,7 +105,7 @@ class FakeTransport:
     def ack(self, ticket: TicketDelivery) -> None:
         raise NotImplementedError
 
-    def give_back(self, ticket: TicketDelivery) -> None:
+    def requeue(self, ticket: TicketDelivery) -> None:
         raise NotImplementedError
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ import itertools
 import json
 from typing import Any
 
-from sublet_event_ingest.service import IngestShell
+from sublet_event_ingest.service import IngestService
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryEventStore, MemoryRunStore
 from sublet_platform.metrics import IngestMetrics, ServiceMetrics, new_registry
 from sublet_platform.ports import Delivery, Outgoing
@@ -31,11 +31,11 @@ SHARDS = 2
 class Instance:
     """One event-ingest process: its connection, and its shell."""
 
-    def __init__(self, world: World, skew_s: float = 0.0) -> None:
+    def __init__(self, world: IngestHarness, skew_s: float = 0.0) -> None:
         self.broker = MemoryBroker(world.cluster)
         self.metrics = ServiceMetrics(new_registry())
         clock = VirtualClock(skew_s)
-        self.shell = IngestShell(
+        self.shell = IngestService(
             store=MemoryEventStore(world.database),
             runs=MemoryRunStore(world.database, clock),
             broker=self.broker,
@@ -57,7 +57,7 @@ async def _slow(operation: str) -> None:
     await asyncio.sleep(0.5)
 
 
-class World:
+class IngestHarness:
     """A broker, a database, and what arrives at the shards."""
 
     def __init__(self) -> None:
@@ -72,11 +72,11 @@ class World:
         self.new_id = lambda: f"minted-{next(numbers)}"
 
     @classmethod
-    async def begin(cls, instances: int = 1, skew_s: float = 0.0) -> tuple[World, list[Instance]]:
+    async def begin(cls, instances: int = 1, skew_s: float = 0.0) -> tuple[IngestHarness, list[Instance]]:
         world = cls()
         for shard in range(SHARDS):
             await world.user.consume(shard_queue(shard), world._receiver(shard), prefetch=1_000)
-        await world.user.consume(DEAD, world._bury, prefetch=10)
+        await world.user.consume(DEAD, world._dead_letter, prefetch=10)
         started = [Instance(world, skew_s) for _ in range(instances)]
         for instance in started:
             await instance.shell.start()
@@ -87,13 +87,13 @@ class World:
             for message in decode_for_shard(delivery.body):
                 assert isinstance(message, EventMatched | RunRequest)
                 run = ids.run_of(message.task_run_id) if isinstance(message, EventMatched) else message.run_id
-                assert ids.slot_of(run) in ids.slots_of_shard(shard, SHARDS)
+                assert ids.bucket_of(run) in ids.buckets_of_shard(shard, SHARDS)
                 (self.matched if isinstance(message, EventMatched) else self.runs).append(message)  # type: ignore[arg-type]
             self.user.ack([delivery])
 
         return receive
 
-    def _bury(self, delivery: Delivery) -> None:
+    def _dead_letter(self, delivery: Delivery) -> None:
         self.dead.append(delivery)
         self.user.ack([delivery])
 

@@ -88,7 +88,7 @@ def _check_status(task: TaskRun, who: str) -> None:
     if task.blocked:
         assert task.status in ("EVICTED", "READY"), f"{who} is blocked on {task.blocked}"
     if task.status == "EVICTED":
-        assert not durable_log.may_go_on(task), f"{who} sleeps although it may go on"
+        assert not durable_log.can_resume(task), f"{who} sleeps although it may go on"
     if task.output is not None:
         assert task.status in ("COMPLETED", "SKIPPED"), f"{who} has an output"
     if task.status == "FAILED":
@@ -103,19 +103,19 @@ def _check_counts(task: TaskRun, spec: TaskSpec, who: str) -> None:
 
 
 def _check_waits(task: TaskRun, spec: TaskSpec, who: str) -> None:
-    nodes = [wait.node for wait in task.open_waits]
-    assert len(set(nodes)) == len(nodes), f"{who} waits twice at one node: {nodes}"
+    operation_ids = [wait.operation_id for wait in task.open_waits]
+    assert len(set(operation_ids)) == len(operation_ids), f"{who} waits twice at one node: {operation_ids}"
     if not spec.durable:
         assert task.log_length == 0, f"{who} is not durable and has a log"
     for wait in task.open_waits:
         _check_wait(wait, who)
-    asked_for = {node for branch in task.blocked for node in branch}
-    ended = len(asked_for.difference(nodes))
-    assert ended <= task.satisfied, f"{who} is blocked on {sorted(asked_for)}, but it never asked for all of that"
+    asked_for = {operation_id for branch in task.blocked for operation_id in branch}
+    ended = len(asked_for.difference(operation_ids))
+    assert ended <= task.completed_count, f"{who} is blocked on {sorted(asked_for)}, but it never asked for all of that"
 
 
 def _check_wait(wait: OpenWait, who: str) -> None:
-    where = f"the wait of {who} at {wait.node}"
+    where = f"the wait of {who} at {wait.operation_id}"
     assert (wait.child_run_id is None) == bool(wait.groups), f"{where} is neither for a child nor for conditions"
     met = [key for key, _ in wait.met]
     assert len(set(met)) == len(met), f"{where} counts a condition twice: {met}"
@@ -125,7 +125,7 @@ def _check_wait(wait: OpenWait, who: str) -> None:
 
 
 def _check_log(task: TaskRun, who: str) -> None:
-    least = 2 * task.satisfied + len(task.open_waits)
+    least = 2 * task.completed_count + len(task.open_waits)
     assert task.log_length >= least, f"{who} has a log of {task.log_length} entries; its waits alone make {least}"
     firsts = [segment.first for segment in task.log_segments]
     assert firsts == sorted(set(firsts)), f"{who} has log segments out of order: {firsts}"
@@ -143,7 +143,7 @@ def _replayed(before: Run, after: Run) -> bool:
 def _check_task_step(old: TaskRun, new: TaskRun, who: str) -> None:
     if old.terminal and new != old:
         assert new.retry_count > old.retry_count, f"{who} was {old.status} and became {new.status} without a replay"
-    for name in ("retry_count", "invocation", "satisfied", "log_length", "log_bytes"):
+    for name in ("retry_count", "invocation", "completed_count", "log_length", "log_bytes"):
         was, is_now = getattr(old, name), getattr(new, name)
         assert was <= is_now, f"the {name} of {who} went back from {was} to {is_now}"
     kept = new.log_segments[: len(old.log_segments)]
@@ -171,11 +171,11 @@ def check_shard(shard: Shard) -> None:
 
 def _check_queues(shard: Shard, ready: list[tuple[Run, TaskRun]]) -> None:
     found = {run.task_run_id(task) for run, task in ready}
-    places = shard.dispatch.placed()
+    places = shard.dispatch.enqueued()
     assert set(places) == found, f"ready are {sorted(found)}, but a place have {sorted(places)}"
     queued = [task_run for queue in shard.dispatch for task_run in queue.task_runs()]
-    placed = sorted(task_run for task_run, pool in places.items() if pool is not None)
-    assert sorted(queued) == placed, f"queued are {sorted(queued)}, but placed {placed}"
+    enqueued = sorted(task_run for task_run, pool in places.items() if pool is not None)
+    assert sorted(queued) == enqueued, f"queued are {sorted(queued)}, but placed {enqueued}"
     for queue in shard.dispatch:
         best = queue.best()
         assert (best is not None) == (len(queue) > 0), f"the best of {queue.task_runs()} is {best}"

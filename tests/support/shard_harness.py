@@ -21,6 +21,7 @@ from sublet_protocol.messages import (
     NULL,
     CancelRun,
     Claim,
+    Evicted,
     Failed,
     Finished,
     Goodbye,
@@ -29,11 +30,10 @@ from sublet_protocol.messages import (
     HeldLease,
     Hello,
     LogEntry,
-    NothingToDo,
+    NoTask,
     Record,
     RunRequest,
     RunResult,
-    Suspended,
     TaskNotice,
     Tick,
     Ticket,
@@ -77,7 +77,7 @@ class Conflict(Exception):
     """Another writer has changed a run since it was loaded."""
 
 
-class World:
+class ShardHarness:
     """One shard that owns every run. ``handle`` is a whole batch; its parts can be had one by one."""
 
     def __init__(self, *flows: WorkflowSpec, now: float = NOW) -> None:
@@ -130,7 +130,7 @@ class World:
             raise Conflict
         if not self._contested:
             waiting = self._waiting()
-            assert +shard.census.waiting == waiting, f"{waiting} wait, but counted are {shard.census.waiting}"
+            assert +shard.counters.waiting == waiting, f"{waiting} wait, but counted are {shard.counters.waiting}"
         return batch
 
     def _write(self, before: Run | None, after: Run, shard: Shard) -> bool:
@@ -155,7 +155,7 @@ class World:
 
     def _new_shard(self) -> Shard:
         shard = Shard(
-            epoch=next(self._ids),
+            owner_term=next(self._ids),
             claim_key="claims",
             slot="slot.00",
             first=True,
@@ -166,7 +166,7 @@ class World:
         for spec, at in self._workflows.values():
             shard.load_workflow(spec, at)
             shard.load_pool(POOL, [f"{spec.name}:{task.name}" for task in spec.tasks], at)
-        shard.census.waiting.update(self._waiting())
+        shard.counters.waiting.update(self._waiting())
         shard.load(run for run in self._stored(self.runs) if run.live)
         return shard
 
@@ -212,7 +212,7 @@ class World:
         """The grant, or None for nothing to do."""
         sent = self.handle(claim(ticket, worker, kind, **options))
         grants = [grant for grant in sent.of(Grant) if grant.ticket == ticket]
-        refusals = [nothing for nothing in sent.of(NothingToDo) if nothing.ticket == ticket]
+        refusals = [nothing for nothing in sent.of(NoTask) if nothing.ticket == ticket]
         assert len(grants) + len(refusals) == 1, f"{ticket} was answered by {grants} and {refusals}"
         return grants[0] if grants else None
 
@@ -265,6 +265,6 @@ def failed(grant: Grant, *, next: bool = False, retryable: bool = True) -> Faile
     return Failed(grant.lease, grant.ticket, error(), next=next, retryable=retryable)
 
 
-def suspended(grant: Grant, *operations: Any, next: bool = False) -> Suspended:
-    blocked = tuple((operation.node,) for operation in operations if operation.kind != "memo")
-    return Suspended(grant.lease, grant.ticket, operations, blocked, 0, next=next)
+def suspended(grant: Grant, *operations: Any, next: bool = False) -> Evicted:
+    blocked = tuple((operation.operation_id,) for operation in operations if operation.kind != "memo")
+    return Evicted(grant.lease, grant.ticket, operations, blocked, 0, next=next)

@@ -20,17 +20,17 @@ from sublet_protocol.messages import (
     CancelRun,
     CancelTimer,
     EventMatched,
+    Evicted,
     Failed,
     Finished,
     Goodbye,
     Grant,
+    OperationCompleted,
     ReplayRun,
     RunRequest,
     RunResult,
-    Satisfied,
     SetTimer,
     Subscribe,
-    Suspended,
     Tick,
     TimerFired,
     ToShard,
@@ -38,7 +38,7 @@ from sublet_protocol.messages import (
 )
 from sublet_protocol.specs import EventCondition, SlotKind
 from support.engine_builders import raw
-from support.shard_harness import Conflict, Sent, World, inbox_of
+from support.shard_harness import Conflict, Sent, ShardHarness, inbox_of
 from support.worker_model import EVENTS, FLOWS, SLOTS, WorkerModel
 
 CLIENT = "client"
@@ -51,7 +51,7 @@ SETTLING_ROUNDS = 600
 
 class Cluster:
     def __init__(self) -> None:
-        self.world = World(*FLOWS)
+        self.world = ShardHarness(*FLOWS)
         self.lanes: dict[str, deque[ToShard]] = defaultdict(deque)
         """To the shard, by source."""
         self.history: list[ToShard] = []
@@ -78,7 +78,7 @@ class Cluster:
         message = self.lanes[lane].popleft()
         self._handled.append((lane, message))
         self.history.append(message)
-        if not isinstance(message, Finished | Failed | Suspended):
+        if not isinstance(message, Finished | Failed | Evicted):
             self.world.decide(message)
             return
         before = self._task(message.lease)
@@ -185,9 +185,9 @@ class Cluster:
             return
         if isinstance(message, Grant):
             self._check_log(message)
-        if isinstance(message, Satisfied):
+        if isinstance(message, OperationCompleted):
             done = message.done
-            self._check_end(ids.task_run_of(message.lease), message.node, done.order, bytes(done.result))
+            self._check_end(ids.task_run_of(message.lease), message.operation_id, done.order, bytes(done.result))
         for worker in self.workers.values():
             if inbox_of(worker.name) == inbox:
                 worker.inbox.append(message)  # type: ignore[arg-type]
@@ -198,11 +198,13 @@ class Cluster:
         assert sorted(end.order for end in done) == list(range(1, len(done) + 1)), f"{grant.lease} has a gap: {done}"
         for entry in grant.log:
             if entry.done is not None:
-                self._check_end(ids.task_run_of(grant.lease), entry.node, entry.done.order, bytes(entry.done.result))
+                self._check_end(
+                    ids.task_run_of(grant.lease), entry.operation_id, entry.done.order, bytes(entry.done.result)
+                )
 
-    def _check_end(self, task_run: str, node: str, order: int, result: bytes) -> None:
-        first = self._ends.setdefault((task_run, node), (order, result))
-        assert first == (order, result), f"{node} of {task_run} ended as {first}, and now as {(order, result)}"
+    def _check_end(self, task_run: str, operation_id: str, order: int, result: bytes) -> None:
+        first = self._ends.setdefault((task_run, operation_id), (order, result))
+        assert first == (order, result), f"{operation_id} of {task_run} ended as {first}, and now as {(order, result)}"
 
     # --- the others ---------------------------------------------------------------------------------------------
 
@@ -223,7 +225,7 @@ class Cluster:
         self.lanes["ticks"].append(Tick(self.world.now))
         for timer in [timer for timer in self.timers.values() if timer.due <= self.world.now]:
             del self.timers[timer.id]
-            self.lanes["timer"].append(TimerFired(timer.task_run_id, timer.node, timer.key))
+            self.lanes["timer"].append(TimerFired(timer.task_run_id, timer.operation_id, timer.key))
 
     def publish_event(self, key: str) -> None:
         last = self._events[-1][0] if self._events else 0
@@ -237,7 +239,7 @@ class Cluster:
             if wait.condition.event_key == key and wait.since < seq:
                 del self.waits[wait.id]
                 event_id, payload = f"event-{seq}", raw({"seq": seq})
-                matched = EventMatched(wait.task_run_id, wait.node, wait.condition.key, event_id, seq, payload)
+                matched = EventMatched(wait.task_run_id, wait.operation_id, wait.condition.key, event_id, seq, payload)
                 self.lanes["ingest"].append(matched)
 
     # --- workers ------------------------------------------------------------------------------------------------
@@ -277,13 +279,13 @@ class Cluster:
 
     def break_connection(self, worker: WorkerModel) -> None:
         """Its tickets go to somebody again, its inbox is lost, its tasks go on; it reports at once."""
-        self._give_back(worker)
+        self._requeue(worker)
         worker.lose_connection()
         self.heartbeat(worker)
 
     def kill(self, worker: WorkerModel) -> None:
         """What it has published is published."""
-        self._give_back(worker)
+        self._requeue(worker)
         del self.workers[worker.name]
 
     def drain(self, worker: WorkerModel) -> None:
@@ -298,7 +300,7 @@ class Cluster:
         if ticket is not None:
             self.lanes[CLAIMS].append(worker.claim(ticket))
 
-    def _give_back(self, worker: WorkerModel) -> None:
+    def _requeue(self, worker: WorkerModel) -> None:
         for ticket, kind in (*worker.held.items(), *worker.adopted.items()):
             self.tickets[kind].appendleft((ticket, True))
 

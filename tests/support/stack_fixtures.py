@@ -20,7 +20,7 @@ from deploy.localstack.places import LocalError
 from support import network_namespaces
 
 if TYPE_CHECKING:
-    from acceptance.environment import Lab
+    from acceptance.environment import Environment
     from acceptance.stack import Stack
 
 _FAILED = pytest.StashKey[bool]()
@@ -103,13 +103,13 @@ def fresh_stack(stack: Stack, tmp_path: Path) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def lab(stack: Stack, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
-    from acceptance.environment import Lab
+def environment(stack: Stack, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Environment]:
+    from acceptance.environment import Environment
 
-    lab = Lab(stack, tmp_path)
+    environment = Environment(stack, tmp_path)
     try:
-        yield lab
+        yield environment
     finally:
         if request.node.stash.get(_FAILED, False):
             stack.show_logs()
-        lab.close()
+        environment.close()

@@ -17,7 +17,8 @@ from sublet._worker.worker import Worker
 from sublet_protocol import ids
 from sublet_protocol.messages import (
     Claim,
-    Done,
+    Completion,
+    Evicted,
     Failed,
     Finished,
     Goodbye,
@@ -25,12 +26,11 @@ from sublet_protocol.messages import (
     Heartbeat,
     Hello,
     LogEntry,
-    NothingToDo,
+    NoTask,
     Operation,
+    OperationCompleted,
     Record,
     Recorded,
-    Satisfied,
-    Suspended,
     TaskError,
     Ticket,
     ToShard,
@@ -91,7 +91,7 @@ class BenchTransport:
         self._send(exchange, routing_key, body)
         await self.confirming.wait()
 
-    def publish_soon(self, exchange: str, routing_key: str, body: bytes) -> None:
+    def publish_nowait(self, exchange: str, routing_key: str, body: bytes) -> None:
         self._send(exchange, routing_key, body)
 
     def _send(self, exchange: str, routing_key: str, body: bytes) -> None:
@@ -117,7 +117,7 @@ class BenchTransport:
             self.acked.append(msgspec.json.decode(ticket.body, type=Ticket))
             self._push_all()
 
-    def give_back(self, ticket: TicketDelivery) -> None:
+    def requeue(self, ticket: TicketDelivery) -> None:
         if self.unacked.pop(ticket.tag, None) is not None:
             self.given_back.append(msgspec.json.decode(ticket.body, type=Ticket))
             self._push_all()
@@ -172,7 +172,7 @@ class BenchConsumer:
         self._transport._pools.pop(self._kind, None)
 
 
-class Bench:
+class WorkerHarness:
     """Answers claims with what `run` put up, in order, and keeps durable logs as a scheduler would."""
 
     def __init__(self, *workflows: Runnable, **options: Any) -> None:
@@ -196,7 +196,7 @@ class Bench:
             **options,
         )
 
-    async def __aenter__(self) -> Bench:
+    async def __aenter__(self) -> WorkerHarness:
         await self.worker.aio_start()
         return self
 
@@ -246,18 +246,18 @@ class Bench:
         return self._grants[task_run].lease
 
     def end(
-        self, task_run: str, node: str, result: object = None, error: TaskError | None = None, position: int = 0
-    ) -> Done:
+        self, task_run: str, operation_id: str, result: object = None, error: TaskError | None = None, position: int = 0
+    ) -> Completion:
         """An operation ends: on record, and told to whoever holds the lease."""
         order = self._order[task_run] = self._order.get(task_run, 0) + 1
-        done = Done(order, msgspec.Raw(msgspec.json.encode(result)), error, position)
-        entry = self._logs[task_run][node]
-        self._logs[task_run][node] = msgspec.structs.replace(entry, done=done)
-        self.transport.say(Satisfied(self.lease(task_run), node, done))
+        done = Completion(order, msgspec.Raw(msgspec.json.encode(result)), error, position)
+        entry = self._logs[task_run][operation_id]
+        self._logs[task_run][operation_id] = msgspec.structs.replace(entry, done=done)
+        self.transport.say(OperationCompleted(self.lease(task_run), operation_id, done))
         return done
 
-    def sleep_over(self, task_run: str, node: str, position: int = 0) -> Done:
-        return self.end(task_run, node, {"CREATE": {"sleep": [{"duration_s": 1.0}]}}, position=position)
+    def sleep_over(self, task_run: str, operation_id: str, position: int = 0) -> Completion:
+        return self.end(task_run, operation_id, {"CREATE": {"sleep": [{"duration_s": 1.0}]}}, position=position)
 
     def log(self, task_run: str) -> dict[str, LogEntry]:
         return self._logs.get(task_run, {})
@@ -274,9 +274,9 @@ class Bench:
         for _ in range(rounds):
             await asyncio.sleep(0)
 
-    async def suspended(self, number: int = 1) -> Suspended:
-        await self.until(lambda: len(self.of(Suspended)) >= number)
-        last: Suspended = self.of(Suspended)[number - 1]
+    async def suspended(self, number: int = 1) -> Evicted:
+        await self.until(lambda: len(self.of(Evicted)) >= number)
+        last: Evicted = self.of(Evicted)[number - 1]
         return last
 
     async def finished(self, number: int = 1) -> Any:
@@ -304,10 +304,10 @@ class Bench:
                 return
             case Hello() | Goodbye():
                 return
-            case Suspended() | Recorded():
+            case Evicted() | Recorded():
                 self._record(record.lease, record.operations)
         self.reports.append(record)
-        if isinstance(record, Finished | Failed | Suspended) and record.next and self.answering:
+        if isinstance(record, Finished | Failed | Evicted) and record.next and self.answering:
             assert record.ticket is not None
             self.answer(record.ticket)
 
@@ -315,13 +315,13 @@ class Bench:
         if self._ready:
             self.transport.say(msgspec.structs.replace(self._ready.popleft(), ticket=ticket))
         else:
-            self.transport.say(NothingToDo(ticket))
+            self.transport.say(NoTask(ticket))
 
     def _record(self, lease: str, operations: tuple[Operation, ...]) -> None:
         entries = self._logs.setdefault(ids.task_run_of(lease), {})
         for operation in operations:
-            entries[operation.node] = LogEntry(
-                node=operation.node,
+            entries[operation.operation_id] = LogEntry(
+                operation_id=operation.operation_id,
                 kind=operation.kind,
                 fingerprint=operation.fingerprint,
                 asked=operation.asked,

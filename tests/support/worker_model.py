@@ -10,22 +10,22 @@ from msgspec.structs import replace
 
 from sublet_protocol.messages import (
     Claim,
+    Evicted,
     Failed,
     Finished,
     Grant,
-    HandedBack,
+    GrantDeclined,
     Heartbeat,
     HeldLease,
     Hello,
-    NothingToDo,
+    NoTask,
     Operation,
+    OperationCompleted,
     Ping,
     Record,
     Recorded,
-    Released,
     Revoked,
-    Satisfied,
-    Suspended,
+    SlotReleased,
     ToShard,
 )
 from sublet_protocol.specs import SlotKind, TaskSpec
@@ -78,7 +78,7 @@ class Execution:
 
     def stage(self) -> tuple[Operation, ...]:
         """What the code waits for; nothing at its end."""
-        return next((stage for stage in STAGES if not self.done.keys() >= {op.node for op in stage}), ())
+        return next((stage for stage in STAGES if not self.done.keys() >= {op.operation_id for op in stage}), ())
 
     def delivered(self) -> int:
         """The highest order up to which the code knows every result."""
@@ -87,12 +87,12 @@ class Execution:
 
     def news(self) -> tuple[Operation, ...]:
         """Operations to be recorded."""
-        new = tuple(operation for operation in self.stage() if operation.node not in self.asked)
-        self.asked.update(operation.node for operation in new)
+        new = tuple(operation for operation in self.stage() if operation.operation_id not in self.asked)
+        self.asked.update(operation.operation_id for operation in new)
         return tuple(replace(operation, since=self._position()) for operation in new)
 
     def blocked(self) -> tuple[tuple[str, ...], ...]:
-        return tuple((operation.node,) for operation in self.stage() if operation.node not in self.done)
+        return tuple((operation.operation_id,) for operation in self.stage() if operation.operation_id not in self.done)
 
     def _position(self) -> int:
         ends = [entry.done.position for entry in self.grant.log if entry.done is not None]
@@ -175,13 +175,13 @@ class WorkerModel:
         match message:
             case Grant():
                 return self._granted(message), None
-            case NothingToDo():
+            case NoTask():
                 if message.ticket in self.idle_tickets():
                     del self.held[message.ticket]
-            case Satisfied():
+            case OperationCompleted():
                 execution = self.executions.get(message.lease)
                 if execution is not None:
-                    execution.done[message.node] = message.done.order
+                    execution.done[message.operation_id] = message.done.order
             case Revoked():
                 self._over.add(message.lease)
                 if message.lease in self.executions:
@@ -195,9 +195,9 @@ class WorkerModel:
             return []
         if self.leaving or grant.ticket not in self.idle_tickets():
             self._over.add(grant.lease)
-            return [HandedBack(grant.lease, grant.ticket)]
-        asked = {entry.node for entry in grant.log}
-        done = {entry.node: entry.done.order for entry in grant.log if entry.done is not None}
+            return [GrantDeclined(grant.lease, grant.ticket)]
+        asked = {entry.operation_id for entry in grant.log}
+        done = {entry.operation_id: entry.done.order for entry in grant.log if entry.done is not None}
         self.executions[grant.lease] = Execution(grant, grant.ticket, asked, done)
         return []
 
@@ -224,7 +224,7 @@ class WorkerModel:
             return Failed(lease, ticket, error(), next=more)
         if execution.kind == "durable" and execution.stage():
             news, blocked = execution.news(), execution.blocked()
-            return Suspended(lease, ticket, news, blocked, execution.delivered(), next=more)
+            return Evicted(lease, ticket, news, blocked, execution.delivered(), next=more)
         return Finished(lease, ticket, raw({"number": number}), next=more)
 
     def _release(self, execution: Execution) -> list[ToShard]:
@@ -232,4 +232,4 @@ class WorkerModel:
             return []
         del self.held[execution.ticket]
         execution.ticket, execution.released = None, True
-        return [Released(execution.grant.lease)]
+        return [SlotReleased(execution.grant.lease)]

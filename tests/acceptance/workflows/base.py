@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from acceptance.task_journal import Ledger
+from acceptance.task_journal import TaskJournal
 from sublet import Context, Sublet
 
 client = Sublet()
-ledger = Ledger(Path(os.environ["SUBLET_TEST_LEDGER"]))
+journal = TaskJournal(Path(os.environ["SUBLET_TEST_LEDGER"]))
 
 AN_HOUR = timedelta(hours=1)
 A_MOMENT = timedelta(milliseconds=200)
@@ -37,28 +37,28 @@ class Where(BaseModel):
 
 @client.task(input_validator=Number)
 async def double(input: Number, ctx: Context) -> Number:
-    ledger.write("doubled", n=input.n)
+    journal.write("doubled", n=input.n)
     return Number(n=2 * input.n)
 
 
 @client.task(input_validator=Named, execution_timeout="5m")
 async def work(input: Named, ctx: Context) -> Where:
     """Takes its slot until its gate opens."""
-    ledger.write("work began", name=input.name)
-    await ledger.pass_gate(input.name)
-    ledger.write("work ended", name=input.name)
+    journal.write("work began", name=input.name)
+    await journal.pass_gate(input.name)
+    journal.write("work ended", name=input.name)
     return Where(worker=ctx.worker_id)
 
 
 @client.task(input_validator=Named, execution_timeout="5m")
 def work_in_a_thread(input: Named, ctx: Context) -> Where:
-    ledger.write("work began", name=input.name)
-    ledger.pass_gate_blocking(input.name)
-    ledger.write("work ended", name=input.name)
+    journal.write("work began", name=input.name)
+    journal.pass_gate_blocking(input.name)
+    journal.write("work ended", name=input.name)
     return Where(worker=ctx.worker_id)
 
 
 async def charge(name: str) -> Number:
     """Something that must not be done twice: how often it was done, this time included."""
-    ledger.write("charged", name=name)
-    return Number(n=ledger.count("charged"))
+    journal.write("charged", name=name)
+    return Number(n=journal.count("charged"))

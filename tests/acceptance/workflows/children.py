@@ -6,13 +6,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from acceptance.workflows.base import Named, Number, client, double, ledger, work
+from acceptance.workflows.base import Named, Number, client, double, journal, work
 from sublet import Context, DurableContext, EmptyModel, TaskRunError
 
 
 @client.task()
 async def break_down(input: EmptyModel, ctx: Context) -> None:
-    ledger.write("broke down")
+    journal.write("broke down")
     raise ValueError("the engine smokes")
 
 
@@ -57,7 +57,7 @@ async def family(input: EmptyModel, ctx: DurableContext) -> Family:
         failure=failures[0],
         failure_again=failures[1],
         pair=dag,
-        twins=ledger.count("doubled", n=100),
+        twins=journal.count("doubled", n=100),
         mixed=[type(each).__name__ for each in mixed],
         left_alone=alone.workflow_run_id,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from acceptance.workflows.base import A_MOMENT, AN_HOUR, Named, Number, client, double, ledger
+from acceptance.workflows.base import A_MOMENT, AN_HOUR, Named, Number, client, double, journal
 from sublet import Context, DurableContext, EmptyModel, ParentCondition, SleepCondition, UserEventCondition, or_
 
 # --- DAGs -------------------------------------------------------------------------------------------------------------
@@ -14,8 +14,8 @@ order = client.workflow(name="order", input_validator=Number)
 
 @order.task()
 async def reserve(input: Number, ctx: Context) -> Number:
-    ledger.write("reserved")
-    await ledger.pass_gate("reserve")
+    journal.write("reserved")
+    await journal.pass_gate("reserve")
     return Number(n=input.n)
 
 
@@ -24,13 +24,13 @@ async def reserve(input: Number, ctx: Context) -> Number:
     wait_for=[SleepCondition("1s"), UserEventCondition("approved", "input.by == 'anna'")],
 )
 async def ship(input: Number, ctx: Context) -> Number:
-    ledger.write("shipped")
+    journal.write("shipped")
     return Number(n=ctx.task_output(reserve).n + 1)
 
 
 @order.on_success_task()
 async def thank(input: Number, ctx: Context) -> None:
-    ledger.write("thanked", n=ctx.task_output(ship).n)
+    journal.write("thanked", n=ctx.task_output(ship).n)
 
 
 maze = client.workflow(name="maze", input_validator=Number)
@@ -88,18 +88,18 @@ async def hull(input: Named, ctx: Context) -> None:
 
 @wreck.task()
 async def mast(input: Named, ctx: Context) -> None:
-    await ledger.pass_gate("mast")
+    await journal.pass_gate("mast")
     raise ValueError("a crack")
 
 
 @wreck.task(parents=[hull])
 async def cargo(input: Named, ctx: Context) -> None:
-    ledger.write("loaded")
+    journal.write("loaded")
 
 
 @wreck.on_failure_task()
 async def rescue(input: Named, ctx: Context) -> dict[str, Any]:
-    ledger.write("rescued", errors=sorted(ctx.task_run_errors))
+    journal.write("rescued", errors=sorted(ctx.task_run_errors))
     return {"first": str(ctx.get_task_run_error(hull))}
 
 
@@ -108,39 +108,39 @@ wreck_in_port = client.workflow(name="wreck-in-port")
 
 @wreck_in_port.task()
 async def anchor(input: EmptyModel, ctx: Context) -> None:
-    ledger.write("anchored")
-    await ledger.pass_gate("anchor")
+    journal.write("anchored")
+    await journal.pass_gate("anchor")
 
 
 @wreck_in_port.on_failure_task()
 async def rescue_in_vain(input: EmptyModel, ctx: Context) -> None:
-    ledger.write("rescued")
+    journal.write("rescued")
 
 
 # --- load -------------------------------------------------------------------------------------------------------------
 
-voyage = client.workflow(name="voyage", input_validator=Number)
+durable_dag = client.workflow(name="durable_dag", input_validator=Number)
 
 
-@voyage.task()
+@durable_dag.task()
 async def embark(input: Number, ctx: Context) -> Number:
-    ledger.write("embarked", n=input.n)
+    journal.write("started", n=input.n)
     return input
 
 
-@voyage.durable_task(parents=[embark])
-async def sail(input: Number, ctx: DurableContext) -> Number:
+@durable_dag.durable_task(parents=[embark])
+async def start_runs(input: Number, ctx: DurableContext) -> Number:
     await ctx.aio_sleep_for(A_MOMENT)
     doubled = await double.aio_run(input)
     await ctx.aio_sleep_for(A_MOMENT)
-    ledger.write("sailed", n=input.n)
+    journal.write("sailed", n=input.n)
     return doubled
 
 
-@voyage.task(parents=[sail])
+@durable_dag.task(parents=[start_runs])
 async def land(input: Number, ctx: Context) -> Number:
-    ledger.write("landed", n=input.n)
-    return ctx.task_output(sail)
+    journal.write("landed", n=input.n)
+    return ctx.task_output(start_runs)
 
 
 retrace = client.workflow(name="retrace")
@@ -148,20 +148,20 @@ retrace = client.workflow(name="retrace")
 
 @retrace.task()
 async def first_step(input: EmptyModel, ctx: Context) -> Number:
-    ledger.write("step", number=1)
+    journal.write("step", number=1)
     return Number(n=1)
 
 
 @retrace.task(parents=[first_step])
 async def second_step(input: EmptyModel, ctx: Context) -> Number:
     """Fails unless its gate is open."""
-    ledger.write("step", number=2)
-    if not ledger.is_open("second step"):
+    journal.write("step", number=2)
+    if not journal.is_open("second step"):
         raise ValueError("there is a wall")
     return Number(n=ctx.task_output(first_step).n + 1)
 
 
 @retrace.task(parents=[second_step])
 async def third_step(input: EmptyModel, ctx: Context) -> Number:
-    ledger.write("step", number=3)
+    journal.write("step", number=3)
     return Number(n=ctx.task_output(second_step).n + 1)

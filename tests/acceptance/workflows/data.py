@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from acceptance.workflows.base import Named, client, ledger
+from acceptance.workflows.base import Named, client, journal
 from sublet import Context, EmptyModel
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -37,14 +37,14 @@ async def mirror_anything(input: EmptyModel, ctx: Context) -> dict[str, Any]:
 
 
 async def lifespan() -> AsyncIterator[dict[str, str]]:
-    ledger.write("lifespan began")
+    journal.write("lifespan began")
     yield {"pool": "of connections"}
-    ledger.write("lifespan ended")
+    journal.write("lifespan ended")
 
 
 @client.task(input_validator=Named, execution_timeout="5m")
 async def use_lifespan(input: Named, ctx: Context) -> dict[str, str]:
-    ledger.write("work began", name=input.name)
-    await ledger.pass_gate(input.name)
-    ledger.write("work ended", name=input.name)
+    journal.write("work began", name=input.name)
+    await journal.pass_gate(input.name)
+    journal.write("work ended", name=input.name)
     return dict(ctx.lifespan)

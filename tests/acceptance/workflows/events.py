@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from acceptance.workflows.base import A_MOMENT, AN_HOUR, Named, Number, client, ledger
+from acceptance.workflows.base import A_MOMENT, AN_HOUR, Named, Number, client, journal
 from sublet import Context, DefaultFilter, DurableContext, EmptyModel, UserEventCondition
 
 
@@ -14,8 +14,8 @@ from sublet import Context, DefaultFilter, DurableContext, EmptyModel, UserEvent
 async def collect(input: Number, ctx: DurableContext) -> dict[str, list[int]]:
     """``n`` waits for the same key, one after the other."""
     await ctx.aio_sleep_for(A_MOMENT)
-    ledger.write("collecting")
-    await ledger.pass_gate("collect")
+    journal.write("collecting")
+    await journal.pass_gate("collect")
     return {"seen": [(await ctx.aio_wait_for_event("count"))["n"] for _ in range(input.n)]}
 
 
@@ -26,7 +26,7 @@ class Paid(BaseModel):
 
 @client.durable_task(input_validator=Number)
 async def await_payment(input: Number, ctx: DurableContext) -> Paid:
-    ledger.write("awaiting", n=input.n)
+    journal.write("awaiting", n=input.n)
     paid = await ctx.aio_wait_for_event("paid", f"input.order == {input.n}", payload_validator=Paid)
     assert isinstance(paid, Paid)
     return paid
@@ -44,7 +44,7 @@ async def look_back(input: Named, ctx: DurableContext) -> dict[str, Any]:
 
 @client.task(input_validator=Number, on_events=["number.*"])
 async def on_number(input: Number, ctx: Context) -> Number:
-    ledger.write("triggered", n=input.n, key=ctx.triggering_event_key, metadata=ctx.additional_metadata)
+    journal.write("triggered", n=input.n, key=ctx.triggering_event_key, metadata=ctx.additional_metadata)
     return input
 
 
@@ -57,13 +57,13 @@ async def on_number(input: Number, ctx: Context) -> Number:
     ],
 )
 async def on_measured(input: Number, ctx: Context) -> Number:
-    ledger.write("measured", n=input.n, above=ctx.filter_payload["above"])
+    journal.write("measured", n=input.n, above=ctx.filter_payload["above"])
     return input
 
 
 @client.task(input_validator=Number, on_events=["count"])
 async def on_count(input: Number, ctx: Context) -> None:
-    ledger.write("counted", n=input.n)
+    journal.write("counted", n=input.n)
 
 
 @client.durable_task()

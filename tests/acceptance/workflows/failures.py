@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from acceptance.workflows.base import A_MOMENT, Named, Number, Where, charge, client, ledger
+from acceptance.workflows.base import A_MOMENT, Named, Number, Where, charge, client, journal
 from sublet import Context, DurableContext, EmptyModel, NonRetryableException
 
 
 @client.task(input_validator=Number, retries=3, backoff_factor=1.1, backoff_max_seconds=1)
 async def fail_until(input: Number, ctx: Context) -> Number:
     """Succeeds with attempt ``n``."""
-    ledger.write("attempt", number=ctx.attempt_number, of=ctx.max_attempts)
+    journal.write("attempt", number=ctx.attempt_number, of=ctx.max_attempts)
     if ctx.attempt_number < input.n:
         raise RuntimeError(f"attempt {ctx.attempt_number} failed")
     return Number(n=ctx.attempt_number)
@@ -20,7 +20,7 @@ async def fail_until(input: Number, ctx: Context) -> Number:
 
 @client.task(retries=5)
 async def give_up(input: EmptyModel, ctx: Context) -> None:
-    ledger.write("attempt")
+    journal.write("attempt")
     raise NonRetryableException("pointless")
 
 
@@ -34,13 +34,13 @@ async def take_too_long(input: EmptyModel, ctx: Context) -> None:
     try:
         await asyncio.Event().wait()
     finally:
-        ledger.write("stopped")
+        journal.write("stopped")
 
 
 @client.task(input_validator=Named, execution_timeout="1s")
 def block_too_long(input: Named, ctx: Context) -> dict[str, bool]:
-    ledger.pass_gate_blocking(input.name)
-    ledger.write("noticed", cancelled=ctx.is_cancelled)
+    journal.pass_gate_blocking(input.name)
+    journal.write("noticed", cancelled=ctx.is_cancelled)
     return {"late": True}
 
 
@@ -77,7 +77,7 @@ async def stumble(input: EmptyModel, ctx: DurableContext) -> Number:
 
 @client.task(schedule_timeout="2s", input_validator=Named)
 async def be_quick_or_never(input: Named, ctx: Context) -> None:
-    ledger.write("was quick")
+    journal.write("was quick")
 
 
 @client.task()

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from acceptance.workflows.base import A_MOMENT, AN_HOUR, Named, Number, Where, charge, client, double, ledger
+from acceptance.workflows.base import A_MOMENT, AN_HOUR, Named, Number, Where, charge, client, double, journal
 from sublet import DurableContext, EmptyModel, EvictionPolicy, SleepCondition, UserEventCondition, or_
 
 # --- durable tasks: waiting -------------------------------------------------------------------------------------------
@@ -17,8 +17,8 @@ from sublet import DurableContext, EmptyModel, EvictionPolicy, SleepCondition, U
 @client.durable_task(input_validator=Named, execution_timeout="5m")
 async def durable_work(input: Named, ctx: DurableContext) -> Where:
     """Takes its durable slot until its gate opens."""
-    ledger.write("durable work began", name=input.name)
-    await ledger.pass_gate(input.name)
+    journal.write("durable work began", name=input.name)
+    await journal.pass_gate(input.name)
     return Where(worker=ctx.worker_id, invocations=ctx.invocation_count)
 
 
@@ -29,9 +29,9 @@ class Nap(BaseModel):
 
 @client.durable_task(input_validator=Nap)
 async def nap(input: Nap, ctx: DurableContext) -> Where:
-    ledger.write("nap began", name=input.name)
+    journal.write("nap began", name=input.name)
     await ctx.aio_sleep_for(timedelta(seconds=input.seconds))
-    ledger.write("nap ended", name=input.name)
+    journal.write("nap ended", name=input.name)
     return Where(worker=ctx.worker_id, invocations=ctx.invocation_count)
 
 
@@ -52,16 +52,16 @@ class Journey(BaseModel):
 @client.durable_task(input_validator=Named, execution_timeout="5m")
 async def journey(input: Named, ctx: DurableContext) -> Journey:
     """One of every operation, then an event, then work behind a gate, then a sleep."""
-    ledger.write("journey invoked", worker=ctx.worker_id)
+    journal.write("journey invoked", worker=ctx.worker_id)
     began_at = await ctx.aio_now()
     receipt = await ctx.aio_memo(charge, Number, input.name)
     doubled = await double.aio_run(Number(n=21))
     answer = await ctx.aio_wait_for_event("answer")
-    ledger.write("journey answered")
-    await ledger.pass_gate("journey")
+    journal.write("journey answered")
+    await journal.pass_gate("journey")
     await ctx.aio_sleep_for(A_MOMENT)
     return Journey(
-        workers=ledger.values("journey invoked", "worker"),
+        workers=journal.values("journey invoked", "worker"),
         receipt=receipt.n,
         doubled=doubled.n,
         answer=answer,
@@ -87,7 +87,7 @@ class Clockwork(BaseModel):
 
 
 def nothing() -> None:
-    ledger.write("nothing computed")
+    journal.write("nothing computed")
 
 
 @client.durable_task()
@@ -97,14 +97,14 @@ async def clockwork(input: EmptyModel, ctx: DurableContext) -> Clockwork:
     await ctx.aio_sleep_for(A_MOMENT)
     await ctx.aio_sleep_for(A_MOMENT)
     second = await ctx.aio_now()
-    ledger.write("clock read", first=first.isoformat(), second=second.isoformat())
+    journal.write("clock read", first=first.isoformat(), second=second.isoformat())
     computed = await ctx.aio_memo(nothing, type(None))  # type: ignore[func-returns-value]  # what it is about
     slept = await ctx.aio_sleep_until(second + timedelta(seconds=1))
     both = await ctx.aio_wait_for("both", SleepCondition(A_MOMENT, "short"), SleepCondition("300ms", "long"))
     either = await ctx.aio_wait_for(
         "either", or_(SleepCondition(A_MOMENT, "soon"), SleepCondition(AN_HOUR, "late"), UserEventCondition("never"))
     )
-    firsts = {entry["first"] for entry in ledger.entries("clock read")}
+    firsts = {entry["first"] for entry in journal.entries("clock read")}
     return Clockwork(
         same_moment=len(firsts) == 1,
         moments_differ=first < second,
@@ -121,7 +121,7 @@ async def clockwork(input: EmptyModel, ctx: DurableContext) -> Clockwork:
 @client.durable_task(input_validator=Named, eviction_policy=None)
 async def stay(input: Named, ctx: DurableContext) -> Where:
     """Never leaves its worker but when that is stopped."""
-    ledger.write("stay invoked", worker=ctx.worker_id)
+    journal.write("stay invoked", worker=ctx.worker_id)
     await ctx.aio_wait_for_event("leave", f"input.name == '{input.name}'")
     return Where(worker=ctx.worker_id, invocations=ctx.invocation_count)
 
@@ -129,7 +129,7 @@ async def stay(input: Named, ctx: DurableContext) -> Where:
 @client.durable_task(input_validator=Named, eviction_policy=EvictionPolicy(ttl=None))
 async def make_way(input: Named, ctx: DurableContext) -> Where:
     """Leaves when others need its slot."""
-    ledger.write("make way invoked", name=input.name)
+    journal.write("make way invoked", name=input.name)
     await ctx.aio_wait_for_event("leave", f"input.name == '{input.name}'")
     return Where(worker=ctx.worker_id, invocations=ctx.invocation_count)
 
@@ -137,11 +137,11 @@ async def make_way(input: Named, ctx: DurableContext) -> Where:
 @client.durable_task()
 async def stubborn(input: EmptyModel, ctx: DurableContext) -> dict[str, str]:
     """Catches everything, also what drops it from its worker."""
-    ledger.write("stubborn invoked")
+    journal.write("stubborn invoked")
     try:
         await ctx.aio_wait_for_event("leave")
     except BaseException as error:
-        ledger.write("stubborn caught", type=type(error).__name__)
+        journal.write("stubborn caught", type=type(error).__name__)
         return {"result": "a lie"}
     return {"result": "the truth"}
 
@@ -162,7 +162,7 @@ async def gathered(input: EmptyModel, ctx: DurableContext) -> dict[str, list[str
     try:
         await asyncio.gather(*(_wait_in_branch(ctx, name, order) for name in "abc"))
     finally:
-        ledger.write("branches went on", order=order)
+        journal.write("branches went on", order=order)
     return {"order": order}
 
 
@@ -174,7 +174,7 @@ async def grouped(input: EmptyModel, ctx: DurableContext) -> dict[str, list[str]
             for name in "abc":
                 group.create_task(_wait_in_branch(ctx, name, order))
     finally:
-        ledger.write("branches went on", order=order)
+        journal.write("branches went on", order=order)
     return {"order": order}
 
 
@@ -184,12 +184,12 @@ async def half_busy(input: EmptyModel, ctx: DurableContext) -> Where:
 
     async def wait() -> None:
         await ctx.aio_wait_for_event("call")
-        ledger.write("call heard")
+        journal.write("call heard")
 
     async def toil() -> None:
-        ledger.write("toil began")
-        await ledger.pass_gate("toil")
-        ledger.write("toil ended")
+        journal.write("toil began")
+        await journal.pass_gate("toil")
+        journal.write("toil ended")
 
     await asyncio.gather(wait(), toil())
     return Where(worker=ctx.worker_id, invocations=ctx.invocation_count)

@@ -14,17 +14,17 @@ import msgspec
 from sublet_engine.run.state import Run, TaskRun
 
 if TYPE_CHECKING:
-    from simulation.system.simulated_system import World
+    from simulation.system.simulated_system import SimulatedSystem
 
 
-def digest_of(world: World) -> int:
+def digest_of(world: SimulatedSystem) -> int:
     """The same for the same plan, always."""
     database, observers = world.database, world.observers
     projection = [
         [_run(run) for run in sorted(database.runs.values(), key=lambda run: run.id)],
         sorted((entry.id, entry.at, entry.order, entry.result) for entry in database.log.values()),
         sorted((event.id, event.seq) for event in database.events.values()),
-        sorted(world.ledger.results.items()),
+        sorted(world.history.results.items()),
         [observers.sent_count, observers.received_count, observers.acked_count],
         [world.loop.time(), world.loop.steps, len(world.violations)],
     ]
@@ -38,5 +38,12 @@ def _run(run: Run) -> list[Any]:
 
 def _task(run: Run, task: TaskRun) -> list[Any]:
     times = [task.ready_at, task.queued_at, task.started_at, task.evicted_at, task.finished_at, task.active_s]
-    counts = [task.retry_count, task.invocation, task.losses, task.satisfied, task.log_length, len(task.open_waits)]
+    counts = [
+        task.retry_count,
+        task.invocation,
+        task.losses,
+        task.completed_count,
+        task.log_length,
+        len(task.open_waits),
+    ]
     return [run.task_run_id(task), task.status, task.output, task.error is not None, times, counts]

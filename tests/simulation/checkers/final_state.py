@@ -18,7 +18,7 @@ from sublet_protocol.specs import EventCondition
 from sublet_protocol.topology import DEAD
 
 if TYPE_CHECKING:
-    from simulation.system.simulated_system import World
+    from simulation.system.simulated_system import SimulatedSystem
 
 Problems = Iterator[str]
 
@@ -34,9 +34,9 @@ EXPECTED_ERRORS = {
 CLOCK_GRAIN_S = 0.000_01
 
 
-def check(world: World) -> None:
+def check(world: SimulatedSystem) -> None:
     """Complain of whatever does not fit."""
-    checks: list[Callable[[World], Problems]] = [
+    checks: list[Callable[[SimulatedSystem], Problems]] = [
         _clients_were_told_what_is_stored,
         _every_output_was_returned_by_the_last_invocation,
         _errors_were_planned,
@@ -55,7 +55,7 @@ def check(world: World) -> None:
             world.complain(problem)
 
 
-def _tasks(world: World) -> Iterator[tuple[Run, TaskRun]]:
+def _tasks(world: SimulatedSystem) -> Iterator[tuple[Run, TaskRun]]:
     for run in world.database.runs.values():
         for task in run.tasks:
             yield run, task
@@ -64,8 +64,8 @@ def _tasks(world: World) -> Iterator[tuple[Run, TaskRun]]:
 # --- results ----------------------------------------------------------------------------------------------------
 
 
-def _clients_were_told_what_is_stored(world: World) -> Problems:
-    for run_id, (status, outputs) in world.ledger.results.items():
+def _clients_were_told_what_is_stored(world: SimulatedSystem) -> Problems:
+    for run_id, (status, outputs) in world.history.results.items():
         run = world.database.runs.get(run_id)
         if run is None:
             yield f"the client was told that run {run_id} is {status}, but there is none"
@@ -80,20 +80,20 @@ def _clients_were_told_what_is_stored(world: World) -> Problems:
                     yield f"the client was told {told} of {run_id}.{task.name}, but stored is {stored}"
 
 
-def _every_output_was_returned_by_the_last_invocation(world: World) -> Problems:
+def _every_output_was_returned_by_the_last_invocation(world: SimulatedSystem) -> Problems:
     for run, task in _tasks(world):
         if task.status != "COMPLETED":
             continue
         who = run.task_run_id(task)
         output = json.loads(task.output or "{}")
-        task_run_id, returned = world.ledger.outputs.get(output.get("token", ""), ("", ""))
+        task_run_id, returned = world.history.outputs.get(output.get("token", ""), ("", ""))
         if task_run_id != who or json.loads(returned) != output:
             yield f"{who} has the output {output}, which no body of it returned"
         elif not output["token"].startswith(ids.lease_id(who, task.invocation) + "/"):
             yield f"{who} has the output of {output['token']}, but its last invocation is {task.invocation}"
 
 
-def _errors_were_planned(world: World) -> Problems:
+def _errors_were_planned(world: SimulatedSystem) -> Problems:
     expected = EXPECTED_ERRORS | ({"LogFull"} if world.plan.narrow else set())
     for run, task in _tasks(world):
         if task.status == "FAILED" and (task.error is None or task.error.type not in expected):
@@ -103,8 +103,8 @@ def _errors_were_planned(world: World) -> Problems:
             yield f"run {run.id} of {run.workflow} could not begin: {run.error.message}"
 
 
-def _only_what_was_begun_timed_out(world: World) -> Problems:
-    begun = {body.lease for body in world.ledger.bodies}
+def _only_what_was_begun_timed_out(world: SimulatedSystem) -> Problems:
+    begun = {body.lease for body in world.history.bodies}
     for run, task in _tasks(world):
         who = run.task_run_id(task)
         if task.error is not None and task.error.type == "TimeoutError" and task.error.task_run_id == who:
@@ -113,12 +113,12 @@ def _only_what_was_begun_timed_out(world: World) -> Problems:
                 yield f"{who} took too long, although no body of it ever began"
 
 
-def _children_gave_their_parents_what_they_returned(world: World) -> Problems:
+def _children_gave_their_parents_what_they_returned(world: SimulatedSystem) -> Problems:
     for run, task in _tasks(world):
         log = committed_log(world, run, task)
-        children = {record.node: record.child_run_id for record in log if record.kind == "run"}
+        children = {record.operation_id: record.child_run_id for record in log if record.kind == "run"}
         for record in log:
-            child = world.database.runs.get(children.get(record.node) or "")
+            child = world.database.runs.get(children.get(record.operation_id) or "")
             if record.kind == "done" and child is not None and child.id not in world.observers.replayed:
                 outputs = [json.loads(each.output or "null") for each in child.tasks if each.status == "COMPLETED"]
                 given = json.loads(record.result or "null")
@@ -131,26 +131,26 @@ def _children_gave_their_parents_what_they_returned(world: World) -> Problems:
 # --- the durable log --------------------------------------------------------------------------------------------
 
 
-def committed_log(world: World, run: Run, task: TaskRun) -> list[LogRecord]:
+def committed_log(world: SimulatedSystem, run: Run, task: TaskRun) -> list[LogRecord]:
     """The records that count, in order: for each place the one whose epoch the run names for it."""
-    records = {(each.seq, each.epoch): each for each in world.database.log_of.get(run.task_run_id(task), ())}
+    records = {(each.seq, each.owner_term): each for each in world.database.log_of.get(run.task_run_id(task), ())}
     log = []
     for seq in range(task.log_length):
-        epochs = [segment.epoch for segment in task.log_segments if segment.first <= seq]
+        epochs = [segment.owner_term for segment in task.log_segments if segment.first <= seq]
         record = records.get((seq, epochs[-1])) if epochs else None
         if record is not None:
             log.append(record)
     return log
 
 
-def _logs_are_whole(world: World) -> Problems:
+def _logs_are_whole(world: SimulatedSystem) -> Problems:
     for run, task in _tasks(world):
         who = run.task_run_id(task)
         log = committed_log(world, run, task)
         if len(log) != task.log_length:
             yield f"{who} counts {task.log_length} log entries, but {len(log)} are there"
-        asked = [record.node for record in log if record.kind != "done"]
-        ended = [record.node for record in log if record.kind == "done"]
+        asked = [record.operation_id for record in log if record.kind != "done"]
+        ended = [record.operation_id for record in log if record.kind == "done"]
         if len(set(asked)) != len(asked) or len(set(ended)) != len(ended) or not set(ended) <= set(asked):
             yield f"{who} asked for {asked}, and {ended} ended"
         orders = [record.order for record in log if record.kind == "done"]
@@ -161,21 +161,21 @@ def _logs_are_whole(world: World) -> Problems:
 # --- waits ------------------------------------------------------------------------------------------------------
 
 
-def _no_event_is_stored_twice(world: World) -> Problems:
+def _no_event_is_stored_twice(world: SimulatedSystem) -> Problems:
     for event in sorted(set(world.database.events).difference(world.observers.published)):
         yield f"event {event} is stored, which nobody published"
 
 
-def _waits_saw_the_first_event_owed_to_them(world: World) -> Problems:
+def _waits_saw_the_first_event_owed_to_them(world: SimulatedSystem) -> Problems:
     """Of each event condition: the first event after the start of the wait that fits, or none if none came."""
     ends = {
-        (record.task_run_id, record.node): record
+        (record.task_run_id, record.operation_id): record
         for run, task in _tasks(world)
         for record in committed_log(world, run, task)
         if record.kind == "done"
     }
-    for (task_run_id, node), wait in world.observers.waits.items():
-        end = ends.get((task_run_id, node))
+    for (task_run_id, operation_id), wait in world.observers.waits.items():
+        end = ends.get((task_run_id, operation_id))
         if end is None or wait.child_run_id is not None:
             continue
         met = json.loads(end.result or "{}")["CREATE"]
@@ -184,10 +184,10 @@ def _waits_saw_the_first_event_owed_to_them(world: World) -> Problems:
                 owed = _first_fitting(world, condition, wait)
                 if owed is None or json.loads(owed.payload) != met[condition.key][0]:
                     asked = f"{condition} since {wait.since}"
-                    yield f"{task_run_id} at {node} waited for {asked}, got {met}, owed was {owed}"
+                    yield f"{task_run_id} at {operation_id} waited for {asked}, got {met}, owed was {owed}"
 
 
-def _first_fitting(world: World, condition: EventCondition, wait: OpenWait) -> StoredEvent | None:
+def _first_fitting(world: SimulatedSystem, condition: EventCondition, wait: OpenWait) -> StoredEvent | None:
     events = sorted(world.database.events.values(), key=lambda event: event.seq)
     since = wait.since if condition.since_s is None else min(wait.since, int(condition.since_s * 1_000_000) - 1)
     return next((e for e in events if e.seq > since and e.key == condition.event_key and _fits(e, condition)), None)
@@ -204,10 +204,10 @@ def _fits(event: StoredEvent, condition: EventCondition) -> bool:
     return bool(n == int(wanted) if operator == "==" else n >= int(wanted))
 
 
-def _nobody_slept_too_little(world: World) -> Problems:
+def _nobody_slept_too_little(world: SimulatedSystem) -> Problems:
     """In true time, but for the skew between the clocks that measured the sleep."""
     allowed_s = world.plan.greatest_skew_s + CLOCK_GRAIN_S
-    for (task_run_id, place), slept in world.ledger.sleeps.items():
+    for (task_run_id, place), slept in world.history.sleeps.items():
         if slept.over_s is not None and slept.over_s - slept.asked_s < slept.duration_s - allowed_s:
             yield f"{task_run_id} at {place} slept {slept.over_s - slept.asked_s} s of {slept.duration_s} s"
 
@@ -215,7 +215,7 @@ def _nobody_slept_too_little(world: World) -> Problems:
 # --- what is left -----------------------------------------------------------------------------------------------
 
 
-def what_is_left(world: World) -> Problems:
+def what_is_left(world: SimulatedSystem) -> Problems:
     """After the last run has ended: tickets, leases, timers, subscriptions, messages that nobody has handled. Some of
     it takes a while to go."""
     for name, queue in world.cluster.queues.items():
@@ -240,7 +240,7 @@ def what_is_left(world: World) -> Problems:
     yield from _runs_are_those_that_events_start(world)
 
 
-def _runs_are_those_that_events_start(world: World) -> Problems:
+def _runs_are_those_that_events_start(world: SimulatedSystem) -> Problems:
     triggered = Counter((run.trigger.event_id, run.workflow) for run in world.database.runs.values() if run.trigger)
     due = Counter((e.id, workflow) for e in world.database.events.values() for workflow in _started_by(e))
     for event_id, workflow in due - triggered:
@@ -257,16 +257,16 @@ def _started_by(event: StoredEvent) -> list[str]:
     return started
 
 
-def _sweepers_found_nothing_without_a_fault(world: World) -> Problems:
-    if world.findings and not world.plan.faults:
-        yield f"sweepers found {world.findings} although nothing went wrong"
+def _sweepers_found_nothing_without_a_fault(world: SimulatedSystem) -> Problems:
+    if world.anomalies and not world.plan.faults:
+        yield f"sweepers found {world.anomalies} although nothing went wrong"
 
 
-def _dead_letters_are_garbage(world: World) -> Problems:
+def _dead_letters_are_garbage(world: SimulatedSystem) -> Problems:
     strangers = [body for body in _dead_letters(world) if body != GARBAGE]
     if strangers:
         yield f"dead letters that are no garbage: {strangers[:3]}"
 
 
-def _dead_letters(world: World) -> list[bytes]:
+def _dead_letters(world: SimulatedSystem) -> list[bytes]:
     return [message.body for message in world.cluster.queues[DEAD].ready]

@@ -44,7 +44,7 @@ class Slept:
 
 
 @dataclass
-class Ledger:
+class History:
     """``now`` is true time, in virtual seconds."""
 
     now: Callable[[], float]

@@ -15,18 +15,18 @@ from sublet_protocol import ids
 from sublet_protocol.messages import (
     ChildFinished,
     Claim,
+    Evicted,
     Failed,
     Finished,
     Grant,
-    HandedBack,
-    NothingToDo,
+    GrantDeclined,
+    NoTask,
     Recorded,
-    Released,
     ReplayRun,
     Revoked,
     RunResult,
     SetTimer,
-    Suspended,
+    SlotReleased,
     TimerFired,
     decode_for_client,
     decode_for_shard,
@@ -38,7 +38,7 @@ from sublet_protocol.topology import EVENTS, INBOXES, REQUESTS, TIMERS
 from support import invariants
 
 if TYPE_CHECKING:
-    from simulation.system.simulated_system import World
+    from simulation.system.simulated_system import SimulatedSystem
 
 WORKER_INBOX = "sublet.inbox.worker."
 SHARD_INBOX = "sublet.inbox.shard."
@@ -50,7 +50,7 @@ class Observers:
     """``waits``: every wait that was ever stored open, by task run and node. ``replayed``: runs whose replay somebody
     asked for. ``published``: the ids of all events."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimulatedSystem) -> None:
         self._world = world
         self.waits: dict[tuple[str, str], OpenWait] = {}
         self.replayed: set[str] = set()
@@ -87,16 +87,16 @@ class Observers:
         if not message.body.startswith(b'[{"t"') or message.routing_key == "query":
             return
         for record in decode_for_shard(message.body):
-            if isinstance(record, Recorded | Suspended):
+            if isinstance(record, Recorded | Evicted):
                 memos = (bytes(each.result) for each in record.operations if each.kind == "memo")
-                self._world.ledger.memos_sent.update(int(value) for value in memos if value.isdigit())
+                self._world.history.memos_sent.update(int(value) for value in memos if value.isdigit())
             match record:
-                case Finished() | Failed() | Suspended() | Released() | HandedBack():
+                case Finished() | Failed() | Evicted() | SlotReleased() | GrantDeclined():
                     self._slot_watch.reported(record)
                 case Claim():
                     self._slot_watch.claimed(sender, record.ticket, record.redelivered)
                 case TimerFired():
-                    due = self._due.get(ids.wait_id(record.task_run_id, record.node, record.key))
+                    due = self._due.get(ids.wait_id(record.task_run_id, record.operation_id, record.key))
                     if due is None or sender.clock.now() < due - self._world.plan.jumps_s:
                         self._world.complain(f"{sender.name} fired {record} although it is due at {due}")
                 case ChildFinished():
@@ -135,8 +135,8 @@ class Observers:
             self._slot_watch.delivered(receiver, decode_ticket(message.body).id, delivery)
         elif message.routing_key.startswith(WORKER_INBOX):
             for record in decode_for_worker(message.body):
-                if isinstance(record, NothingToDo):
-                    self._slot_watch.nothing_to_do(receiver, record.ticket)
+                if isinstance(record, NoTask):
+                    self._slot_watch.no_task(receiver, record.ticket)
                 elif isinstance(record, Grant):
                     self._slot_watch.granted(receiver, record.ticket, record.lease)
                 elif isinstance(record, Revoked):
@@ -161,7 +161,7 @@ class Observers:
         self._check_what_is_withdrawn(before.outbox if before is not None else (), after.outbox)
         for task in after.tasks:
             for wait in task.open_waits:
-                self.waits.setdefault((after.task_run_id(task), wait.node), wait)
+                self.waits.setdefault((after.task_run_id(task), wait.operation_id), wait)
 
     def _check_the_end_stays(self, before: Run, after: Run) -> None:
         if (before.status, before.tasks, before.finished_at) != (after.status, after.tasks, after.finished_at):
@@ -186,7 +186,7 @@ class Observers:
     def began(self, process: Process, durable: bool) -> None:
         plan = self._slots[process]
         slots = plan.durable_slots if durable else plan.slots
-        busy = self._world.ledger.busy(process, durable)
+        busy = self._world.history.busy(process, durable)
         if busy > slots:
             kind = "durable" if durable else "ordinary"
             self._world.complain(f"{process.name} runs {busy} {kind} tasks in {slots} slots")
@@ -205,6 +205,19 @@ def _summary(message: Message) -> str:
 
 def _summary_of_record(record: dict[str, Any]) -> str:
     kind = record.get("t", "event")
-    shown = ("ticket", "lease", "worker", "task_run_id", "node", "run_id", "status", "id", "next", "due", "n", "flush")
+    shown = (
+        "ticket",
+        "lease",
+        "worker",
+        "task_run_id",
+        "operation_id",
+        "run_id",
+        "status",
+        "id",
+        "next",
+        "due",
+        "n",
+        "flush",
+    )
     parts = [f"{name}={record[name]}" for name in shown if record.get(name)]
     return f"{kind}({', '.join(parts)})"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from simulation.checkers.history import Complain
 from simulation.system.processes import Process
 from sublet_platform.memory.cluster import Subscription
-from sublet_protocol.messages import Failed, Finished, HandedBack, Released, Suspended
+from sublet_protocol.messages import Evicted, Failed, Finished, GrantDeclined, SlotReleased
 
 
 class Delivery(NamedTuple):
@@ -18,7 +18,7 @@ class Delivery(NamedTuple):
     redelivered: bool
 
 
-Report = Finished | Failed | Suspended | Released | HandedBack
+Report = Finished | Failed | Evicted | SlotReleased | GrantDeclined
 
 
 class SlotWatch:
@@ -46,7 +46,7 @@ class SlotWatch:
         if delivery is not None and delivery.redelivered == redelivered:
             self._claimed[process, ticket] = delivery
 
-    def nothing_to_do(self, process: Process, ticket: str) -> None:
+    def no_task(self, process: Process, ticket: str) -> None:
         self._claimed.pop((process, ticket), None)
 
     def granted(self, process: Process, ticket: str, lease: str) -> None:
@@ -61,7 +61,7 @@ class SlotWatch:
 
     def reported(self, report: Report) -> None:
         suspicion = self._suspects.pop(report.lease, None)
-        if suspicion is not None and not isinstance(report, HandedBack):
+        if suspicion is not None and not isinstance(report, GrantDeclined):
             self._complain(suspicion)
         self._told.add(report.lease)
 

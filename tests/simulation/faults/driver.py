@@ -38,7 +38,7 @@ from sublet_platform.ports import Outgoing
 from sublet_protocol.topology import EVENTS, INGEST, REQUESTS, TIMERS
 
 if TYPE_CHECKING:
-    from simulation.system.simulated_system import Seat, World
+    from simulation.system.simulated_system import ProcessRole, SimulatedSystem
 
 LAST_FAULT_S = 40.0
 """No fault begins later."""
@@ -80,19 +80,19 @@ def draw_faults(random: Random, plan: Plan, kinds: Sequence[str] = ()) -> Plan:
         return plan
     skew_s = {}
     if random.random() < 0.3:
-        skew_s = {seat: random.uniform(-1, 1) * random.choice((0.01, 0.5, 2.0)) for seat in plan.seats}
+        skew_s = {role: random.uniform(-1, 1) * random.choice((0.01, 0.5, 2.0)) for role in plan.roles}
     drawn = random.sample(list(WEIGHTS), k=random.randint(1, len(WEIGHTS)), counts=list(WEIGHTS.values()))
     faults = [_draw(random, random.choice(drawn), plan) for _ in range(random.choice((1, 2, 4, 8, MANY)))]
     return dataclasses.replace(plan, skew_s=skew_s, faults=tuple(sorted(faults, key=lambda fault: fault.at_s)))
 
 
 def _draw(random: Random, kind: str, plan: Plan) -> Fault:
-    weights = [{"scheduler": 5, "worker": 4}.get(seat.partition("-")[0], 2) for seat in plan.seats]
-    (seat,) = random.choices(plan.seats, weights)
+    weights = [{"scheduler": 5, "worker": 4}.get(role.partition("-")[0], 2) for role in plan.roles]
+    (role,) = random.choices(plan.roles, weights)
     if kind in FOR_ALL or (kind in ("refusing", "forgetting", "half", "slow") and random.random() < 0.3):
-        seat = ""
+        role = ""
     elif kind == "unconfirmed" and random.random() < 0.2:
-        seat = "client-0"
+        role = "client-0"
     steps = random.choice((0, random.randint(1, 30), random.randint(1, 300))) if kind in STEPPED else 0
     for_s = random.choice((0.0, random.random(), random.random() * 6, random.random() * 14))
     if kind == "freeze" and random.random() < 0.4:
@@ -100,7 +100,7 @@ def _draw(random: Random, kind: str, plan: Plan) -> Fault:
     return Fault(
         at_s=random.random() * LAST_FAULT_S * random.choice((0.3, 1.0)),
         kind=kind,
-        seat=seat,
+        role=role,
         steps=steps,
         for_s=round(for_s, 3),
         probability=random.choice((0.1, 0.4, 1.0)) if kind not in ("doubled",) else random.choice((0.02, 0.2)),
@@ -113,7 +113,7 @@ STEPPED = ("crash", "stop", "freeze", "cut")
 class Driver:
     """Carries faults out. ``injected`` counts those that found their victim."""
 
-    def __init__(self, world: World, random: Random) -> None:
+    def __init__(self, world: SimulatedSystem, random: Random) -> None:
         self._world = world
         self._random = random
         self.injected = 0
@@ -125,10 +125,10 @@ class Driver:
     async def _one(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_s)
         if fault.kind in STEPPED:
-            seat = self._world.seats.get(fault.seat)
-            if seat is not None and await self._hit(fault, seat):
+            role = self._world.roles.get(fault.role)
+            if role is not None and await self._hit(fault, role):
                 self.injected += 1
-                await getattr(self, f"_after_{fault.kind}")(fault, seat)
+                await getattr(self, f"_after_{fault.kind}")(fault, role)
         else:
             self.injected += 1
             self._world.note(str(fault))
@@ -136,62 +136,62 @@ class Driver:
 
     # --- processes ----------------------------------------------------------------------------------------------
 
-    async def _hit(self, fault: Fault, seat: Seat) -> bool:
+    async def _hit(self, fault: Fault, role: ProcessRole) -> bool:
         """At once, or at a later step of the process. False: it has ended before."""
 
         def hit() -> None:
             self._world.note(str(fault))
-            getattr(self, f"_hit_{fault.kind}")(fault, seat)
+            getattr(self, f"_hit_{fault.kind}")(fault, role)
 
         if not fault.steps:
             hit()
             return True
-        return await self._world.after_steps(seat, fault.steps, hit)
+        return await self._world.after_steps(role, fault.steps, hit)
 
-    def _hit_crash(self, fault: Fault, seat: Seat) -> None:
-        self._world.kill(seat, flush=self._random.random() < fault.probability)
+    def _hit_crash(self, fault: Fault, role: ProcessRole) -> None:
+        self._world.kill(role, flush=self._random.random() < fault.probability)
 
-    async def _after_crash(self, fault: Fault, seat: Seat) -> None:
+    async def _after_crash(self, fault: Fault, role: ProcessRole) -> None:
         await asyncio.sleep(fault.for_s)
-        await self._world.start(fault.seat)
+        await self._world.start(fault.role)
 
-    def _hit_stop(self, fault: Fault, seat: Seat) -> None:
+    def _hit_stop(self, fault: Fault, role: ProcessRole) -> None:
         """It is asked to."""
 
-    async def _after_stop(self, fault: Fault, seat: Seat) -> None:
-        if await self._world.stop(fault.seat):
+    async def _after_stop(self, fault: Fault, role: ProcessRole) -> None:
+        if await self._world.stop(fault.role):
             await asyncio.sleep(fault.for_s)
-            await self._world.start(fault.seat)
+            await self._world.start(fault.role)
 
     async def _rolling(self, fault: Fault) -> None:
-        role = fault.seat.partition("-")[0]
+        role = fault.role.partition("-")[0]
         if role == "worker":
             self._world.version += 1
-        for name in self._world.plan.seats:
+        for name in self._world.plan.roles:
             if name.startswith(role) and await self._world.stop(name):
                 await asyncio.sleep(fault.for_s / 10)
                 await self._world.start(name)
 
-    def _hit_freeze(self, fault: Fault, seat: Seat) -> None:
-        seat.process.frozen = True
+    def _hit_freeze(self, fault: Fault, role: ProcessRole) -> None:
+        role.process.frozen = True
 
-    async def _after_freeze(self, fault: Fault, seat: Seat) -> None:
+    async def _after_freeze(self, fault: Fault, role: ProcessRole) -> None:
         await asyncio.sleep(fault.for_s / 2)
-        if fault.probability > 0.3 and not seat.process.gone:
-            seat.cut(fault.for_s / 2 + 0.01)
+        if fault.probability > 0.3 and not role.process.gone:
+            role.cut(fault.for_s / 2 + 0.01)
         await asyncio.sleep(fault.for_s / 2)
-        self._world.loop.thaw(seat.process)
+        self._world.loop.thaw(role.process)
 
-    def _hit_cut(self, fault: Fault, seat: Seat) -> None:
-        seat.cut(fault.for_s)
+    def _hit_cut(self, fault: Fault, role: ProcessRole) -> None:
+        role.cut(fault.for_s)
 
-    async def _after_cut(self, fault: Fault, seat: Seat) -> None:
+    async def _after_cut(self, fault: Fault, role: ProcessRole) -> None:
         """The connection restores itself."""
 
     async def _clock(self, fault: Fault) -> None:
-        seat = self._world.seats.get(fault.seat)
-        if seat is not None:
-            seat.process.clock.skew_s += fault.jump_s
+        role = self._world.roles.get(fault.role)
+        if role is not None:
+            role.process.clock.skew_s += fault.jump_s
 
     # --- the broker ---------------------------------------------------------------------------------------------
 
@@ -206,26 +206,26 @@ class Driver:
         self._world.cluster.time_out_deliveries(fault.for_s)
 
     async def _unconfirmed(self, fault: Fault) -> None:
-        seat = self._world.seats.get(fault.seat)
-        if seat is None:
+        role = self._world.roles.get(fault.role)
+        if role is None:
             return
-        for link in seat.links:
+        for link in role.links:
             link.loses_confirms = fault.probability
         await asyncio.sleep(fault.for_s)
-        for link in seat.links:
+        for link in role.links:
             link.loses_confirms = 0.0
 
     async def _doubled(self, fault: Fault) -> None:
-        weather = self._world.cluster.weather
-        weather.doubling, weather.doubled_after_s = fault.probability, fault.for_s
+        conditions = self._world.cluster.conditions
+        conditions.doubling, conditions.doubled_after_s = fault.probability, fault.for_s
         await asyncio.sleep(fault.for_s)
-        weather.doubling = 0.0
+        conditions.doubling = 0.0
 
     async def _delayed(self, fault: Fault) -> None:
-        weather = self._world.cluster.weather
-        weather.delay_s = fault.for_s * fault.probability
+        conditions = self._world.cluster.conditions
+        conditions.delay_s = fault.for_s * fault.probability
         await asyncio.sleep(fault.for_s)
-        weather.delay_s = 0.0
+        conditions.delay_s = 0.0
 
     async def _garbage(self, fault: Fault) -> None:
         places = [(REQUESTS, "slot.00"), ("", TIMERS), ("", INGEST), (EVENTS, "paid")]
@@ -253,7 +253,7 @@ class Driver:
 
     async def _store(self, fault: Fault, condition: Condition) -> None:
         conditions = self._world.database.conditions
-        conditions[fault.seat] = condition
+        conditions[fault.role] = condition
         await asyncio.sleep(fault.for_s)
-        if conditions.get(fault.seat) is condition:
-            del conditions[fault.seat]
+        if conditions.get(fault.role) is condition:
+            del conditions[fault.role]

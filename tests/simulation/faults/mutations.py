@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from sublet._durable.invocation import Stay
+from sublet._durable.invocation import DurableInvocation
 from sublet._worker.runner import Runner
 from sublet._worker.tickets import Tickets
 from sublet_engine.run import durable_log, leases, transitions
@@ -28,7 +28,7 @@ from sublet_platform.memory import MemoryEventStore, MemoryRunStore
 from sublet_platform.ports import RunChange
 from sublet_protocol import ids
 from sublet_scheduler.shard_service import ShardService
-from sublet_timer.service import TimerShell
+from sublet_timer.service import TimerService
 
 Mutation = Callable[[], AbstractContextManager[Any]]
 
@@ -132,8 +132,8 @@ def look_at_an_event_only_once() -> AbstractContextManager[Any]:
     store_events = Ingest._store_events
 
     async def store_new_ones(self: Ingest, events: Any) -> Any:
-        sightings, new = await store_events(self, events)
-        return [sighting for sighting in sightings if sighting.event.id in new], new
+        parsed_events, new = await store_events(self, events)
+        return [parsed_event for parsed_event in parsed_events if parsed_event.event.id in new], new
 
     return patch.object(Ingest, "_store_events", store_new_ones)
 
@@ -149,13 +149,13 @@ def ignore_whose_lease_a_report_is_about() -> AbstractContextManager[Any]:
 
 def lose_the_wake_up_at_the_checkpoint() -> AbstractContextManager[Any]:
     """A wait that is over when the task leaves does not wake it."""
-    suspend = transitions.suspend
+    evict = transitions.evict
 
     def suspend_for_good(*args: Any, **options: Any) -> Any:
-        with patch.object(durable_log, "may_go_on", lambda task: False):
-            return suspend(*args, **options)
+        with patch.object(durable_log, "can_resume", lambda task: False):
+            return evict(*args, **options)
 
-    return patch.object(transitions, "suspend", suspend_for_good)
+    return patch.object(transitions, "evict", suspend_for_good)
 
 
 def let_a_repeated_claim_take_the_lease() -> AbstractContextManager[Any]:
@@ -190,22 +190,22 @@ def ask_again_under_the_same_id() -> AbstractContextManager[Any]:
     wait_id = ids.wait_id
 
     def without_replays(task_run: str, place: str, condition: str) -> str:
-        return wait_id(task_run, ids.node_of(place), condition)
+        return wait_id(task_run, ids.operation_id_of(place), condition)
 
     return patch.object(ids, "wait_id", without_replays)
 
 
 def keep_timers_in_memory_only() -> AbstractContextManager[Any]:
     """A timer is not stored before its message is acknowledged."""
-    process = TimerShell.process
+    process = TimerService.process
 
-    async def process_in_memory(self: TimerShell, deliveries: Any) -> None:
+    async def process_in_memory(self: TimerService, deliveries: Any) -> None:
         async def nothing(*args: Any) -> None: ...
 
         with patch.object(self._store, "change_timers", nothing):
             await process(self, deliveries)
 
-    return patch.object(TimerShell, "process", process_in_memory)
+    return patch.object(TimerService, "process", process_in_memory)
 
 
 def claim_tickets_that_stand_for_running_tasks() -> AbstractContextManager[Any]:
@@ -223,11 +223,11 @@ def claim_tickets_that_stand_for_running_tasks() -> AbstractContextManager[Any]:
 def deliver_results_as_they_stand_in_the_code() -> AbstractContextManager[Any]:
     """On replay, not in the order in which they came."""
 
-    def first_asked(self: Stay) -> Any:
-        waits = [(rank, w) for w in self._open if not w.done() and (rank := self.log.rank(w.nodes)) is not None]
+    def first_asked(self: DurableInvocation) -> Any:
+        waits = [(rank, w) for w in self._open if not w.done() and (rank := self.log.rank(w.operation_ids)) is not None]
         return max(waits, key=lambda pair: pair[0], default=None)
 
-    return patch.object(Stay, "_first_deliverable", first_asked)
+    return patch.object(DurableInvocation, "_first_deliverable", first_asked)
 
 
 @contextmanager

@@ -25,14 +25,14 @@ NARROW: dict[ModuleType, dict[str, float]] = {
         "REPORT_MAX_BYTES": 40,
         "RUN_PREFETCH": 4,
         "EVENT_PREFETCH": 2,
-        "MATCH_SHAPES_MAX": 1,
+        "MATCH_FIELD_SETS_MAX": 1,
         "RELEASED_MAX_PER_WORKER": 1,
         "RUN_CACHE_MAX": 1,
         "TICKET_REUSE_MAX": 2,
         "LOG_MAX_ENTRIES": 14,
         "LOG_WARN_ENTRIES": 7,
     },
-    ingest: {"LOOK_BACK_PAGE": 2, "SHAPES_CACHE_MAX": 1, "PUBLISH_MAX_BYTES": 300},
+    ingest: {"LOOK_BACK_PAGE": 2, "FIELD_SETS_CACHE_MAX": 1, "PUBLISH_MAX_BYTES": 300},
     sweeper: {"SWEEP_PAGE": 2},
     stores: {"_LIVE_CHUNK": 1},
     invocation: {"UNINTERRUPTED_RESULTS": 1},
@@ -41,7 +41,7 @@ NARROW: dict[ModuleType, dict[str, float]] = {
 
 
 @contextmanager
-def narrowed() -> Iterator[None]:
+def tiny_limits() -> Iterator[None]:
     with ExitStack() as stack:
         for module, values in NARROW.items():
             for name, value in values.items():

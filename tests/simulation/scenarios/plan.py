@@ -54,12 +54,12 @@ class EventPlan:
 
 @dataclass(frozen=True)
 class Fault:
-    """``seat``: whom it hits, such as ``scheduler-1``; "" for all. ``steps``: it hits after that many more steps of the
+    """``role``: whom it hits, such as ``scheduler-1``; "" for all. ``steps``: it hits after that many more steps of the
     process, so at any point of its work. The meaning of the numbers depends on the kind; see `faults`."""
 
     at_s: float
     kind: str
-    seat: str = ""
+    role: str = ""
     steps: int = 0
     for_s: float = 0.0
     probability: float = 0.0
@@ -70,7 +70,7 @@ class Fault:
         return self.for_s / 5 * (1 if self.probability > 0.3 else -1) if self.kind == "clock" else 0.0
 
     def __str__(self) -> str:
-        parts = [f"{self.at_s:6.2f} s: {self.kind} {self.seat or 'for all'}"]
+        parts = [f"{self.at_s:6.2f} s: {self.kind} {self.role or 'for all'}"]
         if self.steps:
             parts.append(f"after {self.steps} steps")
         if self.for_s:
@@ -113,7 +113,7 @@ class Plan:
     faults: tuple[Fault, ...] = field(default=())
 
     @property
-    def seats(self) -> list[str]:
+    def roles(self) -> list[str]:
         counts = {
             "scheduler": self.schedulers,
             "timer": self.timers,

@@ -20,7 +20,7 @@ from simulation.scenarios.plan import Fault, Plan, RunPlan, WorkerPlan
 from simulation.simulation import WARM_UP_S, Simulation, simulate
 from simulation.system.processes import Process, ProcessLoop
 from simulation.system.programs import Bodies, Program
-from simulation.system.simulated_system import Seat, World
+from simulation.system.simulated_system import ProcessRole, SimulatedSystem
 from sublet import Sublet
 from sublet_engine.run.state import Run, TaskRun
 from sublet_platform.memory.cluster import Message, Subscription
@@ -42,12 +42,12 @@ AFTERMATH_S = 36.0
 
 DURABLE = ("leaver", "stayer", "hasty_leaver")
 
-Script = Callable[["Stage"], Coroutine[Any, Any, None]]
-Act = Callable[[Seat], None]
+Script = Callable[["Scenario"], Coroutine[Any, Any, None]]
+Act = Callable[[ProcessRole], None]
 
 
 @dataclass(frozen=True)
-class Cue:
+class Trigger:
     """The ``nth`` time that a record about the run, or a ticket of its kind, is ``sent`` by a worker and arrives at
     the broker, is ``received`` by a worker, or is ``acked`` by one; and ``then_s`` later."""
 
@@ -57,27 +57,27 @@ class Cue:
     then_s: float = 0.0
 
 
-class Prompter:
+class TriggerWatcher:
     """Looks at what passes, beside the observers, and gives cues for the first run that the client requests."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimulatedSystem) -> None:
         self._world = world
-        self._waiting: list[tuple[Cue, Act]] = []
+        self._waiting: list[tuple[Trigger, Act]] = []
         self._seen: dict[tuple[str, type], int] = {}
         self.kind = ""
         self.run_id: str | None = None
         world.cluster.watcher = self
 
-    def at(self, cue: Cue, act: Act) -> None:
+    def at(self, cue: Trigger, act: Act) -> None:
         self._waiting.append((cue, act))
 
     @property
-    def missed(self) -> list[Cue]:
+    def missed(self) -> list[Trigger]:
         return [cue for cue, _ in self._waiting]
 
     def sent(self, sender: Process, message: Message) -> None:
         self._world.observers.sent(sender, message)
-        if sender.seat.startswith(("worker-", "client-")) and message.body.startswith(b'[{"t"'):
+        if sender.role.startswith(("worker-", "client-")) and message.body.startswith(b'[{"t"'):
             for record in decode_for_shard(message.body):
                 if isinstance(record, RunRequest) and self.run_id is None:
                     self.run_id = record.run_id
@@ -85,7 +85,7 @@ class Prompter:
 
     def received(self, receiver: Process, subscription: Subscription, tag: int, message: Message) -> None:
         self._world.observers.received(receiver, subscription, tag, message)
-        if not receiver.seat.startswith("worker-"):
+        if not receiver.role.startswith("worker-"):
             return
         if message.routing_key.startswith("sublet.pool."):
             self._passed_ticket("received", receiver, message)
@@ -111,25 +111,25 @@ class Prompter:
                 self._waiting.remove(entry)
                 self._prompt(process, *entry)
 
-    def _prompt(self, process: Process, cue: Cue, act: Act) -> None:
+    def _prompt(self, process: Process, cue: Trigger, act: Act) -> None:
         """What the process does about it is scheduled later than this, and so happens after it."""
-        seat, loop = self._world.seats[process.seat], self._world.loop
+        role, loop = self._world.roles[process.role], self._world.loop
         before, loop.process = loop.process, None
         if cue.then_s:
-            loop.call_later(cue.then_s, act, seat)
+            loop.call_later(cue.then_s, act, role)
         else:
-            loop.call_soon(act, seat)
+            loop.call_soon(act, role)
         loop.process = before
 
 
-class StageWorld(World):
+class StageWorld(SimulatedSystem):
     def declare(self, sublet: Sublet) -> dict[str, Any]:
         """``task`` is ordinary, ``strict`` has little time, ``leaver`` is durable and leaves when it waits, ``stayer``
         stays. ``hasty`` and ``hasty_leaver`` must find a slot soon. ``mixed`` is a DAG of a durable task that waits and
         one that fails. A ``task``, ``leaver`` or ``stayer`` that fails is tried twice more, after 3 and 9 seconds."""
         made: Any = sublet
         workflows: dict[str, Any] = {}
-        bodies = Bodies(self.ledger, workflows)
+        bodies = Bodies(self.history, workflows)
         options = {"input_validator": dict, "execution_timeout": timedelta(seconds=TIMEOUT_S)}
         patient = {**options, "retries": 2, "backoff_factor": 3.0}
         workflows["task"] = made.task(name="task", **patient)(bodies.ordinary)
@@ -166,7 +166,7 @@ class Seen:
         return task
 
 
-class Stage(Simulation):
+class Scenario(Simulation):
     """What a script has in hand. The ``run`` is the first that it starts."""
 
     def __init__(
@@ -177,12 +177,12 @@ class Stage(Simulation):
         self._remember = remember
         self._loop = loop
         self._troubles: list[asyncio.Task[Any]] = []
-        self.prompter: Prompter
+        self.prompter: TriggerWatcher
 
     async def run(self) -> None:
         world = self.world = StageWorld(self._plan, telling=self._tell)
         self.driver = Driver(world, Random(0))
-        self.prompter = Prompter(world)
+        self.prompter = TriggerWatcher(world)
         await world.begin()
         await asyncio.sleep(WARM_UP_S)
         await self._script(self)
@@ -191,7 +191,7 @@ class Stage(Simulation):
         await self.all_over()
         await asyncio.sleep(AFTERMATH_S)
         final_state.check(world)
-        if any(not body.ended and not body.process.gone for body in world.ledger.bodies):
+        if any(not body.ended and not body.process.gone for body in world.history.bodies):
             world.complain("code of a run that has ended goes on for ever")
         # Not the stage itself: it would keep its world.
         self._remember(Seen(self.stored, tuple(EPOCH_S + body.began_s for body in self.bodies)))
@@ -202,9 +202,9 @@ class Stage(Simulation):
         """Request a run."""
         if self.prompter.run_id is None and not self.prompter.kind:
             self.prompter.kind = "durable" if workflow in DURABLE else "task"
-        self._begin(self.world.seats["client-0"], self._request(RunPlan(0.0, workflow, steps)))
+        self._begin(self.world.roles["client-0"], self._request(RunPlan(0.0, workflow, steps)))
 
-    def at(self, cue: Cue, act: Act) -> None:
+    def at(self, cue: Trigger, act: Act) -> None:
         self.prompter.at(cue, act)
 
     def trouble(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -213,7 +213,7 @@ class Stage(Simulation):
 
     def ask(self, work: Coroutine[Any, Any, Any]) -> None:
         """What the client does."""
-        self._begin(self.world.seats["client-0"], work)
+        self._begin(self.world.roles["client-0"], work)
         self._troubles.append(self._tasks[-1])
 
     async def all_over(self) -> None:
@@ -244,7 +244,7 @@ class Stage(Simulation):
     @property
     def bodies(self) -> list[Body]:
         """Every time that the code of the run was begun."""
-        return [body for body in self.world.ledger.bodies if ids.run_of(body.task_run_id) == self.prompter.run_id]
+        return [body for body in self.world.history.bodies if ids.run_of(body.task_run_id) == self.prompter.run_id]
 
 
 def play(script: Script, *, workers: int = 2, tell: bool = False) -> Seen:
@@ -263,9 +263,9 @@ def play(script: Script, *, workers: int = 2, tell: bool = False) -> Seen:
         runs=(),
         events=(),
         lingers_s=0.0,
-        faults=(Fault(0.0, "scripted", seat="worker-0"),),
+        faults=(Fault(0.0, "scripted", role="worker-0"),),
     )
     seen: list[Seen] = []
-    outcome = simulate(plan, tell=tell, make=lambda loop, plan, tell: Stage(loop, plan, tell, script, seen.append))
+    outcome = simulate(plan, tell=tell, make=lambda loop, plan, tell: Scenario(loop, plan, tell, script, seen.append))
     assert not outcome.violations, "\n".join([*outcome.violations, *outcome.story])
     return seen[0]

@@ -59,7 +59,7 @@ def in_words(plan: Plan) -> list[str]:
         for each in plan.workers
     ]
     lines += ["all limits are narrow"] if plan.narrow else []
-    lines += [f"the clock of {seat} is {skew_s:+.3f} s off" for seat, skew_s in plan.skew_s.items()]
+    lines += [f"the clock of {role} is {skew_s:+.3f} s off" for role, skew_s in plan.skew_s.items()]
     lines += [f"{task}" for dag in plan.dags for task in (f"workflow {dag.name}:", *dag.tasks)]
     lines += [f"{run.at_s:6.2f} s: run {run.workflow} {run.steps}{_changes(run)}" for run in plan.runs]
     lines += [f"{event.at_s:6.2f} s: event {event.key} {event.payload}{_scope(event)}" for event in plan.events]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from simulation.faults.failures import TROUBLES, Trouble
-from simulation.scenarios.scenario import Cue, Stage, play
+from simulation.faults.failures import FAILURES, Trouble
+from simulation.scenarios.scenario import Scenario, Trigger, play
 from simulation.scenarios.test_fault_points import (
     ORDINARY,
     RELEASED,
@@ -19,7 +19,7 @@ from simulation.scenarios.test_fault_points import (
     every_slot_is_used,
     nothing_began_after_the_end,
 )
-from simulation.system.simulated_system import Seat
+from simulation.system.simulated_system import ProcessRole
 from sublet_protocol import limits
 from sublet_protocol.messages import Grant
 
@@ -66,7 +66,7 @@ AT_ODDS = (
 
 
 def named(text: str) -> Trouble:
-    return next(trouble for trouble in TROUBLES if trouble.text == text)
+    return next(trouble for trouble in FAILURES if trouble.text == text)
 
 
 def moment_of(kind: Kind, text: str) -> Moment:
@@ -86,20 +86,20 @@ def pairs() -> Iterator[object]:
 
 @pytest.mark.parametrize(("kind", "moment", "first", "second"), list(pairs()))
 def test_two_troubles_are_no_worse_than_one(kind: Kind, moment: Moment, first: Trouble, second: Trouble) -> None:
-    async def script(stage: Stage) -> None:
-        def begin(seat: Seat) -> None:
-            first.begin(stage, seat)
-            stage.trouble(later(seat))
+    async def script(stage: Scenario) -> None:
+        def begin(role: ProcessRole) -> None:
+            first.begin(stage, role)
+            stage.trouble(later(role))
 
-        async def later(seat: Seat) -> None:
+        async def later(role: ProcessRole) -> None:
             await asyncio.sleep(GAP_S)
-            if not seat.process.gone or second.harm in ("none", "cancelled"):
-                second.begin(stage, seat)
+            if not role.process.gone or second.harm in ("none", "cancelled"):
+                second.begin(stage, role)
 
         stage.at(moment.cue, begin)
         stage.start(kind.workflow, kind.steps)
         await stage.all_over()
-        await asyncio.sleep(2 * limits.TICKET_PARKED_S)
+        await asyncio.sleep(2 * limits.TICKET_RETAINED_S)
         every_slot_is_used(stage)
 
     seen = play(script, workers=3)
@@ -136,12 +136,12 @@ HARMFUL = (
 def test_whoever_takes_over_has_the_same_trouble(workflow: str, steps: list[list[object]], trouble: Trouble) -> None:
     """Three times in a row, one second after it was granted; the fourth worker brings it to its end."""
 
-    async def script(stage: Stage) -> None:
+    async def script(stage: Scenario) -> None:
         for nth in (1, 2, 3):
-            stage.at(Cue("received", Grant, nth, then_s=1.0), lambda seat: trouble.begin(stage, seat))
+            stage.at(Trigger("received", Grant, nth, then_s=1.0), lambda role: trouble.begin(stage, role))
         stage.start(workflow, steps)
         await stage.all_over()
-        await asyncio.sleep(2 * limits.TICKET_PARKED_S)
+        await asyncio.sleep(2 * limits.TICKET_RETAINED_S)
         every_slot_is_used(stage)
 
     seen = play(script, workers=4)

@@ -13,19 +13,29 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from simulation.faults.failures import TROUBLES, Harm, Trouble
-from simulation.scenarios.scenario import Cue, Seen, Stage, play
+from simulation.faults.failures import FAILURES, Impact, Trouble
+from simulation.scenarios.scenario import Scenario, Seen, Trigger, play
 from simulation.system.programs import Program
 from sublet_protocol import limits
-from sublet_protocol.messages import Claim, Failed, Finished, Grant, Recorded, Released, Satisfied, Suspended, Ticket
+from sublet_protocol.messages import (
+    Claim,
+    Evicted,
+    Failed,
+    Finished,
+    Grant,
+    OperationCompleted,
+    Recorded,
+    SlotReleased,
+    Ticket,
+)
 
-ALL_OF_IT: tuple[Harm, ...] = ("dies", "is away", "freezes", "hangs", "leaves twice")
+ALL_OF_IT: tuple[Impact, ...] = ("dies", "is away", "freezes", "hangs", "leaves twice")
 """Whatever costs a worker its leases."""
 
-LATE: tuple[Harm, ...] = ("is away", "freezes", "hangs", "leaves twice")
+LATE: tuple[Impact, ...] = ("is away", "freezes", "hangs", "leaves twice")
 """The same, if the code begins before the lease is lost."""
 
-IN_THE_INBOX: tuple[Harm, ...] = ("freezes", "hangs")
+IN_THE_INBOX: tuple[Impact, ...] = ("freezes", "hangs")
 """Its worker will find the grant when it thaws, and cannot know yet that the lease was lost."""
 
 
@@ -35,9 +45,9 @@ class Moment:
     begun by then. ``over``: the run has got its result, so that nothing changes that any more."""
 
     text: str
-    cue: Cue
+    cue: Trigger
     before: int
-    costs: tuple[Harm, ...] = ()
+    costs: tuple[Impact, ...] = ()
     over: bool = False
 
 
@@ -53,16 +63,16 @@ class Kind:
     ends: str = "COMPLETED"
 
 
-def received(what: type, nth: int = 1, then_s: float = 0.0) -> Cue:
-    return Cue("received", what, nth, then_s)
+def received(what: type, nth: int = 1, then_s: float = 0.0) -> Trigger:
+    return Trigger("received", what, nth, then_s)
 
 
-def sent(what: type, nth: int = 1, then_s: float = 0.0) -> Cue:
-    return Cue("sent", what, nth, then_s)
+def sent(what: type, nth: int = 1, then_s: float = 0.0) -> Trigger:
+    return Trigger("sent", what, nth, then_s)
 
 
-def acked(nth: int = 1, then_s: float = 0.0) -> Cue:
-    return Cue("acked", Ticket, nth, then_s)
+def acked(nth: int = 1, then_s: float = 0.0) -> Trigger:
+    return Trigger("acked", Ticket, nth, then_s)
 
 
 RESULT = Moment("when the broker has its result", sent(Finished), 1, over=True)
@@ -88,7 +98,7 @@ RELEASED = Kind(
     [["work", 1.0], ["release"], ["work", 4.0]],
     bodies=1,
     moments=(
-        Moment("when the broker has its release", sent(Released), 1, ALL_OF_IT),
+        Moment("when the broker has its release", sent(SlotReleased), 1, ALL_OF_IT),
         Moment("as its slot is given back", acked(), 1, ALL_OF_IT),
         Moment("while it goes on", acked(then_s=2.0), 1, ALL_OF_IT),
         RESULT,
@@ -103,7 +113,7 @@ EVICTED = Kind(
     moments=(
         Moment("as its grant comes", received(Grant), 0, LATE),
         Moment("while it runs", received(Grant, then_s=0.5), 1, ALL_OF_IT),
-        Moment("when the broker has its checkpoint", sent(Suspended), 1),
+        Moment("when the broker has its checkpoint", sent(Evicted), 1),
         Moment("as its slot is given back", acked(), 1),
         Moment("while it is evicted", acked(then_s=2.0), 1),
         Moment("as the ticket for its return comes", received(Ticket, 2), 1),
@@ -119,7 +129,7 @@ REPLAYED = Kind(
     bodies=4,
     moments=(
         Moment("as its second grant comes", received(Grant, 2), 1, ("is away", "freezes", "hangs")),
-        Moment("when the broker has its second checkpoint", sent(Suspended, 2), 2),
+        Moment("when the broker has its second checkpoint", sent(Evicted, 2), 2),
         Moment("as its last grant comes", received(Grant, 4), 3, LATE),
         Moment("while it runs", received(Grant, 4, then_s=1.0), 4, ALL_OF_IT),
         Moment("when the broker has its result", sent(Finished), 4, over=True),
@@ -136,7 +146,7 @@ RESIDENT = Kind(
         Moment("when the broker knows its memo", sent(Recorded), 1, (*ALL_OF_IT, "leaves")),
         Moment("when the broker knows what it waits for", sent(Recorded, 2), 1, (*ALL_OF_IT, "leaves")),
         Moment("while it waits", sent(Recorded, 2, then_s=2.0), 1, (*ALL_OF_IT, "leaves")),
-        Moment("as its wait is over", received(Satisfied), 1, ALL_OF_IT),
+        Moment("as its wait is over", received(OperationCompleted), 1, ALL_OF_IT),
         RESULT,
     ),
 )
@@ -147,11 +157,11 @@ RELEASED_DURABLE = Kind(
     [["release"], ["work", 2.0], ["sleep", 4.0], ["work", 1.0]],
     bodies=2,
     moments=(
-        Moment("when the broker has its release", sent(Released), 1, ALL_OF_IT),
+        Moment("when the broker has its release", sent(SlotReleased), 1, ALL_OF_IT),
         Moment("while it goes on", acked(then_s=1.0), 1, ALL_OF_IT),
-        Moment("when the broker has its checkpoint", sent(Suspended), 1),
-        Moment("while it is evicted", sent(Suspended, then_s=2.0), 1),
-        Moment("when the broker has its second release", sent(Released, 2), 2, ALL_OF_IT),
+        Moment("when the broker has its checkpoint", sent(Evicted), 1),
+        Moment("while it is evicted", sent(Evicted, then_s=2.0), 1),
+        Moment("when the broker has its second release", sent(SlotReleased, 2), 2, ALL_OF_IT),
         replace(RESULT, before=2),
     ),
 )
@@ -211,18 +221,18 @@ KINDS = (
 def cases() -> Iterator[object]:
     for kind in KINDS:
         for moment in kind.moments:
-            for trouble in TROUBLES:
+            for trouble in FAILURES:
                 if not (trouble.text == "its replay is asked for" and moment.over):
                     yield pytest.param(kind, moment, trouble, id=f"{kind.text}: {trouble.text} {moment.text}")
 
 
 @pytest.mark.parametrize(("kind", "moment", "trouble"), list(cases()))
 def test_it_ends_as_it_should(kind: Kind, moment: Moment, trouble: Trouble) -> None:
-    async def script(stage: Stage) -> None:
-        stage.at(moment.cue, lambda seat: trouble.begin(stage, seat))
+    async def script(stage: Scenario) -> None:
+        stage.at(moment.cue, lambda role: trouble.begin(stage, role))
         stage.start(kind.workflow, kind.steps)
         await stage.all_over()
-        await asyncio.sleep(2 * limits.TICKET_PARKED_S)
+        await asyncio.sleep(2 * limits.TICKET_RETAINED_S)
         every_slot_is_used(stage)
 
     seen = play(script)
@@ -235,7 +245,7 @@ def test_it_ends_as_it_should(kind: Kind, moment: Moment, trouble: Trouble) -> N
         assert seen.bodies == kind.bodies + (trouble.harm in moment.costs)
 
 
-def every_slot_is_used(stage: Stage) -> None:
+def every_slot_is_used(stage: Scenario) -> None:
     """More tasks of both kinds than there are slots."""
     for _ in range(3):
         stage.start("task", [["work", 0.5]])

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from simulation.faults.failures import cancel, stop
-from simulation.scenarios.scenario import STRICT_TIMEOUT_S, Cue, Script, Stage, play
+from simulation.scenarios.scenario import STRICT_TIMEOUT_S, Scenario, Script, Trigger, play
 from simulation.system.programs import Program
-from simulation.system.simulated_system import Seat
+from simulation.system.simulated_system import ProcessRole
 from sublet_protocol.messages import Grant
 
 WORK_S = 1.0
@@ -22,19 +22,19 @@ CLOSE_S = [-0.05, -0.02, -0.008, -0.003, 0.0, 0.003, 0.008, 0.02, 0.05]
 near = pytest.mark.parametrize("after_s", CLOSE_S, ids=lambda after_s: f"{after_s * 1_000:+.0f} ms")
 
 
-def crossing(workflow: str, steps: Program, act: Callable[[Stage, Seat], None], after_s: float) -> Script:
+def crossing(workflow: str, steps: Program, act: Callable[[Scenario, ProcessRole], None], after_s: float) -> Script:
     """A second after its grant the task does something; ``act`` comes that much later."""
 
-    async def script(stage: Stage) -> None:
-        stage.at(Cue("received", Grant, then_s=WORK_S + after_s), lambda seat: act(stage, seat))
+    async def script(stage: Scenario) -> None:
+        stage.at(Trigger("received", Grant, then_s=WORK_S + after_s), lambda role: act(stage, role))
         stage.start(workflow, steps)
         await stage.all_over()
-        assert not stage.world.findings, "nothing had to be found by a sweeper"
+        assert not stage.world.anomalies, "nothing had to be found by a sweeper"
 
     return script
 
 
-def push(stage: Stage, _: Seat) -> None:
+def push(stage: Scenario, _: ProcessRole) -> None:
     stage.ask(stage.world.client.event.aio_push("paid", {"n": 1}))
 
 
@@ -125,7 +125,7 @@ def test_a_stop_that_crosses_with_the_end_of_a_wait_loses_nothing(after_s: float
 @near
 @pytest.mark.parametrize("released", [False, True], ids=["with its slot", "without its slot"])
 def test_a_result_that_crosses_with_the_timeout_gives_one_of_the_two(released: bool, after_s: float) -> None:
-    async def script(stage: Stage) -> None:
+    async def script(stage: Scenario) -> None:
         stage.start("strict", [*([["release"]] if released else []), ["work", STRICT_TIMEOUT_S + after_s]])
         await stage.all_over()
 
@@ -137,7 +137,7 @@ def test_a_result_that_crosses_with_the_timeout_gives_one_of_the_two(released: b
 
 
 def test_time_that_is_asked_for_in_the_last_moment_is_given() -> None:
-    async def script(stage: Stage) -> None:
+    async def script(stage: Scenario) -> None:
         stage.start("strict", [["work", STRICT_TIMEOUT_S - 0.01], ["refresh", 5.0], ["work", 4.0]])
         await stage.all_over()
 
@@ -146,7 +146,7 @@ def test_time_that_is_asked_for_in_the_last_moment_is_given() -> None:
 
 
 def test_time_that_is_asked_for_again_and_again_adds_up() -> None:
-    async def script(stage: Stage) -> None:
+    async def script(stage: Scenario) -> None:
         stage.start("strict", [*([["refresh", 1.0]] * 20), ["work", STRICT_TIMEOUT_S + 19.0]])
         await stage.all_over()
 
@@ -158,7 +158,7 @@ def test_time_that_is_asked_for_again_and_again_adds_up() -> None:
 
 
 def test_a_run_goes_on_as_long_as_one_of_its_tasks_waits_although_another_has_failed() -> None:
-    async def script(stage: Stage) -> None:
+    async def script(stage: Scenario) -> None:
         stage.start("mixed", [])
         await asyncio.sleep(3.0)
         assert stage.stored.status == "RUNNING"

@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from simulation.faults.failures import AWAY_S, TROUBLES, Trouble, cancel, freeze, kill, stop, time_out_tickets
-from simulation.scenarios.scenario import HASTE_S, Cue, Stage, play
+from simulation.faults.failures import AWAY_S, FAILURES, Trouble, cancel, freeze, kill, stop, time_out_tickets
+from simulation.scenarios.scenario import HASTE_S, Scenario, Trigger, play
 from simulation.system.programs import Program
-from simulation.system.simulated_system import Seat
+from simulation.system.simulated_system import ProcessRole
 from sublet_engine.run.state import Run
 from sublet_protocol import ids, limits
-from sublet_protocol.messages import Extended, Grant, Released, Revoked
+from sublet_protocol.messages import Grant, Revoked, SlotReleased, TimeoutExtended
 
 SOON_S = 2.0
 
@@ -23,13 +23,13 @@ SOON_S = 2.0
 def test_a_worker_that_was_replaced_cannot_release_the_slot_of_its_successor() -> None:
     successor_kept_its_slot: list[bool] = []
 
-    async def script(stage: Stage) -> None:
-        def look(_: Seat) -> None:
+    async def script(stage: Scenario) -> None:
+        def look(_: ProcessRole) -> None:
             lease = stage.task.lease
             successor_kept_its_slot.append(lease is not None and not lease.released)
 
-        stage.at(Cue("received", Grant, then_s=1.0), lambda seat: freeze(32.0)(stage, seat))
-        stage.at(Cue("sent", Released, then_s=0.5), look)  # the first is that of the worker that was replaced
+        stage.at(Trigger("received", Grant, then_s=1.0), lambda role: freeze(32.0)(stage, role))
+        stage.at(Trigger("sent", SlotReleased, then_s=0.5), look)  # the first is that of the worker that was replaced
         stage.start("task", [["work", 4.0], ["release"], ["work", 2.0]])
         await stage.all_over()
 
@@ -41,9 +41,9 @@ def test_a_worker_that_was_replaced_cannot_release_the_slot_of_its_successor() -
 def test_a_worker_that_was_replaced_cannot_get_time_for_its_successor() -> None:
     bonus_s: list[float] = []
 
-    async def script(stage: Stage) -> None:
-        stage.at(Cue("received", Grant, then_s=1.0), lambda seat: freeze(32.0)(stage, seat))
-        stage.at(Cue("sent", Extended, then_s=0.5), lambda _: bonus_s.append(stage.task.timeout_bonus_s))
+    async def script(stage: Scenario) -> None:
+        stage.at(Trigger("received", Grant, then_s=1.0), lambda role: freeze(32.0)(stage, role))
+        stage.at(Trigger("sent", TimeoutExtended, then_s=0.5), lambda _: bonus_s.append(stage.task.timeout_bonus_s))
         stage.start("task", [["work", 4.0], ["refresh", 100.0], ["work", 2.0]])
         await stage.all_over()
 
@@ -54,9 +54,9 @@ def test_a_worker_that_was_replaced_cannot_get_time_for_its_successor() -> None:
 def test_a_worker_that_was_replaced_is_told_to_stop() -> None:
     told: list[str] = []
 
-    async def script(stage: Stage) -> None:
-        stage.at(Cue("received", Grant, then_s=1.0), lambda seat: freeze(AWAY_S)(stage, seat))
-        stage.at(Cue("received", Revoked), lambda seat: told.append(seat.name))
+    async def script(stage: Scenario) -> None:
+        stage.at(Trigger("received", Grant, then_s=1.0), lambda role: freeze(AWAY_S)(stage, role))
+        stage.at(Trigger("received", Revoked), lambda role: told.append(role.name))
         stage.start("task", [["work", 20.0]])
         await stage.all_over()
 
@@ -77,8 +77,8 @@ def test_a_worker_that_was_replaced_is_told_to_stop() -> None:
 def test_the_only_worker_succeeds_itself(workflow: str, steps: Program) -> None:
     """The old code and the new run side by side on one worker, for a moment."""
 
-    async def script(stage: Stage) -> None:
-        stage.at(Cue("received", Grant, then_s=1.0), lambda seat: freeze(AWAY_S)(stage, seat))
+    async def script(stage: Scenario) -> None:
+        stage.at(Trigger("received", Grant, then_s=1.0), lambda role: freeze(AWAY_S)(stage, role))
         stage.start(workflow, steps)
         await stage.all_over()
 
@@ -114,12 +114,12 @@ def test_the_silence_of_a_dead_worker_tells_of_its_death_where_there_is_no_ticke
 def began_again_after_s(workflow: str, steps: Program) -> float:
     died_at: list[float] = []
 
-    async def script(stage: Stage) -> None:
-        def die(seat: Seat) -> None:
-            died_at.append(seat.process.clock.now())
-            kill(stage, seat)
+    async def script(stage: Scenario) -> None:
+        def die(role: ProcessRole) -> None:
+            died_at.append(role.process.clock.now())
+            kill(stage, role)
 
-        stage.at(Cue("received", Grant, then_s=1.0), die)
+        stage.at(Trigger("received", Grant, then_s=1.0), die)
         stage.start(workflow, steps)
         await stage.all_over()
 
@@ -128,16 +128,16 @@ def began_again_after_s(workflow: str, steps: Program) -> float:
 
 @pytest.mark.parametrize(("workflow", "steps"), [*HOLDERS, *RELEASED])
 def test_the_code_of_a_cancelled_task_is_stopped_at_once(workflow: str, steps: Program) -> None:
-    async def script(stage: Stage) -> None:
-        def begin(seat: Seat) -> None:
-            cancel(stage, seat)
+    async def script(stage: Scenario) -> None:
+        def begin(role: ProcessRole) -> None:
+            cancel(stage, role)
             stage.trouble(look())
 
         async def look() -> None:
             await asyncio.sleep(limits.CANCEL_GRACE_S + 0.5)
             assert [body.ended for body in stage.bodies] == [True]
 
-        stage.at(Cue("received", Grant, then_s=1.2), begin)
+        stage.at(Trigger("received", Grant, then_s=1.2), begin)
         stage.start(workflow, steps)
         await stage.all_over()
 
@@ -159,16 +159,16 @@ def test_the_code_of_a_cancelled_task_is_stopped_at_once(workflow: str, steps: P
     ],
 )
 def test_the_only_worker_dies_and_comes_back(workflow: str, steps: Program, bodies: int, gone_s: float) -> None:
-    async def script(stage: Stage) -> None:
-        def die(seat: Seat) -> None:
-            kill(stage, seat)
-            stage.trouble(come_back(seat))
+    async def script(stage: Scenario) -> None:
+        def die(role: ProcessRole) -> None:
+            kill(stage, role)
+            stage.trouble(come_back(role))
 
-        async def come_back(seat: Seat) -> None:
+        async def come_back(role: ProcessRole) -> None:
             await asyncio.sleep(gone_s)
-            await stage.world.start(seat.name)
+            await stage.world.start(role.name)
 
-        stage.at(Cue("received", Grant, then_s=1.0), die)
+        stage.at(Trigger("received", Grant, then_s=1.0), die)
         stage.start(workflow, steps)
         await stage.all_over()
 
@@ -186,10 +186,10 @@ def test_the_only_worker_dies_and_comes_back(workflow: str, steps: Program, bodi
 def test_a_task_that_kills_its_workers_again_and_again_fails_in_the_end(steps: Program) -> None:
     losses = limits.MAX_LOSSES + 1
 
-    async def script(stage: Stage) -> None:
+    async def script(stage: Scenario) -> None:
         for nth in range(1, losses + 1):
             stage.at(
-                Cue("received", Grant, nth, then_s=0.5), lambda seat: stage.trouble(die_and_come_back(stage, seat))
+                Trigger("received", Grant, nth, then_s=0.5), lambda role: stage.trouble(die_and_come_back(stage, role))
             )
         stage.start("task", steps)
         await stage.all_over()
@@ -201,27 +201,27 @@ def test_a_task_that_kills_its_workers_again_and_again_fails_in_the_end(steps: P
     assert (seen.bodies, seen.task.retries_used) == (losses, 0)
 
 
-async def die_and_come_back(stage: Stage, seat: Seat) -> None:
-    kill(stage, seat)
+async def die_and_come_back(stage: Scenario, role: ProcessRole) -> None:
+    kill(stage, role)
     await asyncio.sleep(SOON_S)
-    await stage.world.start(seat.name)
+    await stage.world.start(role.name)
 
 
 def test_a_worker_that_dies_takes_down_what_it_released_and_what_it_runs_and_both_begin_again() -> None:
-    async def script(stage: Stage) -> None:
-        def next_comes(seat: Seat) -> None:
+    async def script(stage: Scenario) -> None:
+        def next_comes(role: ProcessRole) -> None:
             stage.start("task", [["work", 5.0]])
-            stage.trouble(later(seat))
+            stage.trouble(later(role))
 
-        async def later(seat: Seat) -> None:
+        async def later(role: ProcessRole) -> None:
             await asyncio.sleep(SOON_S)
-            assert stage.world.ledger.busy(seat.process, durable=False) == 1
-            await die_and_come_back(stage, seat)
+            assert stage.world.history.busy(role.process, durable=False) == 1
+            await die_and_come_back(stage, role)
 
-        stage.at(Cue("sent", Released), next_comes)
+        stage.at(Trigger("sent", SlotReleased), next_comes)
         stage.start("task", [["release"], ["work", 5.0]])
         await stage.all_over()
-        assert len(stage.world.ledger.bodies) == 4
+        assert len(stage.world.history.bodies) == 4
 
     assert play(script, workers=1).bodies == 2
 
@@ -239,16 +239,16 @@ def test_a_worker_that_dies_takes_down_what_it_released_and_what_it_runs_and_bot
     ],
 )
 def test_a_task_runs_on_whatever_is_lost_again_and_again(workflow: str, steps: Program, what: str) -> None:
-    async def script(stage: Stage) -> None:
-        async def again_and_again(seat: Seat) -> None:
+    async def script(stage: Scenario) -> None:
+        async def again_and_again(role: ProcessRole) -> None:
             for _ in range(12):
                 if what == "its connection breaks":
-                    seat.cut(0.5)
+                    role.cut(0.5)
                 else:
-                    time_out_tickets(stage, seat)
+                    time_out_tickets(stage, role)
                 await asyncio.sleep(3.0)
 
-        stage.at(Cue("received", Grant, then_s=1.0), lambda seat: stage.trouble(again_and_again(seat)))
+        stage.at(Trigger("received", Grant, then_s=1.0), lambda role: stage.trouble(again_and_again(role)))
         stage.start(workflow, steps)
         await stage.all_over()
 
@@ -257,20 +257,20 @@ def test_a_task_runs_on_whatever_is_lost_again_and_again(workflow: str, steps: P
 
 
 @pytest.mark.parametrize(
-    "trouble", [t for t in TROUBLES if t.harm == "none" and not t.of_the_run], ids=lambda trouble: trouble.text
+    "trouble", [t for t in FAILURES if t.harm == "none" and not t.of_the_run], ids=lambda trouble: trouble.text
 )
 def test_tasks_that_gave_their_slots_away_and_the_one_that_has_it_run_on(trouble: Trouble) -> None:
     """Six tasks on one worker with one slot. What cannot harm one of them harms none."""
 
-    async def script(stage: Stage) -> None:
+    async def script(stage: Scenario) -> None:
         for _ in range(5):
             stage.start("task", [["release"], ["work", 10.0]])
         stage.start("task", [["work", 10.0]])
         await asyncio.sleep(3.0)
-        assert len(stage.world.ledger.bodies) == 6
-        trouble.begin(stage, stage.world.seats["worker-0"])
+        assert len(stage.world.history.bodies) == 6
+        trouble.begin(stage, stage.world.roles["worker-0"])
         await stage.all_over()
-        assert len(stage.world.ledger.bodies) == 6
+        assert len(stage.world.history.bodies) == 6
 
     play(script, workers=1)
 
@@ -286,8 +286,8 @@ def test_tasks_that_gave_their_slots_away_and_the_one_that_has_it_run_on(trouble
     ],
 )
 def test_a_worker_that_takes_long_to_leave_is_not_taken_for_dead(steps: Program) -> None:
-    async def script(stage: Stage) -> None:
-        stage.at(Cue("received", Grant, then_s=1.0), lambda seat: stop(stage, seat))
+    async def script(stage: Scenario) -> None:
+        stage.at(Trigger("received", Grant, then_s=1.0), lambda role: stop(stage, role))
         stage.start("task", steps)
         await stage.all_over()
 
@@ -296,8 +296,8 @@ def test_a_worker_that_takes_long_to_leave_is_not_taken_for_dead(steps: Program)
 
 
 def test_a_task_that_releases_its_slot_while_its_worker_leaves_finishes_there() -> None:
-    async def script(stage: Stage) -> None:
-        stage.at(Cue("received", Grant, then_s=1.0), lambda seat: stop(stage, seat))
+    async def script(stage: Scenario) -> None:
+        stage.at(Trigger("received", Grant, then_s=1.0), lambda role: stop(stage, role))
         stage.start("task", [["work", 3.0], ["release"], ["work", 3.0]])
         await stage.all_over()
 
@@ -306,13 +306,13 @@ def test_a_task_that_releases_its_slot_while_its_worker_leaves_finishes_there() 
 
 
 def test_a_run_that_waits_while_both_workers_leave_goes_on_with_the_next_one() -> None:
-    async def script(stage: Stage) -> None:
-        async def all_leave(seat: Seat) -> None:
+    async def script(stage: Scenario) -> None:
+        async def all_leave(role: ProcessRole) -> None:
             await asyncio.gather(*(stage.world.stop(name) for name in ("worker-0", "worker-1")))
             await asyncio.sleep(AWAY_S)
-            await stage.world.start(seat.name)
+            await stage.world.start(role.name)
 
-        stage.at(Cue("received", Grant, then_s=1.0), lambda seat: stage.trouble(all_leave(seat)))
+        stage.at(Trigger("received", Grant, then_s=1.0), lambda role: stage.trouble(all_leave(role)))
         stage.start("stayer", [["memo"], ["sleep", 5.0], ["work", 1.0]])
         await stage.all_over()
 
@@ -323,12 +323,12 @@ def test_a_run_that_waits_while_both_workers_leave_goes_on_with_the_next_one() -
 # --- slots run out --------------------------------------------------------------------------------------------
 
 
-def take_every_slot(stage: Stage, workflow: str, for_s: float) -> None:
+def take_every_slot(stage: Scenario, workflow: str, for_s: float) -> None:
     for _ in stage.world.plan.workers:
         stage.start(workflow, [["work", for_s]])
 
 
-def last_run(stage: Stage) -> Run:
+def last_run(stage: Scenario) -> Run:
     return max(stage.world.database.runs.values(), key=lambda run: run.created_at)
 
 
@@ -336,31 +336,31 @@ def last_run(stage: Stage) -> Run:
     "trouble",
     [
         None,
-        *(trouble for trouble in TROUBLES if trouble.harm not in ("cancelled", "leaves") and not trouble.of_the_run),
+        *(trouble for trouble in FAILURES if trouble.harm not in ("cancelled", "leaves") and not trouble.of_the_run),
     ],
     ids=lambda trouble: trouble.text if trouble else "nothing else goes wrong",
 )
 def test_a_task_that_finds_no_slot_in_time_is_cancelled_whatever_happens_to_those_that_have_them(
     trouble: Trouble | None,
 ) -> None:
-    async def script(stage: Stage) -> None:
+    async def script(stage: Scenario) -> None:
         take_every_slot(stage, "task", 55.0)  # longer than an outage, after which nobody is blamed for a while
         await asyncio.sleep(1.0)
         stage.start("hasty", [["work", 1.0]])
         await asyncio.sleep(1.0)
         if trouble is not None:
-            trouble.begin(stage, stage.world.seats["worker-0"])
+            trouble.begin(stage, stage.world.roles["worker-0"])
         await stage.all_over()
         late = last_run(stage)
         assert late.status == "CANCELLED"
         assert "schedule timeout" in (late.tasks[0].reason or "")
-        assert not [body for body in stage.world.ledger.bodies if ids.run_of(body.task_run_id) == late.id]
+        assert not [body for body in stage.world.history.bodies if ids.run_of(body.task_run_id) == late.id]
 
     play(script)
 
 
 def test_a_slot_that_is_given_away_comes_in_time_for_a_task_in_haste() -> None:
-    async def script(stage: Stage) -> None:
+    async def script(stage: Scenario) -> None:
         for _ in range(2):
             stage.start("task", [["work", 3.0], ["release"], ["work", 40.0]])
         await asyncio.sleep(1.0)
@@ -372,7 +372,7 @@ def test_a_slot_that_is_given_away_comes_in_time_for_a_task_in_haste() -> None:
 
 
 def test_a_task_that_went_on_to_wait_finds_its_slot_however_long_that_takes() -> None:
-    async def script(stage: Stage) -> None:
+    async def script(stage: Scenario) -> None:
         stage.start("hasty_leaver", [["memo"], ["sleep", 2.0], ["work", 1.0]])
         await asyncio.sleep(1.0)
         take_every_slot(stage, "stayer", 30.0)
@@ -392,16 +392,16 @@ def test_a_task_that_went_on_to_wait_finds_its_slot_however_long_that_takes() ->
     ],
 )
 def test_after_its_worker_died_there_is_none_for_long(workflow: str, steps: Program, ends: str) -> None:
-    async def script(stage: Stage) -> None:
-        def die(seat: Seat) -> None:
-            kill(stage, seat)
-            stage.trouble(come_back(seat))
+    async def script(stage: Scenario) -> None:
+        def die(role: ProcessRole) -> None:
+            kill(stage, role)
+            stage.trouble(come_back(role))
 
-        async def come_back(seat: Seat) -> None:
+        async def come_back(role: ProcessRole) -> None:
             await asyncio.sleep(limits.WORKER_LOST_S + 2 * HASTE_S)
-            await stage.world.start(seat.name)
+            await stage.world.start(role.name)
 
-        stage.at(Cue("received", Grant, then_s=1.0), die)
+        stage.at(Trigger("received", Grant, then_s=1.0), die)
         stage.start(workflow, steps)
         await stage.all_over()
 
@@ -411,7 +411,7 @@ def test_after_its_worker_died_there_is_none_for_long(workflow: str, steps: Prog
 def test_a_retry_gets_the_whole_schedule_timeout_again() -> None:
     """It waits for its delay and then for a slot, each for longer than the first attempt could have waited."""
 
-    async def script(stage: Stage) -> None:
+    async def script(stage: Scenario) -> None:
         stage.start("task", [["work", 1.0], ["fail", 1], ["work", 1.0]])
         await asyncio.sleep(2.0)
         take_every_slot(stage, "task", 30.0)

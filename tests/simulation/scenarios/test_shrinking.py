@@ -17,4 +17,4 @@ def test_what_is_left_of_a_failing_seed_still_fails_and_can_be_read() -> None:
     assert not small.faults
     assert len(in_words(small)) < len(in_words(plan))
     assert told[-1].endswith(f"VIOLATION: {outcome.violations[0]}")
-    assert any("Suspended" in line for line in told)
+    assert any("Evicted" in line for line in told)

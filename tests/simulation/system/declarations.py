@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from simulation.checkers.history import Ledger
+from simulation.checkers.history import History
 from simulation.scenarios.plan import DagPlan, Plan, TaskPlan
 from simulation.system.programs import Bodies
 from sublet import DefaultFilter, EvictionPolicy, ParentCondition, SleepCondition, Sublet, UserEventCondition, or_
@@ -13,11 +13,11 @@ from sublet import DefaultFilter, EvictionPolicy, ParentCondition, SleepConditio
 EXECUTION_TIMEOUT = timedelta(seconds=12)
 
 
-def declare(client: Sublet, plan: Plan, ledger: Ledger, version: int) -> dict[str, Any]:
+def declare(client: Sublet, plan: Plan, history: History, version: int) -> dict[str, Any]:
     """All workflows by name. Each version allows a little more time, and so is another definition."""
     sublet: Any = client  # the types of generated workflows say nothing
     workflows: dict[str, Any] = {}
-    bodies = Bodies(ledger, workflows)
+    bodies = Bodies(history, workflows)
     execution_timeout = EXECUTION_TIMEOUT + timedelta(milliseconds=version)
     options: dict[str, Any] = {"input_validator": dict, "execution_timeout": execution_timeout}
     workflows["plain"] = sublet.task(name="plain", retries=1, **options)(bodies.ordinary)

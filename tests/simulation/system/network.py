@@ -31,7 +31,7 @@ class Watcher(Protocol):
         """A worker acknowledges a ticket."""
 
 
-class Weather:
+class NetworkConditions:
     """What the network does to messages at the moment. Times in seconds of virtual time."""
 
     def __init__(self, random: Random) -> None:
@@ -57,16 +57,16 @@ class Weather:
 
 
 class Cluster(MemoryCluster):
-    def __init__(self, loop: ProcessLoop, weather: Weather, watcher: Watcher) -> None:
-        super().__init__(weather.hop_s)
+    def __init__(self, loop: ProcessLoop, conditions: NetworkConditions, watcher: Watcher) -> None:
+        super().__init__(conditions.hop_s)
         self.loop = loop
-        self.weather = weather
+        self.conditions = conditions
         self.watcher = watcher
 
     def arrive(self, sender: Process, message: Message) -> None:
         """Called for each message before it is routed."""
         self.watcher.sent(sender, message)
-        again_after_s = self.weather.doubles_after_s()
+        again_after_s = self.conditions.doubles_after_s()
         if again_after_s is not None and _may_come_twice(message):
             copy = dataclasses.replace(message)
             self.loop.call_later(again_after_s, self._again, sender, copy)

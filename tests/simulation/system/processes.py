@@ -29,21 +29,21 @@ class Endless(Exception):
 
 
 class Process:
-    """``seat``: the role that it plays, such as ``worker-1``; ``name`` also says in which of its lives. ``clock`` is
+    """``role``: the role that it plays, such as ``worker-1``; ``name`` also says in which of its lives. ``clock`` is
     the one that it goes by.
 
     When ``steps_left`` more steps have been taken, ``at_last_step`` is called before the next one.
     """
 
-    def __init__(self, name: str, seat: str, skew_s: float = 0.0) -> None:
+    def __init__(self, name: str, role: str, skew_s: float = 0.0) -> None:
         self.name = name
-        self.seat = seat
+        self.role = role
         self.clock = VirtualClock(skew_s)
         self.gone = False
         self.frozen = False
         self.steps_left: int | None = None
         self.at_last_step: Callable[[], None] = lambda: None
-        self.parked: list[Callable[[], None]] = []
+        self.deferred_steps: list[Callable[[], None]] = []
 
     def may_step(self) -> bool:
         if self.steps_left is not None and not self.gone:
@@ -87,7 +87,7 @@ def _take(step: Any, run: Callable[[], None]) -> None:
         run()
         loop.process = None
     elif not process.gone:
-        process.parked.append(lambda: loop.put_back(step))
+        process.deferred_steps.append(lambda: loop.put_back(step))
 
 
 class ProcessLoop(VirtualTimeLoop):
@@ -111,12 +111,12 @@ class ProcessLoop(VirtualTimeLoop):
             finally:
                 self.process = before
         elif not process.gone:
-            process.parked.append(lambda: self.run_as(process, work, *args))
+            process.deferred_steps.append(lambda: self.run_as(process, work, *args))
 
     def thaw(self, process: Process) -> None:
         process.frozen = False
-        parked, process.parked = process.parked, []
-        for put_back in parked:
+        deferred_steps, process.deferred_steps = process.deferred_steps, []
+        for put_back in deferred_steps:
             put_back()
 
     def put_back(self, step: asyncio.Handle) -> None:

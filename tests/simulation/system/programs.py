@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
-from simulation.checkers.history import Body, Ledger, Slept
+from simulation.checkers.history import Body, History, Slept
 from simulation.system.processes import ProcessLoop
 from sublet import SleepCondition, TaskRunError, UserEventCondition, or_
 
@@ -32,8 +32,8 @@ class Planned(Exception):
 class Bodies:
     """The functions of the tasks of one process. ``workflows``: by name, for children."""
 
-    def __init__(self, ledger: Ledger, workflows: dict[str, Any]) -> None:
-        self._ledger = ledger
+    def __init__(self, history: History, workflows: dict[str, Any]) -> None:
+        self._history = history
         self._workflows = workflows
 
     async def ordinary(self, input: dict[str, Any], ctx: Any) -> dict[str, Any]:
@@ -54,12 +54,12 @@ class Bodies:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, ProcessLoop)
         assert loop.process is not None
-        body = self._ledger.begin(ctx.task_run_id, ctx._grant.lease, loop.process, durable)
-        machine = _Machine(self._ledger, self._workflows, body, ctx)
+        body = self._history.begin(ctx.task_run_id, ctx._grant.lease, loop.process, durable)
+        machine = _Machine(self._history, self._workflows, body, ctx)
         try:
             answers = await machine.run(steps, "")
             output = {"token": body.token, "n": len(steps), "answers": answers}
-            self._ledger.returned(body, output)
+            self._history.returned(body, output)
             return output
         finally:
             body.ended = True
@@ -68,8 +68,8 @@ class Bodies:
 class _Machine:
     """``run`` a program. Every verb is a method of the name ``do_<verb>``."""
 
-    def __init__(self, ledger: Ledger, workflows: dict[str, Any], body: Body, ctx: Any) -> None:
-        self._ledger = ledger
+    def __init__(self, history: History, workflows: dict[str, Any], body: Body, ctx: Any) -> None:
+        self._history = history
         self._workflows = workflows
         self._body = body
         self._ctx = ctx
@@ -91,7 +91,7 @@ class _Machine:
         return answers
 
     def _answered(self, here: str, step: Any, answer: Any) -> Any:
-        self._ledger.answered(self._body, here, step, answer)
+        self._history.answered(self._body, here, step, answer)
         return answer
 
     async def _waiting(self, operation: Awaitable[Any]) -> Any:
@@ -129,10 +129,10 @@ class _Machine:
     # --- durable steps ------------------------------------------------------------------------------------------
 
     async def do_sleep(self, here: str, seconds: float) -> None:
-        slept = self._ledger.sleeps.setdefault((self._body.task_run_id, here), Slept(self._ledger.now(), seconds))
+        slept = self._history.sleeps.setdefault((self._body.task_run_id, here), Slept(self._history.now(), seconds))
         await self._waiting(self._ctx.aio_sleep_for(timedelta(seconds=seconds)))
         if slept.over_s is None and not self._body.process.gone:
-            slept.over_s = self._ledger.now()
+            slept.over_s = self._history.now()
 
     async def do_event(self, here: str, key: str, expression: str | None, scope: str | None) -> Any:
         """With a scope it looks back over some time before the wait, too."""
@@ -152,8 +152,8 @@ class _Machine:
         return self._answered(here, ["wait", groups], result)
 
     async def do_memo(self, here: str) -> int:
-        value = int(await self._ctx.aio_memo(self._ledger.mint, int))
-        self._ledger.remembered(self._body, here, value)
+        value = int(await self._ctx.aio_memo(self._history.mint, int))
+        self._history.remembered(self._body, here, value)
         return value
 
     async def do_now(self, here: str) -> str:

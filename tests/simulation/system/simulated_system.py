@@ -11,23 +11,23 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
 
-from simulation.checkers.history import Ledger
+from simulation.checkers.history import History
 from simulation.checkers.observers import Observers
 from simulation.scenarios.plan import Plan
 from simulation.scenarios.workloads import HELPED
 from simulation.system.declarations import declare
-from simulation.system.network import Broker, Cluster, Transport, Weather
+from simulation.system.network import Broker, Cluster, NetworkConditions, Transport
 from simulation.system.processes import Process, ProcessLoop
 from simulation.system.storage import Database, RunStore
 from sublet import ClientConfig, Sublet
-from sublet_event_ingest.service import IngestShell
+from sublet_event_ingest.service import IngestService
 from sublet_platform.memory import MemoryEventStore, MemoryTimerStore
 from sublet_platform.metrics import IngestMetrics, ServiceMetrics, TimerMetrics
 from sublet_platform.ports import BrokerUnavailable, Outgoing, StoreUnavailable
 from sublet_platform.service import STOP_TIMEOUT_S
 from sublet_protocol.topology import topology
 from sublet_scheduler.scheduler import Scheduler
-from sublet_timer.service import TimerShell
+from sublet_timer.service import TimerService
 
 Link = Broker | Transport
 
@@ -36,7 +36,7 @@ START_AGAIN_S = 0.5
 
 
 @dataclass
-class Seat:
+class ProcessRole:
     """A process where one belongs. ``stop`` ends it in good order."""
 
     name: str
@@ -60,15 +60,15 @@ class Shell(Protocol):
 class Metrics(ServiceMetrics):
     """Tells what sweepers find."""
 
-    def __init__(self, on_finding: Callable[[str, int], None]) -> None:
+    def __init__(self, on_anomaly: Callable[[str, int], None]) -> None:
         super().__init__()
-        self._on_finding = on_finding
+        self._on_anomaly = on_anomaly
 
     def found(self, sweeper: str, count: int = 1) -> None:
-        self._on_finding(sweeper, count)
+        self._on_anomaly(sweeper, count)
 
 
-class World:
+class SimulatedSystem:
     """Must be made in a running `ProcessLoop`. ``telling``: every message goes into the story."""
 
     def __init__(self, plan: Plan, *, telling: bool = False) -> None:
@@ -79,18 +79,18 @@ class World:
         self.telling = telling
         self.story: list[str] = []
         self.violations: list[str] = []
-        self.findings: dict[str, int] = {}
+        self.anomalies: dict[str, int] = {}
         self.garbage = 0
         self.observers = Observers(self)
-        self.ledger = Ledger(loop.time, self.complain, self.observers.began)
-        weather = Weather(Random(plan.seed * 7 + 1))
-        weather.latency_s = plan.latency_s
-        self.cluster = Cluster(loop, weather, self.observers)
+        self.history = History(loop.time, self.complain, self.observers.began)
+        conditions = NetworkConditions(Random(plan.seed * 7 + 1))
+        conditions.latency_s = plan.latency_s
+        self.cluster = Cluster(loop, conditions, self.observers)
         self.cluster.declare(topology(plan.shards))
         store_random = Random(plan.seed * 7 + 2)
         self.database = Database(loop, store_random, plan.store_latency_s, self.observers.committed)
         self.config = ClientConfig(_env_file=None)
-        self.seats: dict[str, Seat] = {}
+        self.roles: dict[str, ProcessRole] = {}
         self.version = 1
         """Of the workflows that workers register when they start."""
         self.client: Sublet
@@ -110,55 +110,55 @@ class World:
 
     def found(self, sweeper: str, count: int) -> None:
         self.note(f"sweeper {sweeper} found {count}")
-        self.findings[sweeper] = self.findings.get(sweeper, 0) + count
+        self.anomalies[sweeper] = self.anomalies.get(sweeper, 0) + count
 
     # --- processes ----------------------------------------------------------------------------------------------
 
     async def begin(self) -> None:
         """Start everything, and the client."""
-        await asyncio.gather(*(self.start(name) for name in self.plan.seats))
-        seat = self._take_seat("client-0")
-        self.client = self._sublet(seat)
+        await asyncio.gather(*(self.start(name) for name in self.plan.roles))
+        role = self._take_role("client-0")
+        self.client = self._sublet(role)
         self.workflows = self.declare(self.client)
 
     def declare(self, sublet: Sublet) -> dict[str, Any]:
         """What every process of this world registers or runs."""
-        return declare(sublet, self.plan, self.ledger, self.version)
+        return declare(sublet, self.plan, self.history, self.version)
 
     async def start(self, name: str) -> None:
         """Put a new process into a seat, unless there is one."""
-        if name in self.seats:
+        if name in self.roles:
             return
-        seat = self._take_seat(name)
+        role = self._take_role(name)
         bring_up = getattr(self, f"_start_{name.partition('-')[0]}")
-        await self._in_process(seat, bring_up(seat))
+        await self._in_process(role, bring_up(role))
 
-    def kill(self, seat: Seat, flush: bool) -> None:
+    def kill(self, role: ProcessRole, flush: bool) -> None:
         """It takes no further step. ``flush``: what it has written to its sockets still arrives."""
-        if self.seats.get(seat.name) is seat:
-            del self.seats[seat.name]
+        if self.roles.get(role.name) is role:
+            del self.roles[role.name]
         before, self.loop.process = self.loop.process, None
-        seat.process.gone = True
-        seat.process.parked.clear()
-        for link in seat.links:
+        role.process.gone = True
+        role.process.deferred_steps.clear()
+        for link in role.links:
             link.vanish(flush)
         self.loop.process = before
 
     async def stop(self, name: str) -> bool:
         """Ask a process to leave in good order. False: there is nobody who could."""
-        seat = self.seats.get(name)
-        if seat is None or seat.stop is None:
+        role = self.roles.get(name)
+        if role is None or role.stop is None:
             return False
-        stop, seat.stop = seat.stop, None
-        await self._in_process(seat, stop())
-        if not seat.process.gone:
-            self.kill(seat, flush=True)
+        stop, role.stop = role.stop, None
+        await self._in_process(role, stop())
+        if not role.process.gone:
+            self.kill(role, flush=True)
         return True
 
-    async def after_steps(self, seat: Seat, steps: int, act: Callable[[], None]) -> bool:
+    async def after_steps(self, role: ProcessRole, steps: int, act: Callable[[], None]) -> bool:
         """Call ``act`` once the process has taken that many more steps, right before its next one. False: it has ended
         before, or somebody else waits for that already."""
-        process = seat.process
+        process = role.process
         if process.steps_left is not None:
             return False
         reached = asyncio.Event()
@@ -185,95 +185,95 @@ class World:
             except BrokerUnavailable:
                 await asyncio.sleep(0.1)
 
-    async def _in_process(self, seat: Seat, work: Coroutine[Any, Any, None]) -> None:
+    async def _in_process(self, role: ProcessRole, work: Coroutine[Any, Any, None]) -> None:
         """Run something as this process; returns when it is done, or the process is dead."""
-        before, self.loop.process = self.loop.process, seat.process
+        before, self.loop.process = self.loop.process, role.process
         task = self.loop.create_task(work)
         self.loop.process = before
-        while not (task.done() or seat.process.gone):
+        while not (task.done() or role.process.gone):
             await asyncio.wait([task], timeout=0.5)
         if task.done() and not task.cancelled() and task.exception() is not None:
-            self.complain(f"{seat.process.name} failed to start or to stop: {task.exception()!r}")
+            self.complain(f"{role.process.name} failed to start or to stop: {task.exception()!r}")
 
     # --- what sits in the seats ---------------------------------------------------------------------------------
 
-    def _take_seat(self, name: str) -> Seat:
+    def _take_role(self, name: str) -> ProcessRole:
         process = Process(f"{name}.{next(self._numbers)}", name, self.plan.skew_s.get(name, 0.0))
-        seat = self.seats[name] = Seat(name, process)
-        return seat
+        role = self.roles[name] = ProcessRole(name, process)
+        return role
 
     def _new_id(self) -> str:
         """Looks like a UUID, is unique, and tells its number."""
         number = next(self._numbers)
         return str(uuid.UUID(int=(number * 0x9E3779B97F4A7C15 % 2**64) << 64 | number))
 
-    def _broker(self, seat: Seat) -> Broker:
-        broker = Broker(self.cluster, seat.process, self._random)
-        seat.links.append(broker)
+    def _broker(self, role: ProcessRole) -> Broker:
+        broker = Broker(self.cluster, role.process, self._random)
+        role.links.append(broker)
         return broker
 
-    def _sublet(self, seat: Seat) -> Sublet:
+    def _sublet(self, role: ProcessRole) -> Sublet:
         def connect(_: ClientConfig) -> Transport:
-            transport = Transport(self.cluster, seat.process, self._random)
-            seat.links.append(transport)
+            transport = Transport(self.cluster, role.process, self._random)
+            role.links.append(transport)
             return transport
 
         return Sublet(
-            self.config, transport_factory=connect, background=False, now=seat.process.clock.now, new_id=self._new_id
+            self.config, transport_factory=connect, background=False, now=role.process.clock.now, new_id=self._new_id
         )
 
-    async def _start_scheduler(self, seat: Seat) -> None:
-        broker = self._broker(seat)
+    async def _start_scheduler(self, role: ProcessRole) -> None:
+        broker = self._broker(role)
         scheduler_id = self._new_id()
 
         def make() -> Scheduler:
             return Scheduler(
                 scheduler_id=scheduler_id,
                 shards=self.plan.shards,
-                store=RunStore(self.database, seat.process.clock),
+                store=RunStore(self.database, role.process.clock),
                 broker=broker,
-                clock=seat.process.clock,
+                clock=role.process.clock,
                 new_id=self._new_id,
                 metrics=Metrics(self.found),
             )
 
-        await self._serve(seat, broker, make)
+        await self._serve(role, broker, make)
 
-    async def _start_timer(self, seat: Seat) -> None:
-        broker = self._broker(seat)
+    async def _start_timer(self, role: ProcessRole) -> None:
+        broker = self._broker(role)
 
-        def make() -> TimerShell:
+        def make() -> TimerService:
             metrics = Metrics(self.found)
-            return TimerShell(
+            return TimerService(
                 store=MemoryTimerStore(self.database),
                 broker=broker,
-                clock=seat.process.clock,
+                clock=role.process.clock,
                 shards=self.plan.shards,
                 metrics=metrics,
                 timer_metrics=TimerMetrics(metrics.registry),
             )
 
-        await self._serve(seat, broker, make)
+        await self._serve(role, broker, make)
 
-    async def _start_ingest(self, seat: Seat) -> None:
-        broker = self._broker(seat)
+    async def _start_ingest(self, role: ProcessRole) -> None:
+        broker = self._broker(role)
 
-        def make() -> IngestShell:
+        def make() -> IngestService:
             metrics = Metrics(self.found)
-            return IngestShell(
+            return IngestService(
                 store=MemoryEventStore(self.database),
-                runs=RunStore(self.database, seat.process.clock),
+                runs=RunStore(self.database, role.process.clock),
                 broker=broker,
-                clock=seat.process.clock,
+                clock=role.process.clock,
                 new_id=self._new_id,
                 metrics=metrics,
                 ingest_metrics=IngestMetrics(metrics.registry),
                 shards=self.plan.shards,
             )
 
-        await self._serve(seat, broker, make)
+        await self._serve(role, broker, make)
 
-    async def _serve(self, seat: Seat, broker: Broker, make: Callable[[], Shell]) -> None:
+    async def _serve(self, role: ProcessRole, broker: Broker, make: Callable[[], Shell]) -> None:
         """Start a shell, again and again while a server is away, as `sublet_platform.service` does."""
         while True:
             shell = make()
@@ -290,17 +290,17 @@ class World:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     await shell.stop()
             except TimeoutError:
-                self.note(f"{seat.process.name} did not stop in time")
+                self.note(f"{role.process.name} did not stop in time")
             await broker.close()
 
-        seat.stop = stop
+        role.stop = stop
 
-    async def _start_worker(self, seat: Seat) -> None:
-        sublet = self._sublet(seat)
+    async def _start_worker(self, role: ProcessRole) -> None:
+        sublet = self._sublet(role)
         workflows = self.declare(sublet)
-        plan = self.plan.workers[int(seat.name.rpartition("-")[2])]
+        plan = self.plan.workers[int(role.name.rpartition("-")[2])]
         known = [each for name, each in workflows.items() if name in HELPED or not plan.helper]
         worker = sublet.worker("pool", slots=plan.slots, durable_slots=plan.durable_slots, workflows=known)
-        self.observers.joined(seat.process, plan)
+        self.observers.joined(role.process, plan)
         await worker.aio_start()
-        seat.stop = worker.stop
+        role.stop = worker.stop

@@ -54,7 +54,7 @@ class Database(MemoryDatabase):
     def condition(self) -> Condition | None:
         """How it is for the process whose step this is."""
         process = self._loop.process
-        return (self.conditions.get(process.seat) if process is not None else None) or self.conditions.get("")
+        return (self.conditions.get(process.role) if process is not None else None) or self.conditions.get("")
 
     def happens(self, probability: float) -> bool:
         return probability > 0 and self._random.random() < probability

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sublet_platform.metrics import IngestMetrics, ServiceMetrics, TimerMetrics
-from sublet_scheduler.metrics import Exports
+from sublet_scheduler.metrics import SchedulerMetrics
 
 DASHBOARDS = sorted((Path(__file__).resolve().parents[3] / "deploy/grafana/dashboards").glob("*.json"))
 DATASOURCE = "sublet-prometheus"
@@ -73,7 +73,7 @@ def expressions(path: Path) -> Iterator[str]:
 def registered_names() -> set[str]:
     """The names that Prometheus sees of all services together."""
     registry = CollectorRegistry()
-    Exports(ServiceMetrics(registry))
+    SchedulerMetrics(ServiceMetrics(registry))
     TimerMetrics(registry)
     IngestMetrics(registry)
     return {family.name + suffix for family in registry.collect() for suffix in SUFFIXES[family.type]}

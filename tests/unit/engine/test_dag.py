@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sublet_engine.run import dag
-from sublet_engine.run.completion import DAG_NODE
+from sublet_engine.run.completion import DAG_WAIT
 from sublet_engine.run.state import TaskRun
 from sublet_protocol.messages import CancelTimer, RunResult, SetTimer, Subscribe, Unsubscribe
 from sublet_protocol.specs import (
@@ -23,17 +23,17 @@ from sublet_protocol.specs import (
     WorkflowSpec,
     topological,
 )
-from support.engine_builders import NOW, Bench, both, either, event, parent, sleep, workflow
+from support.engine_builders import NOW, RunHarness, both, either, event, parent, sleep, workflow
 
 # --- parents ----------------------------------------------------------------------------------------------------
 
 
 def test_a_task_without_parents_is_ready_at_once() -> None:
-    assert Bench("task").status() == "READY"
+    assert RunHarness("task").status() == "READY"
 
 
 def test_a_task_waits_for_all_its_parents() -> None:
-    bench = Bench("a", "b", TaskSpec("c", parents=("a", "b")))
+    bench = RunHarness("a", "b", TaskSpec("c", parents=("a", "b")))
     bench.run_task("a")
     assert bench.status("c") == "PENDING"
     bench.run_task("b")
@@ -41,7 +41,7 @@ def test_a_task_waits_for_all_its_parents() -> None:
 
 
 def test_two_parents_that_end_at_the_same_moment_make_the_child_ready_once() -> None:
-    bench = Bench("a", "b", TaskSpec("c", parents=("a", "b")))
+    bench = RunHarness("a", "b", TaskSpec("c", parents=("a", "b")))
     first, second = bench.grant("a"), bench.grant("b")
     bench.finish(first)
     bench.finish(second)
@@ -51,14 +51,14 @@ def test_two_parents_that_end_at_the_same_moment_make_the_child_ready_once() -> 
 
 
 def test_a_failed_parent_cancels_the_child_without_waiting_for_the_other_parents() -> None:
-    bench = Bench("a", "b", TaskSpec("c", parents=("a", "b")), TaskSpec("d", parents=("c",)))
+    bench = RunHarness("a", "b", TaskSpec("c", parents=("a", "b")), TaskSpec("d", parents=("c",)))
     bench.fail(bench.grant("a"))
     assert bench.statuses() == {"a": "FAILED", "b": "READY", "c": "CANCELLED", "d": "CANCELLED"}
     assert not bench.run.terminal
 
 
 def test_branches_that_do_not_depend_on_a_failure_go_on_and_the_run_fails_when_all_is_done() -> None:
-    bench = Bench("a", "b", TaskSpec("after b", parents=("b",)))
+    bench = RunHarness("a", "b", TaskSpec("after b", parents=("b",)))
     bench.fail(bench.grant("a"))
     bench.run_task("b")
     bench.run_task("after b")
@@ -67,7 +67,7 @@ def test_branches_that_do_not_depend_on_a_failure_go_on_and_the_run_fails_when_a
 
 
 def test_a_failure_that_is_retried_does_not_reach_the_children() -> None:
-    bench = Bench(TaskSpec("a", retries=1), TaskSpec("b", parents=("a",)))
+    bench = RunHarness(TaskSpec("a", retries=1), TaskSpec("b", parents=("a",)))
     bench.fail(bench.grant("a"))
     assert bench.status("b") == "PENDING"
 
@@ -78,27 +78,27 @@ def skipped(name: str, **options: Any) -> TaskSpec:
 
 
 def test_a_task_whose_parents_were_all_skipped_is_skipped() -> None:
-    bench = Bench("root", skipped("a"), skipped("b"), TaskSpec("c", parents=("a", "b")))
+    bench = RunHarness("root", skipped("a"), skipped("b"), TaskSpec("c", parents=("a", "b")))
     bench.run_task("root")
     assert bench.statuses() == {"root": "COMPLETED", "a": "SKIPPED", "b": "SKIPPED", "c": "SKIPPED"}
     assert bench.run.status == "COMPLETED"
 
 
 def test_a_task_with_one_skipped_and_one_completed_parent_runs() -> None:
-    bench = Bench("root", skipped("a"), TaskSpec("c", parents=("a", "root")))
+    bench = RunHarness("root", skipped("a"), TaskSpec("c", parents=("a", "root")))
     bench.run_task("root")
     assert bench.status("c") == "READY"
 
 
 def test_a_task_with_one_skipped_and_one_failed_parent_is_cancelled() -> None:
-    bench = Bench("root", "other", skipped("a"), TaskSpec("c", parents=("a", "other")))
+    bench = RunHarness("root", "other", skipped("a"), TaskSpec("c", parents=("a", "other")))
     bench.run_task("root")
     bench.fail(bench.grant("other"))
     assert bench.status("c") == "CANCELLED"
 
 
 def test_a_task_also_waits_for_tasks_that_only_its_conditions_look_at() -> None:
-    bench = Bench("a", TaskSpec("b", skip_if=both(parent("a", "output.skip"))))
+    bench = RunHarness("a", TaskSpec("b", skip_if=both(parent("a", "output.skip"))))
     assert bench.status("b") == "PENDING"
     bench.run_task("a", {"skip": False})
     assert bench.status("b") == "READY"
@@ -126,27 +126,27 @@ def test_a_task_also_waits_for_tasks_that_only_its_conditions_look_at() -> None:
 def test_a_parent_condition_is_true_only_if_its_expression_gives_true(
     expression: str | None, output: object, true: bool
 ) -> None:
-    bench = Bench("a", TaskSpec("b", skip_if=both(parent("a", expression))))
+    bench = RunHarness("a", TaskSpec("b", skip_if=both(parent("a", expression))))
     bench.run_task("a", output)
     assert bench.status("b") == ("SKIPPED" if true else "READY")
 
 
 def test_an_output_too_deep_to_read_makes_no_condition_true() -> None:
-    bench = Bench("a", TaskSpec("b", skip_if=both(parent("a", "output.n == 1"))))
+    bench = RunHarness("a", TaskSpec("b", skip_if=both(parent("a", "output.n == 1"))))
     deep = msgspec.Raw(b"[" * 5_000 + b"]" * 5_000)
     bench.run_task("a", deep)
     assert bench.status("b") == "READY"
 
 
 def test_a_false_parent_condition_in_wait_for_skips_the_task() -> None:
-    bench = Bench("a", TaskSpec("b", wait_for=both(parent("a", "output.ok"))))
+    bench = RunHarness("a", TaskSpec("b", wait_for=both(parent("a", "output.ok"))))
     bench.run_task("a", {"ok": False})
     assert bench.status("b") == "SKIPPED"
     assert bench.task("b").reason is not None
 
 
 def test_a_false_parent_condition_beside_an_event_still_waits_for_the_event() -> None:
-    bench = Bench("a", TaskSpec("b", wait_for=either(parent("a", "output.ok"), event())))
+    bench = RunHarness("a", TaskSpec("b", wait_for=either(parent("a", "output.ok"), event())))
     bench.run_task("a", {"ok": False})
     assert bench.status("b") == "PENDING"
     bench.match(name="b")
@@ -154,27 +154,27 @@ def test_a_false_parent_condition_beside_an_event_still_waits_for_the_event() ->
 
 
 def test_cancel_if_looks_at_the_output_of_a_completed_parent() -> None:
-    bench = Bench("a", TaskSpec("b", cancel_if=both(parent("a", "output.stop"))))
+    bench = RunHarness("a", TaskSpec("b", cancel_if=both(parent("a", "output.stop"))))
     bench.run_task("a", {"stop": True})
     assert bench.status("b") == "CANCELLED"
 
 
 def test_another_parent_that_fails_cancels_a_task_whose_cancel_if_is_not_true() -> None:
-    bench = Bench("a", "b", TaskSpec("c", parents=("a", "b"), cancel_if=both(parent("a", "output.stop"))))
+    bench = RunHarness("a", "b", TaskSpec("c", parents=("a", "b"), cancel_if=both(parent("a", "output.stop"))))
     bench.run_task("a", {"stop": False})
     bench.fail(bench.grant("b"))
     assert bench.status("c") == "CANCELLED"
 
 
 def test_skip_if_on_one_of_two_parents_skips() -> None:
-    bench = Bench("a", "b", TaskSpec("c", parents=("a", "b"), skip_if=both(parent("a", "output.skip"))))
+    bench = RunHarness("a", "b", TaskSpec("c", parents=("a", "b"), skip_if=both(parent("a", "output.skip"))))
     bench.run_task("a", {"skip": True})
     bench.run_task("b")
     assert bench.status("c") == "SKIPPED"
 
 
 def test_cancel_if_goes_before_all_parents_skipped() -> None:
-    bench = Bench("root", skipped("a"), TaskSpec("b", parents=("a",), cancel_if=both(parent("a"))))
+    bench = RunHarness("root", skipped("a"), TaskSpec("b", parents=("a",), cancel_if=both(parent("a"))))
     bench.run_task("root")
     assert bench.status("b") == "CANCELLED"
 
@@ -183,7 +183,7 @@ def test_cancel_if_goes_before_all_parents_skipped() -> None:
 
 
 def test_a_sleep_begins_when_the_parents_are_done() -> None:
-    bench = Bench("a", TaskSpec("b", parents=("a",), wait_for=both(sleep(5))))
+    bench = RunHarness("a", TaskSpec("b", parents=("a",), wait_for=both(sleep(5))))
     assert not bench.sent(SetTimer)
     bench.pass_time(100)
     bench.run_task("a")
@@ -193,7 +193,7 @@ def test_a_sleep_begins_when_the_parents_are_done() -> None:
 
 
 def test_an_event_counts_from_the_start_of_the_run() -> None:
-    bench = Bench("a", TaskSpec("b", parents=("a",), wait_for=both(event())))
+    bench = RunHarness("a", TaskSpec("b", parents=("a",), wait_for=both(event())))
     assert [wait.since for wait in bench.sent(Subscribe)] == [int(NOW * 1_000_000)]
     bench.match(name="b")
     assert bench.status("b") == "PENDING"
@@ -202,7 +202,7 @@ def test_an_event_counts_from_the_start_of_the_run() -> None:
 
 
 def test_the_first_task_of_a_run_waits_for_its_conditions_too() -> None:
-    bench = Bench(TaskSpec("task", wait_for=both(sleep(5), event())))
+    bench = RunHarness(TaskSpec("task", wait_for=both(sleep(5), event())))
     assert bench.status() == "PENDING"
     bench.fire()
     bench.match()
@@ -212,14 +212,14 @@ def test_the_first_task_of_a_run_waits_for_its_conditions_too() -> None:
 @pytest.mark.parametrize("list_name", ["skip_if", "cancel_if"])
 def test_a_condition_that_may_come_true_some_day_does_not_hold_a_task_up(list_name: str) -> None:
     spec = TaskSpec("task", **{list_name: both(event(), sleep())})  # type: ignore[arg-type]
-    bench = Bench(spec)
+    bench = RunHarness(spec)
     assert bench.status() == "READY"
     assert len(bench.sent(Unsubscribe)) == 1
 
 
 def test_whatever_comes_first_of_a_wait_and_a_skip_decides() -> None:
     spec = TaskSpec("task", wait_for=both(event("go")), skip_if=both(sleep(5)))
-    waits, skips = Bench(spec), Bench(spec)
+    waits, skips = RunHarness(spec), RunHarness(spec)
     waits.match(key="go")
     waits.fire()
     assert waits.status() == "READY"
@@ -229,14 +229,14 @@ def test_whatever_comes_first_of_a_wait_and_a_skip_decides() -> None:
 
 
 def test_a_task_that_is_decided_withdraws_what_it_waited_for() -> None:
-    bench = Bench(TaskSpec("task", wait_for=either(sleep(5), event())))
+    bench = RunHarness(TaskSpec("task", wait_for=either(sleep(5), event())))
     bench.fire()
-    assert [wait.id for wait in bench.sent(Unsubscribe)] == [f"{bench.task_run()}#{DAG_NODE}#paid"]
+    assert [wait.id for wait in bench.sent(Unsubscribe)] == [f"{bench.task_run()}#{DAG_WAIT}#paid"]
     assert not bench.sent(CancelTimer)
 
 
 def test_a_cancelled_run_withdraws_what_its_tasks_waited_for_and_ends_at_once() -> None:
-    bench = Bench(TaskSpec("task", wait_for=both(sleep(5), event())))
+    bench = RunHarness(TaskSpec("task", wait_for=both(sleep(5), event())))
     bench.cancel()
     assert len(bench.sent(CancelTimer)) == len(bench.sent(Unsubscribe)) == 1
     assert bench.run.status == "CANCELLED"
@@ -244,13 +244,13 @@ def test_a_cancelled_run_withdraws_what_its_tasks_waited_for_and_ends_at_once() 
 
 @pytest.mark.parametrize("late", ["sleep", "event"])
 def test_a_condition_that_comes_true_after_the_decision_changes_nothing(late: str) -> None:
-    bench = Bench(TaskSpec("task", wait_for=either(sleep(5), event())))
+    bench = RunHarness(TaskSpec("task", wait_for=either(sleep(5), event())))
     bench.cancel()
     assert bench.changes_nothing(bench.fire if late == "sleep" else bench.match)
 
 
 def test_a_condition_that_comes_true_twice_counts_once() -> None:
-    bench = Bench(TaskSpec("task", wait_for=both(sleep(5), event())))
+    bench = RunHarness(TaskSpec("task", wait_for=both(sleep(5), event())))
     bench.fire()
     assert bench.changes_nothing(bench.fire)
 
@@ -262,7 +262,7 @@ def test_cancel_goes_before_skip_and_skip_before_run(true_lists: tuple[bool, boo
     task = TaskRun("task", met=tuple(name for name, true in lists.items() if true))
     expected = next((name for name, true in lists.items() if true), "wait")
     flow = workflow(spec)
-    assert dag.verdict(spec, flow, Bench(spec=flow).run, task)[0] == expected
+    assert dag.verdict(spec, flow, RunHarness(spec=flow).run, task)[0] == expected
 
 
 # --- on failure -------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ ON_FAILURE = TaskSpec("rescue", on_failure=True)
 
 
 def test_the_task_on_failure_is_skipped_when_nothing_failed_and_is_left_out_of_the_result() -> None:
-    bench = Bench("task", ON_FAILURE, reply_to="me")
+    bench = RunHarness("task", ON_FAILURE, reply_to="me")
     bench.run_task("task", 1)
     assert bench.status("rescue") == "SKIPPED"
     (result,) = bench.sent(RunResult, "inbox:me")
@@ -279,7 +279,7 @@ def test_the_task_on_failure_is_skipped_when_nothing_failed_and_is_left_out_of_t
 
 
 def test_the_task_on_failure_starts_at_the_first_final_failure_and_only_once() -> None:
-    bench = Bench("a", "b", ON_FAILURE)
+    bench = RunHarness("a", "b", ON_FAILURE)
     bench.fail(bench.grant("a"))
     assert bench.statuses() == {"a": "FAILED", "b": "READY", "rescue": "READY"}
     started = bench.task("rescue")
@@ -290,25 +290,25 @@ def test_the_task_on_failure_starts_at_the_first_final_failure_and_only_once() -
 
 
 def test_a_failure_that_is_retried_does_not_start_the_task_on_failure() -> None:
-    bench = Bench(TaskSpec("task", retries=1), ON_FAILURE)
+    bench = RunHarness(TaskSpec("task", retries=1), ON_FAILURE)
     bench.fail(bench.grant())
     assert bench.status("rescue") == "PENDING"
 
 
 def test_a_cancelled_run_does_not_start_the_task_on_failure() -> None:
-    bench = Bench("task", ON_FAILURE)
+    bench = RunHarness("task", ON_FAILURE)
     bench.cancel()
     assert bench.statuses() == {"task": "CANCELLED", "rescue": "CANCELLED"}
 
 
 def test_a_cancelled_task_does_not_start_the_task_on_failure() -> None:
-    bench = Bench("task", ON_FAILURE)
+    bench = RunHarness("task", ON_FAILURE)
     bench.cancel_task("task")
     assert bench.statuses() == {"task": "CANCELLED", "rescue": "SKIPPED"}
 
 
 def test_the_task_on_failure_may_stand_anywhere_in_the_definition() -> None:
-    bench = Bench(ON_FAILURE, "task")
+    bench = RunHarness(ON_FAILURE, "task")
     bench.fail(bench.grant())
     assert bench.status("rescue") == "READY"
 
@@ -403,7 +403,7 @@ ENDS = st.sampled_from(["good", "zero", "bad", "bad"])
 @given(flow=dags(timed=False), ends=st.lists(ENDS, min_size=6, max_size=6))
 def test_conditions_on_parents_lead_to_what_the_rules_say(flow: WorkflowSpec, ends: list[str]) -> None:
     planned = dict(zip((task.name for task in flow.tasks), ends, strict=False))
-    bench = Bench(spec=flow)
+    bench = RunHarness(spec=flow)
     while (name := _first_ready(bench)) is not None:
         _end(bench, name, planned[name])
     assert bench.run.terminal
@@ -413,11 +413,11 @@ def test_conditions_on_parents_lead_to_what_the_rules_say(flow: WorkflowSpec, en
     assert bench.statuses() == expected
 
 
-def _first_ready(bench: Bench) -> str | None:
+def _first_ready(bench: RunHarness) -> str | None:
     return next((task.name for task in bench.run.tasks if task.status == "READY"), None)
 
 
-def _end(bench: Bench, name: str, how: str) -> None:
+def _end(bench: RunHarness, name: str, how: str) -> None:
     lease = bench.grant(name)
     if how == "bad":
         bench.fail(lease)
@@ -458,7 +458,7 @@ def _expected(spec: TaskSpec, statuses: dict[str, str], planned: dict[str, str])
 def test_every_run_ends_once_its_sleeps_are_over_and_its_events_have_come(
     flow: WorkflowSpec, data: st.DataObject
 ) -> None:
-    bench = Bench(spec=flow)
+    bench = RunHarness(spec=flow)
     armed: dict[str, SetTimer | Subscribe] = {}
     _note_what_is_armed(bench, armed)
     while not bench.run.terminal:
@@ -472,8 +472,8 @@ def test_every_run_ends_once_its_sleeps_are_over_and_its_events_have_come(
     assert not armed, "something is still armed although the run has ended"
 
 
-def _note_what_is_armed(bench: Bench, armed: dict[str, SetTimer | Subscribe]) -> None:
-    for effect in bench.effects:
+def _note_what_is_armed(bench: RunHarness, armed: dict[str, SetTimer | Subscribe]) -> None:
+    for effect in bench.messages:
         match effect.message:
             case SetTimer() | Subscribe():
                 armed[effect.message.id] = effect.message
@@ -481,9 +481,9 @@ def _note_what_is_armed(bench: Bench, armed: dict[str, SetTimer | Subscribe]) ->
                 armed.pop(effect.message.id, None)
 
 
-def _come_true(bench: Bench, wait: SetTimer | Subscribe) -> None:
+def _come_true(bench: RunHarness, wait: SetTimer | Subscribe) -> None:
     name = wait.task_run_id.partition(".")[2]
     if isinstance(wait, SetTimer):
-        bench.fire(wait.node, wait.key, name)
+        bench.fire(wait.operation_id, wait.key, name)
     else:
-        bench.match(wait.node, wait.condition.key, name)
+        bench.match(wait.operation_id, wait.condition.key, name)

@@ -19,7 +19,7 @@ def test_deadlines_strike_in_order_and_only_if_they_still_stand() -> None:
         deadlines.add("run", task)
     tasks["c"] = ready("c", 20.0)  # it was moved
     struck = []
-    for _, task in deadlines.strike(12.0, never_unclear):
+    for _, task in deadlines.expire(12.0, never_unclear):
         struck.append(task.name)
         del tasks[task.name]
     assert struck == ["b", "a"]
@@ -29,8 +29,8 @@ def test_a_deadline_that_is_unclear_strikes_the_next_time() -> None:
     task = ready("a", 10.0)
     deadlines = Deadlines(lambda run_id, name: task)
     deadlines.add("run", task)
-    assert not list(deadlines.strike(12.0, lambda run_id, task, at: True))
-    assert [run_id for run_id, _ in deadlines.strike(13.0, never_unclear)] == ["run"]
+    assert not list(deadlines.expire(12.0, lambda run_id, task, at: True))
+    assert [run_id for run_id, _ in deadlines.expire(13.0, never_unclear)] == ["run"]
 
 
 def test_deadlines_that_were_met_do_not_pile_up() -> None:
@@ -41,4 +41,4 @@ def test_deadlines_that_were_met_do_not_pile_up() -> None:
         deadlines.add("run", ready(f"gone-{number}", 1e6 + number))
         deadlines.trim()
     assert len(deadlines) <= 110
-    assert [task.name for _, task in deadlines.strike(2e9, never_unclear) if tasks.pop(task.name)] == ["stays"]
+    assert [task.name for _, task in deadlines.expire(2e9, never_unclear) if tasks.pop(task.name)] == ["stays"]

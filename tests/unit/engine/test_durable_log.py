@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sublet_engine.run import completion, durable_log, transitions
-from sublet_engine.run.effects import Turn, position_at
+from sublet_engine.run.effects import Effects, position_at
 from sublet_engine.run.state import OpenWait
 from sublet_protocol import limits
 from sublet_protocol.ids import child_run_id
 from sublet_protocol.messages import (
     CancelTimer,
     EventMatched,
+    OperationCompleted,
     ParentLink,
     RunRequest,
-    Satisfied,
     SetTimer,
     Subscribe,
     TaskNotice,
@@ -30,7 +30,7 @@ from sublet_protocol.specs import TaskSpec
 from support.engine_builders import (
     INBOX,
     NOW,
-    Bench,
+    RunHarness,
     both,
     either,
     error,
@@ -45,10 +45,10 @@ from support.engine_builders import (
 DURABLE = TaskSpec("task", durable=True, retries=1)
 
 
-def sleeping(duration_s: float = 5.0) -> Bench:
+def sleeping(duration_s: float = 5.0) -> RunHarness:
     """A task that has left its worker, and sleeps at node 0."""
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", sleep(duration_s)))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", sleep(duration_s)))
     return bench
 
 
@@ -81,11 +81,11 @@ def test_it_goes_on_under_a_new_lease_with_its_log() -> None:
 
 
 def test_a_wait_that_ended_before_the_checkpoint_arrived_makes_the_task_ready_at_once() -> None:
-    bench = Bench(DURABLE)
+    bench = RunHarness(DURABLE)
     lease = bench.grant()
     bench.record(lease, wait_op("0", event()), number=1, waiting=True)
     bench.match("0")
-    bench.suspend(lease, blocked=[("0",)])
+    bench.evict(lease, blocked=[("0",)])
     assert bench.status() == "READY"
 
 
@@ -93,19 +93,19 @@ def test_a_sleep_of_no_length_is_over_when_it_is_asked_for() -> None:
     bench = sleeping(0)
     assert bench.status() == "READY"
     assert not bench.sent(SetTimer)
-    assert bench.task().satisfied == 1
+    assert bench.task().completed_count == 1
 
 
 def test_a_checkpoint_that_comes_twice_changes_nothing() -> None:
-    bench = Bench(DURABLE)
+    bench = RunHarness(DURABLE)
     lease = bench.grant()
-    bench.suspend(lease, wait_op("0", sleep()))
-    assert bench.changes_nothing(lambda: bench.suspend(lease, wait_op("0", sleep())))
+    bench.evict(lease, wait_op("0", sleep()))
+    assert bench.changes_nothing(lambda: bench.evict(lease, wait_op("0", sleep())))
 
 
 def test_several_waits_that_end_before_the_claim_are_one_resume() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", sleep()), wait_op("1", event()))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", sleep()), wait_op("1", event()))
     bench.fire("0")
     ready = bench.task()
     bench.match("1")
@@ -116,8 +116,8 @@ def test_several_waits_that_end_before_the_claim_are_one_resume() -> None:
 
 
 def test_two_equal_sleeps_are_two_sleeps() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", sleep()), wait_op("1", sleep()), blocked=[("0", "1")])
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", sleep()), wait_op("1", sleep()), blocked=[("0", "1")])
     assert len({timer.id for timer in bench.sent(SetTimer)}) == 2
     bench.fire("0")
     assert bench.status() == "EVICTED"
@@ -126,8 +126,8 @@ def test_two_equal_sleeps_are_two_sleeps() -> None:
 
 
 def test_a_task_that_left_although_nothing_is_known_to_hold_it_is_ready_at_once() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), blocked=[])
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), blocked=[])
     assert bench.status() == "READY"
 
 
@@ -152,17 +152,17 @@ def test_code_goes_on_when_one_branch_has_all_that_it_waits_for(
     blocked: list[tuple[str, ...]], open_nodes: list[str], goes_on: bool
 ) -> None:
     task = msgspec.structs.replace(
-        Bench(DURABLE).task(),
+        RunHarness(DURABLE).task(),
         status="EVICTED",
         blocked=tuple(blocked),
-        open_waits=tuple(OpenWait(node, child_run_id="child") for node in open_nodes),
+        open_waits=tuple(OpenWait(operation_id, child_run_id="child") for operation_id in open_nodes),
     )
-    assert durable_log.may_go_on(task) is goes_on
+    assert durable_log.can_resume(task) is goes_on
 
 
 def test_a_wait_that_no_branch_waits_for_any_more_wakes_nobody() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", event("given up")), wait_op("1", sleep()), blocked=[("1",)])
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", event("given up")), wait_op("1", sleep()), blocked=[("1",)])
     bench.match("0", "given up")
     assert bench.status() == "EVICTED"
     bench.fire("1")
@@ -175,18 +175,22 @@ def test_a_wait_that_no_branch_waits_for_any_more_wakes_nobody() -> None:
     data=st.data(),
 )
 def test_it_sleeps_exactly_as_long_as_every_branch_still_waits(branches: list[int], data: st.DataObject) -> None:
-    nodes = [[f"t{b}.{n}" for n in range(count)] for b, count in enumerate(branches)]
-    every = [node for branch in nodes for node in branch]
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), *(wait_op(node, sleep()) for node in every), blocked=[tuple(b) for b in nodes])
+    operation_ids = [[f"t{b}.{n}" for n in range(count)] for b, count in enumerate(branches)]
+    every = [operation_id for branch in operation_ids for operation_id in branch]
+    bench = RunHarness(DURABLE)
+    bench.evict(
+        bench.grant(),
+        *(wait_op(operation_id, sleep()) for operation_id in every),
+        blocked=[tuple(b) for b in operation_ids],
+    )
     ended: list[str] = []
-    for node in data.draw(st.permutations(every)):
-        bench.fire(node)
-        ended.append(node)
-        free = any(set(branch) <= set(ended) for branch in nodes)
+    for operation_id in data.draw(st.permutations(every)):
+        bench.fire(operation_id)
+        ended.append(operation_id)
+        free = any(set(branch) <= set(ended) for branch in operation_ids)
         assert bench.status() == ("READY" if free else "EVICTED")
-    orders = {node: entry.done.order for node, entry in bench.entries().items() if entry.done}
-    assert sorted(orders, key=lambda node: orders[node]) == ended
+    orders = {operation_id: entry.done.order for operation_id, entry in bench.entries().items() if entry.done}
+    assert sorted(orders, key=lambda operation_id: orders[operation_id]) == ended
     assert sorted(orders.values()) == list(range(1, len(every) + 1))
 
 
@@ -194,8 +198,8 @@ def test_it_sleeps_exactly_as_long_as_every_branch_still_waits(branches: list[in
 
 
 def test_a_wait_for_several_things_ends_with_the_last_of_them() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", both(sleep(), event())))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", both(sleep(), event())))
     bench.match("0")
     assert bench.status() == "EVICTED"
     bench.fire("0")
@@ -206,8 +210,8 @@ def test_a_wait_for_several_things_ends_with_the_last_of_them() -> None:
 
 
 def test_a_wait_for_one_of_several_things_ends_with_the_first_and_withdraws_the_rest() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", either(sleep(), event("a"), event("b"))))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", either(sleep(), event("a"), event("b"))))
     bench.match("0", "a")
     assert bench.status() == "READY"
     assert [timer.id for timer in bench.sent(CancelTimer)] == [f"{bench.task_run()}#0#sleep"]
@@ -223,8 +227,8 @@ def test_a_wait_ends_when_each_of_its_groups_has_something_true(sizes: list[int]
     names = itertools.count()
     groups = tuple(tuple(event(f"e{next(names)}") for _ in range(size)) for size in sizes)
     keys = [condition.key for group in groups for condition in group]
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", groups))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", groups))
     true: set[str] = set()
     for seq, key in enumerate(data.draw(st.lists(st.sampled_from([*keys, "foreign"]), max_size=12)), start=1):
         over_before = bench.status() == "READY"
@@ -241,16 +245,16 @@ def test_a_wait_ends_when_each_of_its_groups_has_something_true(sizes: list[int]
 
 @pytest.mark.parametrize("again", ["same condition", "other condition", "unknown node"])
 def test_what_comes_true_for_a_wait_that_is_over_changes_nothing(again: str) -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", either(event("a"), event("b"))), wait_op("1", sleep()))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", either(event("a"), event("b"))), wait_op("1", sleep()))
     bench.match("0", "a")
-    node, key = {"same condition": ("0", "a"), "other condition": ("0", "b"), "unknown node": ("9", "a")}[again]
-    assert bench.changes_nothing(lambda: bench.match(node, key))
+    operation_id, key = {"same condition": ("0", "a"), "other condition": ("0", "b"), "unknown node": ("9", "a")}[again]
+    assert bench.changes_nothing(lambda: bench.match(operation_id, key))
 
 
 def test_the_first_of_two_equal_events_counts() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", both(event("a"), event("b"))))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", both(event("a"), event("b"))))
     bench.match("0", "a", seq=1, payload={"n": 1})
     bench.match("0", "a", seq=2, payload={"n": 2})
     bench.match("0", "b", seq=3)
@@ -262,9 +266,9 @@ def test_the_first_of_two_equal_events_counts() -> None:
 # --- children ---------------------------------------------------------------------------------------------------
 
 
-def waiting_for_child(**child: Any) -> tuple[Bench, str]:
-    bench = Bench(DURABLE, metadata={"tenant": "a", "kind": "parent"}, priority=3)
-    bench.suspend(bench.grant(), run_op("0", **child))
+def waiting_for_child(**child: Any) -> tuple[RunHarness, str]:
+    bench = RunHarness(DURABLE, metadata={"tenant": "a", "kind": "parent"}, priority=3)
+    bench.evict(bench.grant(), run_op("0", **child))
     wait = bench.open_wait("0")
     assert wait.child_run_id is not None
     return bench, wait.child_run_id
@@ -280,8 +284,8 @@ def test_a_child_is_requested_once_under_a_derived_id_with_its_parent_s_metadata
 
 
 def test_two_operations_with_one_child_key_share_one_child_and_both_get_its_result() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), run_op("0", child_key="k"), run_op("1", child_key="k"), blocked=[("0", "1")])
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), run_op("0", child_key="k"), run_op("1", child_key="k"), blocked=[("0", "1")])
     first, second = bench.sent(RunRequest)
     assert first.run_id == second.run_id
     bench.child_ended("0", first.run_id, output=7)
@@ -304,8 +308,8 @@ def test_the_end_of_a_child_that_nobody_waits_for_changes_nothing(wrong: str) ->
     bench, child = waiting_for_child()
     if wrong == "twice":
         bench.child_ended("0", child)
-    node, run_id = {"another child": ("0", "other"), "another node": ("1", child), "twice": ("0", child)}[wrong]
-    assert bench.changes_nothing(lambda: bench.child_ended(node, run_id))
+    operation_id, run_id = {"another child": ("0", "other"), "another node": ("1", child), "twice": ("0", child)}[wrong]
+    assert bench.changes_nothing(lambda: bench.child_ended(operation_id, run_id))
 
 
 def test_the_children_of_a_cancelled_task_go_on_and_their_ends_are_ignored() -> None:
@@ -319,18 +323,18 @@ def test_the_children_of_a_cancelled_task_go_on_and_their_ends_are_ignored() -> 
 
 
 def test_a_resident_task_is_told_how_its_waits_ended_in_order() -> None:
-    bench = Bench(DURABLE)
+    bench = RunHarness(DURABLE)
     lease = bench.grant()
     bench.record(lease, wait_op("0", sleep()), wait_op("1", event()), number=1, waiting=True)
     bench.match("1")
-    (satisfied,) = bench.sent(Satisfied, f"inbox:{INBOX}")
-    assert (satisfied.lease, satisfied.node, satisfied.done.order) == (lease, "1", 1)
+    (completed_count,) = bench.sent(OperationCompleted, f"inbox:{INBOX}")
+    assert (completed_count.lease, completed_count.operation_id, completed_count.done.order) == (lease, "1", 1)
     bench.fire("0")
-    assert bench.sent(Satisfied)[0].done.order == 2
+    assert bench.sent(OperationCompleted)[0].done.order == 2
 
 
 def test_a_record_that_comes_twice_counts_once() -> None:
-    bench = Bench(DURABLE)
+    bench = RunHarness(DURABLE)
     lease = bench.grant()
     bench.record(lease, memo_op("0"), number=1)
     assert bench.changes_nothing(lambda: bench.record(lease, memo_op("0"), number=1))
@@ -340,29 +344,29 @@ def test_a_record_that_comes_twice_counts_once() -> None:
 
 
 def test_reports_are_counted_anew_under_each_lease() -> None:
-    bench = Bench(DURABLE)
+    bench = RunHarness(DURABLE)
     bench.record(bench.grant(), memo_op("0"), number=1)
-    bench.lose(bench.lease())
+    bench.worker_lost(bench.lease())
     bench.record(bench.grant(), memo_op("1"), number=1)
     assert list(bench.entries()) == ["0", "1"]
 
 
 def test_nothing_that_an_old_invocation_says_reaches_the_log() -> None:
-    bench = Bench(DURABLE)
+    bench = RunHarness(DURABLE)
     old = bench.grant()
-    bench.lose(old)
+    bench.worker_lost(old)
     bench.grant(worker="worker-2")
     assert bench.changes_nothing(lambda: bench.record(old, memo_op("0", "old"), number=1))
-    assert bench.changes_nothing(lambda: bench.suspend(old, wait_op("0", sleep())))
+    assert bench.changes_nothing(lambda: bench.evict(old, wait_op("0", sleep())))
 
 
 def test_a_result_that_comes_between_attempts_is_found_in_the_log_by_the_next() -> None:
-    bench = Bench(DURABLE)
+    bench = RunHarness(DURABLE)
     lease = bench.grant()
     bench.record(lease, wait_op("0", event()), number=1)
     bench.fail(lease)
     bench.match("0")
-    assert not bench.sent(Satisfied)
+    assert not bench.sent(OperationCompleted)
     bench.grant()
     assert bench.entries()["0"].done is not None
 
@@ -371,8 +375,8 @@ def test_a_result_that_comes_between_attempts_is_found_in_the_log_by_the_next() 
 
 
 def test_only_active_time_counts_towards_the_execution_timeout() -> None:
-    bench = Bench(TaskSpec("task", durable=True, execution_timeout_s=60))
-    bench.suspend(bench.grant(), wait_op("0", sleep(1_000)), active_s=10)
+    bench = RunHarness(TaskSpec("task", durable=True, execution_timeout_s=60))
+    bench.evict(bench.grant(), wait_op("0", sleep(1_000)), active_s=10)
     bench.pass_time(1_000)
     bench.fire("0")
     bench.grant()
@@ -380,7 +384,7 @@ def test_only_active_time_counts_towards_the_execution_timeout() -> None:
 
 
 def test_the_clock_of_a_resident_task_stands_while_it_waits() -> None:
-    bench = Bench(TaskSpec("task", durable=True, execution_timeout_s=60))
+    bench = RunHarness(TaskSpec("task", durable=True, execution_timeout_s=60))
     lease = bench.grant()
     bench.pass_time(10)
     bench.record(lease, wait_op("0", event()), number=1, waiting=True)
@@ -391,13 +395,13 @@ def test_the_clock_of_a_resident_task_stands_while_it_waits() -> None:
 
 
 def test_the_clock_does_not_stop_for_a_wait_that_is_over_at_once() -> None:
-    bench = Bench(TaskSpec("task", durable=True, execution_timeout_s=60))
+    bench = RunHarness(TaskSpec("task", durable=True, execution_timeout_s=60))
     bench.record(bench.grant(), wait_op("0", sleep(0)), number=1, waiting=True)
     assert bench.held().deadline == NOW + 60
 
 
 def test_the_clock_goes_on_when_the_code_says_so() -> None:
-    bench = Bench(TaskSpec("task", durable=True, execution_timeout_s=60))
+    bench = RunHarness(TaskSpec("task", durable=True, execution_timeout_s=60))
     lease = bench.grant()
     bench.record(lease, wait_op("0", event()), number=1, waiting=True)
     bench.pass_time(100)
@@ -410,31 +414,31 @@ def test_a_task_with_a_log_never_misses_a_schedule_timeout_after_it_lost_its_wor
     bench = sleeping()
     bench.fire("0")
     lease = bench.grant()
-    bench.lose(lease) if how == "lose" else bench.hand_back(lease)
+    bench.worker_lost(lease) if how == "lose" else bench.grant_declined(lease)
     assert bench.task().schedule_deadline is None
 
 
 # --- where event waits listen from ------------------------------------------------------------------------------
 
 
-def ended_at(bench: Bench, node: str) -> int:
-    done = bench.entries()[node].done
+def ended_at(bench: RunHarness, operation_id: str) -> int:
+    done = bench.entries()[operation_id].done
     assert done is not None
     return done.position
 
 
 def test_the_first_wait_listens_from_the_start_of_the_run() -> None:
-    bench = Bench(DURABLE)
+    bench = RunHarness(DURABLE)
     bench.pass_time(10)
     bench.grant()
     assert bench.grant_message().position == position_at(NOW)
 
 
 def test_a_wait_listens_from_where_its_operation_says_or_from_further_back() -> None:
-    bench = Bench(DURABLE)
+    bench = RunHarness(DURABLE)
     far_back = event("b", since_s=NOW - 60)
     too_late = event("c", since_s=NOW + 60)
-    bench.suspend(bench.grant(), wait_op("0", both(event("a"), far_back, too_late), since=position_at(NOW)))
+    bench.evict(bench.grant(), wait_op("0", both(event("a"), far_back, too_late), since=position_at(NOW)))
     assert [wait.since for wait in bench.sent(Subscribe)] == [
         position_at(NOW),
         position_at(NOW - 60),
@@ -443,23 +447,23 @@ def test_a_wait_listens_from_where_its_operation_says_or_from_further_back() -> 
 
 
 def test_after_an_event_the_next_wait_listens_from_that_event() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", event(), since=100))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", event(), since=100))
     bench.match("0", seq=150)
     assert ended_at(bench, "0") == 150
 
 
 def test_after_several_events_the_next_wait_listens_from_the_last_of_them_in_whatever_order_they_were_told() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", both(event("a"), event("b")), since=100))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", both(event("a"), event("b")), since=100))
     bench.match("0", "b", seq=200)
     bench.match("0", "a", seq=150)
     assert ended_at(bench, "0") == 200
 
 
 def test_after_a_sleep_the_next_wait_listens_from_its_end_however_late_that_is_heard_of() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", sleep(5)))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", sleep(5)))
     bench.pass_time(7)
     bench.fire("0")
     assert ended_at(bench, "0") == position_at(NOW + 5)
@@ -467,24 +471,24 @@ def test_after_a_sleep_the_next_wait_listens_from_its_end_however_late_that_is_h
 
 @pytest.mark.parametrize(("told", "expected"), [(None, NOW + 7), (NOW + 6, NOW + 6), (NOW + 99, NOW + 7)])
 def test_after_a_child_the_next_wait_listens_from_its_end(told: float | None, expected: float) -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), run_op("0"))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), run_op("0"))
     bench.pass_time(7)
     bench.child_ended("0", bench.open_wait("0").child_run_id or "", at=told)
     assert ended_at(bench, "0") == position_at(expected)
 
 
 def test_an_event_on_its_way_while_a_sleep_ended_the_wait_for_it_is_not_lost_to_the_next_wait() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", either(sleep(5), event()), since=100))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", either(sleep(5), event()), since=100))
     bench.pass_time(5)
     bench.fire("0")
     assert ended_at(bench, "0") == 100
 
 
 def test_an_event_that_was_used_is_not_seen_again_although_a_sleep_ended_the_wait() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", (*both(event("a")), *either(sleep(5), event("b"))), since=100))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", (*both(event("a")), *either(sleep(5), event("b"))), since=100))
     bench.match("0", "a", seq=150)
     bench.fire("0")
     assert ended_at(bench, "0") == 150
@@ -493,7 +497,7 @@ def test_an_event_that_was_used_is_not_seen_again_although_a_sleep_ended_the_wai
 # --- the end ----------------------------------------------------------------------------------------------------
 
 
-def ending(bench: Bench, how: str) -> None:
+def ending(bench: RunHarness, how: str) -> None:
     if how == "cancel":
         bench.cancel()
         return
@@ -503,8 +507,8 @@ def ending(bench: Bench, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["finish", "fail", "cancel"])
 def test_a_task_that_ends_with_open_waits_withdraws_them_and_nothing_wakes_it(how: str) -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(
+    bench = RunHarness(DURABLE)
+    bench.evict(
         bench.grant(), wait_op("0", sleep()), wait_op("1", both(event("a"), event("b"))), wait_op("2", sleep(0))
     )
     bench.match("1", "a")
@@ -516,7 +520,7 @@ def test_a_task_that_ends_with_open_waits_withdraws_them_and_nothing_wakes_it(ho
 
 
 def test_a_result_that_crosses_with_nothing_is_taken_even_though_waits_are_open() -> None:
-    bench = Bench(DURABLE)
+    bench = RunHarness(DURABLE)
     lease = bench.grant()
     bench.record(lease, wait_op("0", sleep()), number=1)
     bench.finish(lease, "done")
@@ -545,8 +549,8 @@ def test_a_replayed_sleep_keeps_its_deadline() -> None:
 
 
 def test_a_replay_of_an_event_wait_listens_from_where_it_did() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", event(since_s=NOW - 60), since=position_at(NOW)))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", event(since_s=NOW - 60), since=position_at(NOW)))
     bench.cancel()
     bench.pass_time(30)
     bench.replay()
@@ -554,8 +558,8 @@ def test_a_replay_of_an_event_wait_listens_from_where_it_did() -> None:
 
 
 def test_a_replay_arms_only_what_is_still_missing() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", both(event("a"), event("b"), sleep())))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", both(event("a"), event("b"), sleep())))
     bench.match("0", "a")
     bench.fire("0")
     bench.cancel()
@@ -565,8 +569,8 @@ def test_a_replay_arms_only_what_is_still_missing() -> None:
 
 
 def test_a_replay_asks_under_ids_that_no_late_message_withdraws() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", both(event(), sleep())))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", both(event(), sleep())))
     bench.cancel()
     (unsubscribe,), (cancel,) = bench.sent(Unsubscribe), bench.sent(CancelTimer)
     bench.replay()
@@ -576,13 +580,13 @@ def test_a_replay_asks_under_ids_that_no_late_message_withdraws() -> None:
 
 
 def test_an_event_that_matched_before_a_replay_does_not_count_after_it() -> None:
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), wait_op("0", event()))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), wait_op("0", event()))
     (before,) = bench.sent(Subscribe)
     bench.cancel()
     bench.replay()
-    late = EventMatched(before.task_run_id, before.node, "paid", "event-1", 1, raw({}))
-    assert transitions.event_matched(bench.run, late, bench.workflow, Turn(NOW)) is bench.run
+    late = EventMatched(before.task_run_id, before.operation_id, "paid", "event-1", 1, raw({}))
+    assert transitions.event_matched(bench.run, late, bench.workflow, Effects(NOW)) is bench.run
 
 
 def test_a_replay_asks_for_the_end_of_a_child_that_ended_meanwhile_and_starts_no_other() -> None:
@@ -609,12 +613,12 @@ def test_a_replay_of_a_completed_task_finds_all_its_results() -> None:
 MEGABYTE = "x" * 1_000_000
 
 
-def nearly_full() -> Bench:
+def nearly_full() -> RunHarness:
     """A task that waits for an event, a child and a sleep; its log has room for small results only."""
-    bench = Bench(DURABLE)
+    bench = RunHarness(DURABLE)
     lease = bench.grant()
     waits = (wait_op("event", event()), run_op("child"), wait_op("sleep", sleep()))
-    bench.suspend(lease, *waits, *(memo_op(f"m{n}", MEGABYTE) for n in range(8)))
+    bench.evict(lease, *waits, *(memo_op(f"m{n}", MEGABYTE) for n in range(8)))
     return bench
 
 
@@ -633,13 +637,13 @@ def test_a_result_that_does_not_fit_into_the_log_fails_its_task_and_nothing_else
     assert not bench.log
 
 
-@pytest.mark.parametrize("how", ["suspend", "record"])
+@pytest.mark.parametrize("how", ["evict", "record"])
 def test_an_operation_beyond_the_limits_fails_the_task_without_a_retry(how: str) -> None:
     bench = nearly_full()
     bench.fire("sleep")
     lease = bench.grant()
-    if how == "suspend":
-        bench.suspend(lease, wait_op("before", sleep()), memo_op("too much", MEGABYTE))
+    if how == "evict":
+        bench.evict(lease, wait_op("before", sleep()), memo_op("too much", MEGABYTE))
     else:
         bench.record(lease, wait_op("before", sleep()), memo_op("too much", MEGABYTE), number=1)
     assert bench.status() == "FAILED"
@@ -650,8 +654,8 @@ def test_an_operation_beyond_the_limits_fails_the_task_without_a_retry(how: str)
 
 def test_a_log_has_a_greatest_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LOG_MAX_ENTRIES", 3)
-    bench = Bench(DURABLE)
-    bench.suspend(bench.grant(), *(wait_op(str(n), sleep()) for n in range(3)))
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), *(wait_op(str(n), sleep()) for n in range(3)))
     assert bench.status() == "EVICTED"
     bench.fire("0")
     assert bench.status() == "FAILED"
@@ -659,8 +663,8 @@ def test_a_log_has_a_greatest_length(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sleep_in_a_dag_is_not_a_wait_in_the_log() -> None:
-    bench = Bench(TaskSpec("task", durable=True, wait_for=both(sleep())))
+    bench = RunHarness(TaskSpec("task", durable=True, wait_for=both(sleep())))
     assert bench.status() == "PENDING"
-    bench.fire(completion.DAG_NODE)
+    bench.fire(completion.DAG_WAIT)
     assert bench.status() == "READY"
     assert bench.task().log_length == 0

@@ -7,29 +7,29 @@ from collections.abc import Callable
 import pytest
 
 from sublet_engine.run import explain, transitions
-from sublet_engine.run.effects import Turn
+from sublet_engine.run.effects import Effects
 from sublet_protocol.messages import RunRequest
 from sublet_protocol.specs import TaskSpec
-from support.engine_builders import NOW, RUN_ID, Bench, both, either, event, parent, run_op, sleep, wait_op
+from support.engine_builders import NOW, RUN_ID, RunHarness, both, either, event, parent, run_op, sleep, wait_op
 
 SINCE = "2023-11-14T22:13:20+00:00"
 
 
-def why(bench: Bench, name: str = "task", *pools: str) -> str:
+def why(bench: RunHarness, name: str = "task", *pools: str) -> str:
     answer = explain.why(bench.run, bench.workflow, {f"flow:{name}": pools}, bench.now)
     sentence: str = answer["tasks"][name]
     assert sentence in answer["text"]
     return sentence
 
 
-def evicted(*operations: object) -> Bench:
-    bench = Bench(TaskSpec("task", durable=True))
-    bench.suspend(bench.grant(), *operations)  # type: ignore[arg-type]
+def evicted(*operations: object) -> RunHarness:
+    bench = RunHarness(TaskSpec("task", durable=True))
+    bench.evict(bench.grant(), *operations)  # type: ignore[arg-type]
     return bench
 
 
-def running(step: Callable[[Bench, str], None] | None = None, **spec: object) -> Bench:
-    bench = Bench(TaskSpec("task", **spec))  # type: ignore[arg-type]
+def running(step: Callable[[RunHarness, str], None] | None = None, **spec: object) -> RunHarness:
+    bench = RunHarness(TaskSpec("task", **spec))  # type: ignore[arg-type]
     lease = bench.grant()
     if step is not None:
         step(bench, lease)
@@ -37,8 +37,8 @@ def running(step: Callable[[Bench, str], None] | None = None, **spec: object) ->
 
 
 def test_a_ready_task_waits_for_a_slot_or_for_a_worker() -> None:
-    assert why(Bench("task")) == f"ready since {SINCE}, no live worker has registered it"
-    assert why(Bench("task"), "task", "gpu") == f"ready since {SINCE}, waits for a free slot of pool gpu"
+    assert why(RunHarness("task")) == f"ready since {SINCE}, no live worker has registered it"
+    assert why(RunHarness("task"), "task", "gpu") == f"ready since {SINCE}, waits for a free slot of pool gpu"
 
 
 def test_a_running_task_names_its_worker() -> None:
@@ -71,7 +71,9 @@ def test_an_evicted_task_names_its_child_and_leaves_out_what_came_true() -> None
 
 
 def test_a_pending_task_names_its_parents_or_its_conditions() -> None:
-    bench = Bench("a", TaskSpec("task", parents=("a",), wait_for=(*either(sleep(5), event("go")), *both(event("b")))))
+    bench = RunHarness(
+        "a", TaskSpec("task", parents=("a",), wait_for=(*either(sleep(5), event("go")), *both(event("b"))))
+    )
     assert why(bench) == "pending: waits for a"
     bench.run_task("a")
     assert why(bench) == "pending: waits for a sleep of 5 s or event go and event b"
@@ -80,7 +82,7 @@ def test_a_pending_task_names_its_parents_or_its_conditions() -> None:
 
 
 def test_a_task_on_failure_waits_for_the_others() -> None:
-    bench = Bench("a", TaskSpec("task", on_failure=True))
+    bench = RunHarness("a", TaskSpec("task", on_failure=True))
     assert why(bench) == "pending: waits for the other tasks of the run"
 
 
@@ -91,19 +93,19 @@ def test_a_task_that_waits_for_its_retry_or_has_failed_tells_its_error() -> None
 
 
 def test_a_skipped_or_cancelled_task_tells_the_reason() -> None:
-    bench = Bench("a", TaskSpec("task", skip_if=both(parent("a"))))
+    bench = RunHarness("a", TaskSpec("task", skip_if=both(parent("a"))))
     bench.run_task("a")
     assert why(bench) == "skipped: its skip_if came true"
-    cancelled = Bench("task")
+    cancelled = RunHarness("task")
     cancelled.cancel()
     assert why(cancelled) == "cancelled: cancelled"
 
 
 def test_a_run_of_an_unknown_workflow_says_so() -> None:
-    run = transitions.create(RunRequest(RUN_ID, "ghost"), None, Turn(NOW))
+    run = transitions.create(RunRequest(RUN_ID, "ghost"), None, Effects(NOW))
     assert "no worker has registered a workflow named 'ghost'" in explain.why(run, None, {}, NOW)["text"]
 
 
 def test_a_version_that_is_not_known_any_more_is_named() -> None:
-    bench = Bench("task")
+    bench = RunHarness("task")
     assert bench.run.version in explain.why(bench.run, None, {}, NOW)["text"]

@@ -24,7 +24,7 @@ def horizon_up_to(until: float, *timers: T, capacity: int = 100) -> Horizon[T]:
 
 
 def set_timer(timer_id: str, due: float = 1.0) -> SetTimer:
-    return SetTimer(id=timer_id, due=due, task_run_id="run.task", node="1", key="k")
+    return SetTimer(id=timer_id, due=due, task_run_id="run.task", operation_id="1", key="k")
 
 
 def test_a_new_horizon_has_to_load_at_once() -> None:

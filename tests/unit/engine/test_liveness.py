@@ -10,7 +10,6 @@ from sublet_protocol.messages import (
     CancelRun,
     ChildFinished,
     EventMatched,
-    Extended,
     Goodbye,
     Grant,
     HeldLease,
@@ -18,33 +17,34 @@ from sublet_protocol.messages import (
     ParentLink,
     Recorded,
     RegisterTriggers,
-    Released,
     ReplayRun,
     Reply,
     Revoked,
     RunRequest,
     RunResult,
     SetTimer,
+    SlotReleased,
     Tick,
+    TimeoutExtended,
     TimerFired,
     WatchRun,
 )
 from sublet_protocol.specs import TaskSpec
 from support.engine_builders import POOL, event, memo_op, raw, run_op, wait_op, workflow
-from support.shard_harness import World, claim, failed, finished, heartbeat, inbox_of, suspended
+from support.shard_harness import ShardHarness, claim, failed, finished, heartbeat, inbox_of, suspended
 
 FLOW = workflow("task")
 DURABLE = workflow(TaskSpec("task", durable=True), name="durable")
 
 
-def world(slots: int = 1, workers: int = 1) -> World:
-    made = World(FLOW, DURABLE)
+def world(slots: int = 1, workers: int = 1) -> ShardHarness:
+    made = ShardHarness(FLOW, DURABLE)
     for number in range(1, workers + 1):
         made.hello(f"w{number}", slots=slots)
     return made
 
 
-def durable_grant(there: World, run_id: str = "a") -> Grant:
+def durable_grant(there: ShardHarness, run_id: str = "a") -> Grant:
     there.request(run_id, "durable")
     grant = there.claim(there.tickets(kind="durable")[0], kind="durable")
     assert grant is not None
@@ -89,7 +89,7 @@ def test_a_worker_that_says_goodbye_loses_what_it_still_holds_at_once() -> None:
 def test_a_released_task_is_recovered_when_its_worker_dies() -> None:
     there = world()
     grant = there.granted("a")
-    there.handle(Released(grant.lease))
+    there.handle(SlotReleased(grant.lease))
     there.tick(limits.WORKER_LOST_S + 1)
     assert there.task("a").status == "READY"
 
@@ -177,7 +177,7 @@ def test_a_grant_that_its_worker_never_lists_was_lost_on_the_way() -> None:
     there.tick(2)
     there.heartbeat()
     assert there.task("a").status == "READY"
-    assert there.shard.census.findings["grant_unseen"] == ["a.task@1"]
+    assert there.shard.counters.anomalies["grant_unseen"] == ["a.task@1"]
 
 
 def test_heartbeats_that_were_sent_before_the_grant_and_come_late_do_not_count_against_it() -> None:
@@ -238,15 +238,15 @@ def test_nothing_is_sent_again_to_a_task_that_has_it_or_has_not_begun(delivered:
     assert not there.commit().resends
 
 
-def _matched(grant: Grant, node: str) -> EventMatched:
-    return EventMatched(grant.lease.partition("@")[0], node, "paid", "event-1", 1, raw({}))
+def _matched(grant: Grant, operation_id: str) -> EventMatched:
+    return EventMatched(grant.lease.partition("@")[0], operation_id, "paid", "event-1", 1, raw({}))
 
 
 # --- pools ------------------------------------------------------------------------------------------------------
 
 
 def test_work_goes_to_the_latest_pool_that_lives() -> None:
-    there = World(FLOW)
+    there = ShardHarness(FLOW)
     there.hello("old", "old-pool", at=1)
     there.hello("new", "new-pool", at=2)
     there.request("a")
@@ -255,7 +255,7 @@ def test_work_goes_to_the_latest_pool_that_lives() -> None:
 
 
 def test_work_of_a_pool_that_has_gone_moves_to_one_that_can_run_it() -> None:
-    there = World(FLOW)
+    there = ShardHarness(FLOW)
     there.hello("old", "old-pool", at=1)
     there.hello("new", "new-pool", at=2)
     there.request("a")
@@ -265,7 +265,7 @@ def test_work_of_a_pool_that_has_gone_moves_to_one_that_can_run_it() -> None:
 
 
 def test_work_of_a_pool_that_fell_silent_moves_with_the_next_sweep() -> None:
-    there = World(FLOW)
+    there = ShardHarness(FLOW)
     there.hello("old", "old-pool", at=1)
     there.hello("new", "new-pool", at=2)
     there.request("a")
@@ -279,7 +279,7 @@ def test_work_of_a_pool_that_fell_silent_moves_with_the_next_sweep() -> None:
 
 
 def test_work_that_nobody_can_do_waits_for_a_pool_that_can() -> None:
-    there = World(FLOW)
+    there = ShardHarness(FLOW)
     there.handle(Hello("w1", "elsewhere", "main", inbox_of("w1"), 1, 1, (FLOW,), 1.0))
     there.goodbye("w1")
     there.request("a")
@@ -290,7 +290,7 @@ def test_work_that_nobody_can_do_waits_for_a_pool_that_can() -> None:
 
 def test_a_run_keeps_the_version_it_began_with() -> None:
     two = workflow("task", TaskSpec("more", parents=("task",)))
-    there = World(FLOW)
+    there = ShardHarness(FLOW)
     there.hello(at=1)
     there.request("before")
     there.hello("w2", workflows=(two,), at=2)
@@ -301,7 +301,7 @@ def test_a_run_keeps_the_version_it_began_with() -> None:
 
 def test_an_older_worker_that_says_hello_late_does_not_bring_its_version_back() -> None:
     two = workflow("task", TaskSpec("more", parents=("task",)))
-    there = World(two)
+    there = ShardHarness(two)
     there.hello("new", at=2)
     there.hello("old", workflows=(FLOW,), at=1)
     there.request("a")
@@ -309,7 +309,7 @@ def test_an_older_worker_that_says_hello_late_does_not_bring_its_version_back() 
 
 
 def test_the_first_shard_registers_triggers_and_saves_workers() -> None:
-    there = World(workflow("task", on_events=("order.*",)))
+    there = ShardHarness(workflow("task", on_events=("order.*",)))
     sent = there.hello(at=5)
     assert sent.of(RegisterTriggers) == [RegisterTriggers("flow", ("order.*",), (), 5)]
     there.decide(heartbeat())
@@ -334,7 +334,7 @@ def test_a_worker_that_only_earlier_owners_knew_is_saved_as_gone_with_a_time() -
 
 
 def test_a_task_that_runs_for_too_long_is_stopped_by_the_scheduler_in_the_end() -> None:
-    there = World(workflow(TaskSpec("task", execution_timeout_s=20)))
+    there = ShardHarness(workflow(TaskSpec("task", execution_timeout_s=20)))
     there.hello()
     grant = there.granted("a")
     for _ in range(23):
@@ -346,7 +346,7 @@ def test_a_task_that_runs_for_too_long_is_stopped_by_the_scheduler_in_the_end() 
 
 
 def test_a_worker_that_dies_shortly_before_a_deadline_is_a_lost_worker_and_no_timeout() -> None:
-    there = World(workflow(TaskSpec("task", execution_timeout_s=20)))
+    there = ShardHarness(workflow(TaskSpec("task", execution_timeout_s=20)))
     there.hello()
     there.granted("a")
     there.tick(limits.WORKER_LOST_S + 1)
@@ -355,7 +355,7 @@ def test_a_worker_that_dies_shortly_before_a_deadline_is_a_lost_worker_and_no_ti
 
 def test_a_grant_that_got_lost_is_given_again_although_its_deadline_passes_and_is_no_timeout() -> None:
     """Takeovers forget since when the worker does not list it: so the deadline comes first."""
-    there = World(workflow(TaskSpec("task", execution_timeout_s=20)))
+    there = ShardHarness(workflow(TaskSpec("task", execution_timeout_s=20)))
     there.hello()
     there.granted("a")
     there.tick(15)
@@ -369,7 +369,7 @@ def test_a_grant_that_got_lost_is_given_again_although_its_deadline_passes_and_i
 
 
 def test_a_report_that_arrived_before_the_deadline_counts_although_we_read_it_late() -> None:
-    there = World(workflow(TaskSpec("task", execution_timeout_s=20)))
+    there = ShardHarness(workflow(TaskSpec("task", execution_timeout_s=20)))
     there.hello()
     grant = there.granted("a")
     began = there.now
@@ -380,7 +380,7 @@ def test_a_report_that_arrived_before_the_deadline_counts_although_we_read_it_la
 
 
 def test_a_report_is_waited_for_after_an_outage_of_the_broker() -> None:
-    there = World(workflow(TaskSpec("task", execution_timeout_s=20)))
+    there = ShardHarness(workflow(TaskSpec("task", execution_timeout_s=20)))
     there.hello()
     grant = there.granted("a")
     there.now += 100
@@ -391,7 +391,7 @@ def test_a_report_is_waited_for_after_an_outage_of_the_broker() -> None:
 
 
 def test_a_task_without_a_slot_is_cancelled_at_its_schedule_timeout() -> None:
-    there = World(workflow(TaskSpec("task", schedule_timeout_s=20)))
+    there = ShardHarness(workflow(TaskSpec("task", schedule_timeout_s=20)))
     there.hello()
     there.request("a", reply_to="me")
     assert not there.tick(19).of(RunResult)
@@ -400,10 +400,10 @@ def test_a_task_without_a_slot_is_cancelled_at_its_schedule_timeout() -> None:
 
 
 def test_a_deadline_that_moved_strikes_at_its_new_time_only() -> None:
-    there = World(workflow(TaskSpec("task", execution_timeout_s=20)))
+    there = ShardHarness(workflow(TaskSpec("task", execution_timeout_s=20)))
     there.hello()
     grant = there.granted("a")
-    there.handle(Extended(grant.lease, 20, number=1))
+    there.handle(TimeoutExtended(grant.lease, 20, number=1))
     for _ in range(40):
         there.tick()
         there.heartbeat("w1", grant.lease)
@@ -450,7 +450,7 @@ def test_messages_for_runs_that_do_not_exist_are_ignored() -> None:
 
 
 def test_cancelling_one_task_leaves_the_rest_of_its_run() -> None:
-    there = World(workflow("a", "b"))
+    there = ShardHarness(workflow("a", "b"))
     there.hello()
     there.request("run")
     (reply,) = there.handle(CancelRun("run", "run.a", reply_to="me", correlation_id="1")).of(Reply)
@@ -500,12 +500,12 @@ def test_a_child_of_the_same_shard_wakes_its_parent() -> None:
 
 
 def test_a_failed_attempt_waits_for_its_timer() -> None:
-    there = World(workflow(TaskSpec("task", retries=1, backoff_factor=5)))
+    there = ShardHarness(workflow(TaskSpec("task", retries=1, backoff_factor=5)))
     there.hello()
     grant = there.granted("a")
     (timer,) = there.handle(failed(grant)).of(SetTimer)
     assert timer.due == there.now + 5
-    there.handle(TimerFired(timer.task_run_id, timer.node, timer.key))
+    there.handle(TimerFired(timer.task_run_id, timer.operation_id, timer.key))
     assert len(there.tickets()) == 1
 
 

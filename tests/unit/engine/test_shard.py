@@ -8,6 +8,7 @@ from sublet_protocol import limits
 from sublet_protocol.messages import (
     ChildFinished,
     EventMatched,
+    Evicted,
     Goodbye,
     Grant,
     ParentLink,
@@ -16,14 +17,13 @@ from sublet_protocol.messages import (
     RunResult,
     SetTimer,
     Subscribe,
-    Suspended,
     Tick,
     TimerFired,
     ToShard,
 )
 from sublet_protocol.specs import TaskSpec
 from support.engine_builders import NOW, POOL, event, raw, run_op, sleep, wait_op, workflow
-from support.shard_harness import Sent, World, claim, failed, finished, heartbeat, inbox_of, suspended
+from support.shard_harness import Sent, ShardHarness, claim, failed, finished, heartbeat, inbox_of, suspended
 
 FLOW = workflow("task")
 DURABLE = workflow(TaskSpec("task", durable=True), name="durable")
@@ -31,13 +31,13 @@ RETRIED = workflow(TaskSpec("task", retries=1, backoff_factor=5, execution_timeo
 PARENT = ParentLink("parent.task", "0")
 
 
-def world() -> World:
-    made = World(FLOW, DURABLE, RETRIED)
+def world() -> ShardHarness:
+    made = ShardHarness(FLOW, DURABLE, RETRIED)
     made.hello()
     return made
 
 
-def crash_before_publishing(there: World) -> None:
+def crash_before_publishing(there: ShardHarness) -> None:
     """The batch is committed, its messages are neither published nor acknowledged."""
     there.commit()
     there.take_over()
@@ -173,7 +173,7 @@ REPEATED: dict[str, type] = {
 }
 
 
-def cause(there: World, what: str) -> ToShard:
+def cause(there: ShardHarness, what: str) -> ToShard:
     """Bring a run to where the message returned has that effect."""
     match what:
         case "the result for a watcher":
@@ -229,7 +229,7 @@ def test_an_effect_that_no_message_about_the_run_caused_is_found_by_the_next_own
     assert not there.tick().of(SetTimer)
 
 
-def _about_to_fail(there: World, run_id: str) -> None:
+def _about_to_fail(there: ShardHarness, run_id: str) -> None:
     """One more loss, and it fails."""
     grant = there.granted(run_id, reply_to="me")
     for _ in range(limits.MAX_LOSSES):
@@ -239,7 +239,7 @@ def _about_to_fail(there: World, run_id: str) -> None:
         assert claimed is not None
 
 
-def _let_happen(there: World, how: str) -> None:
+def _let_happen(there: ShardHarness, how: str) -> None:
     """The batch in which the task fails is committed, and not published."""
     for _ in range(60):
         there.now += 1
@@ -250,7 +250,7 @@ def _let_happen(there: World, how: str) -> None:
         there.publish(batch)
 
 
-def _what_comes(there: World, how: str) -> list[ToShard]:
+def _what_comes(there: ShardHarness, how: str) -> list[ToShard]:
     """In each second."""
     match how:
         case "the clock":
@@ -307,7 +307,7 @@ def test_hints_are_not_stored() -> None:
 
 # --- any moment -------------------------------------------------------------------------------------------------
 
-STORY = ["request", "grant", "suspend", "event", "grant again", "record", "timer", "finish"]
+STORY = ["request", "grant", "evict", "event", "grant again", "record", "timer", "finish"]
 
 
 @pytest.mark.parametrize("published", [True, False], ids=["lost before the commit", "lost before publishing"])
@@ -328,12 +328,12 @@ def test_a_crash_at_any_moment_of_a_durable_task_changes_nothing(moment: int, pu
         grants += [grant for grant in there.sent.of(Grant) if grant not in grants]
     run = there.run("a")
     assert run is not None
-    assert (run.status, run.task("task").invocation, run.task("task").satisfied) == ("COMPLETED", 2, 2)
+    assert (run.status, run.task("task").invocation, run.task("task").completed_count) == ("COMPLETED", 2, 2)
     assert [grant.invocation for grant in grants] == [1, 2]
     assert len(received.of(RunResult, "inbox:me")) == 1
     assert {timer.id for timer in received.of(SetTimer)} == {"a.task#1#sleep"}
     assert {wait.id for wait in received.of(Subscribe)} == {"a.task#0#paid"}
-    assert [entry.node for entry in there.log_of("a.task") if entry.done] == ["0", "1"]
+    assert [entry.operation_id for entry in there.log_of("a.task") if entry.done] == ["0", "1"]
 
 
 def _message(step: str, grants: list[Grant]) -> ToShard:
@@ -342,8 +342,8 @@ def _message(step: str, grants: list[Grant]) -> ToShard:
             return RunRequest("a", "durable", reply_to="me")
         case "grant":
             return claim("t1", kind="durable")
-        case "suspend":
-            return Suspended(grants[0].lease, "t1", (wait_op("0", event()),), (("0",),), 0)
+        case "evict":
+            return Evicted(grants[0].lease, "t1", (wait_op("0", event()),), (("0",),), 0)
         case "event":
             return EventMatched("a.task", "0", "paid", "event-1", 1, raw({}))
         case "grant again":

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from sublet_protocol import limits
-from sublet_protocol.messages import Grant, HandedBack, NothingToDo, Ping, Released, Revoked, RunRequest, Ticket
+from sublet_protocol.messages import Grant, GrantDeclined, NoTask, Ping, Revoked, RunRequest, SlotReleased, Ticket
 from sublet_protocol.specs import SlotKind, TaskSpec
 from support.engine_builders import both, event, sleep, wait_op, workflow
-from support.shard_harness import World, claim, failed, finished, inbox_of, suspended
+from support.shard_harness import ShardHarness, claim, failed, finished, inbox_of, suspended
 
 FLOW = workflow("task")
 DURABLE = workflow(TaskSpec("task", durable=True), name="durable")
 
 
-def world(slots: int = 1, workers: int = 1) -> World:
-    made = World(FLOW, DURABLE)
+def world(slots: int = 1, workers: int = 1) -> ShardHarness:
+    made = ShardHarness(FLOW, DURABLE)
     for number in range(1, workers + 1):
         made.hello(f"w{number}", slots=slots)
     return made
@@ -33,7 +33,7 @@ def test_a_ready_task_gives_one_ticket() -> None:
 
 
 def test_a_task_that_cannot_run_yet_gives_no_ticket() -> None:
-    there = World(workflow(TaskSpec("a", wait_for=both(event())), TaskSpec("b", parents=("a",))))
+    there = ShardHarness(workflow(TaskSpec("a", wait_for=both(event())), TaskSpec("b", parents=("a",))))
     there.hello()
     there.request("a")
     assert there.tickets() == []
@@ -84,7 +84,7 @@ def test_a_lost_ticket_is_replaced_after_a_while() -> None:
             break
         there.heartbeat()
     assert len(there.tickets()) == 1
-    assert there.shard.census.findings["ticket_lost"] == [lost]
+    assert there.shard.counters.anomalies["ticket_lost"] == [lost]
 
 
 def test_a_ticket_that_waits_for_slots_which_others_have_taken_is_not_found_lost() -> None:
@@ -93,7 +93,7 @@ def test_a_ticket_that_waits_for_slots_which_others_have_taken_is_not_found_lost
     for _ in range(int(2 * limits.TICKET_LOST_S)):
         there.tick()
         there.heartbeat(taken=1)
-    assert not there.shard.census.findings
+    assert not there.shard.counters.anomalies
 
 
 # --- claims -----------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_the_best_task_is_granted_first(kind: SlotKind) -> None:
 
 
 def test_a_resumed_task_goes_before_new_ones_of_higher_priority() -> None:
-    there = World(workflow(TaskSpec("task", retries=1)))
+    there = ShardHarness(workflow(TaskSpec("task", retries=1)))
     there.hello()
     grant = there.granted("retried")
     there.request("urgent", priority=3)
@@ -177,7 +177,7 @@ def test_a_report_that_asks_for_more_is_answered_with_the_next_task_under_the_sa
 def test_a_report_that_asks_for_more_is_told_when_there_is_nothing() -> None:
     there = world()
     grant = there.granted("a")
-    assert there.finish(grant, next=True).of(NothingToDo) == [NothingToDo(grant.ticket)]
+    assert there.finish(grant, next=True).of(NoTask) == [NoTask(grant.ticket)]
 
 
 def test_a_report_that_asks_for_nothing_is_not_answered() -> None:
@@ -188,7 +188,7 @@ def test_a_report_that_asks_for_nothing_is_not_answered() -> None:
 
 
 def test_a_chain_runs_on_under_one_ticket() -> None:
-    there = World(workflow("a", TaskSpec("b", parents=("a",)), TaskSpec("c", parents=("b",))))
+    there = ShardHarness(workflow("a", TaskSpec("b", parents=("a",)), TaskSpec("c", parents=("b",))))
     there.hello()
     grant = there.granted("run")
     for following in ("b", "c"):
@@ -212,7 +212,7 @@ def test_a_kept_ticket_goes_back_after_so_many_tasks_and_the_rest_gets_another(
         (grant,) = there.finish(grant, next=True).of(Grant)
     assert grant is not None
     sent = there.finish(grant, next=True)
-    assert sent.of(NothingToDo) == [NothingToDo(grant.ticket)]
+    assert sent.of(NoTask) == [NoTask(grant.ticket)]
     assert len(standing) == 1
     assert there.claim(standing[0]) is not None
 
@@ -225,7 +225,7 @@ def test_a_kept_ticket_goes_back_after_so_long_a_time() -> None:
     there.tick(1)
     (grant,) = there.finish(grant, next=True).of(Grant)
     there.tick(int(limits.TICKET_REUSED_MAX_S))
-    assert there.finish(grant, next=True).of(NothingToDo) == [NothingToDo(grant.ticket)]
+    assert there.finish(grant, next=True).of(NoTask) == [NoTask(grant.ticket)]
 
 
 def test_a_report_that_comes_twice_grants_one_task() -> None:
@@ -234,7 +234,7 @@ def test_a_report_that_comes_twice_grants_one_task() -> None:
     there.handle(_request("b"), _request("c"))
     sent = there.handle(finished(grant, next=True), finished(grant, next=True))
     assert [g.lease for g in sent.of(Grant)] == ["b.task@1"]
-    assert there.shard.census.stale_reports == 1
+    assert there.shard.counters.stale_reports == 1
 
 
 def test_the_answer_to_a_report_can_be_asked_for_again_with_a_claim() -> None:
@@ -259,7 +259,7 @@ def test_a_released_slot_is_free_for_another_task() -> None:
     there = world()
     grant = there.granted("a")
     there.request("b")
-    there.handle(Released(grant.lease))
+    there.handle(SlotReleased(grant.lease))
     other = there.claim("t2")
     assert other is not None
     there.finish(grant)
@@ -270,7 +270,7 @@ def test_a_released_slot_is_free_for_another_task() -> None:
 def test_a_grant_that_was_handed_back_is_granted_again() -> None:
     there = world()
     grant = there.granted("a")
-    there.handle(HandedBack(grant.lease, grant.ticket))
+    there.handle(GrantDeclined(grant.lease, grant.ticket))
     again = there.claim("t2")
     assert again is not None
     assert again.lease == "a.task@2"
@@ -387,7 +387,7 @@ def test_an_idle_ticket_is_kept_and_what_comes_next_is_granted_with_its_creation
     there = world(slots=4)
     grant = there.granted("a")
     there.finish(grant, next=True)
-    assert not there.sent.of(NothingToDo)
+    assert not there.sent.of(NoTask)
     sent = there.request("b")
     assert [each.lease for each in sent.of(Grant)] == ["b.task@1"]
     assert not sent.of(Ticket)
@@ -398,7 +398,7 @@ def test_an_idle_ticket_is_let_go_after_a_moment() -> None:
     there = world(slots=4)
     grant = there.granted("a")
     there.finish(grant, next=True)
-    assert there.tick(limits.TICKET_PARKED_S + limits.TICK_INTERVAL_S).of(NothingToDo) == [NothingToDo(grant.ticket)]
+    assert there.tick(limits.TICKET_RETAINED_S + limits.TICK_INTERVAL_S).of(NoTask) == [NoTask(grant.ticket)]
     assert not there.request("b").of(Grant)
 
 
@@ -407,7 +407,7 @@ def test_at_most_half_of_a_pool_is_kept_idle() -> None:
     grants = [there.granted(name, ticket=f"t{name}") for name in "abcd"]
     for grant in grants:
         there.finish(grant, next=True)
-    kept = sum(len(queue.parked) for queue in there.shard.dispatch)
+    kept = sum(len(queue.retained) for queue in there.shard.dispatch)
     assert kept == 2
 
 
@@ -415,7 +415,7 @@ def test_a_worker_that_leaves_gets_its_idle_tickets_back() -> None:
     there = world(slots=4)
     grant = there.granted("a")
     there.finish(grant, next=True)
-    assert there.heartbeat(draining=True, slots=4).of(NothingToDo) == [NothingToDo(grant.ticket)]
+    assert there.heartbeat(draining=True, slots=4).of(NoTask) == [NoTask(grant.ticket)]
 
 
 def test_an_idle_ticket_of_a_worker_that_died_grants_nothing() -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from sublet_engine.run import transitions
-from sublet_engine.run.effects import Turn, position_at
+from sublet_engine.run.effects import Effects, position_at
 from sublet_engine.run.state import Run
 from sublet_protocol import limits
 from sublet_protocol.messages import (
@@ -22,20 +22,20 @@ from sublet_protocol.messages import (
     TimerFired,
 )
 from sublet_protocol.specs import TaskSpec
-from support.engine_builders import INBOX, NOW, RUN_ID, Bench, both, event, parent, sleep, wait_op, workflow
+from support.engine_builders import INBOX, NOW, RUN_ID, RunHarness, both, event, parent, sleep, wait_op, workflow
 
 PARENT = ParentLink("parent-run.task", "3")
 
 
-def after(bench: Bench, step: str) -> None:
+def after(bench: RunHarness, step: str) -> None:
     """Bring the only task to an end, or back to ready."""
     lease = bench.lease()
     {
         "finish": lambda: bench.finish(lease),
         "fail": lambda: bench.fail(lease, retryable=False),
         "retry": lambda: bench.fail(lease),
-        "lose": lambda: bench.lose(lease),
-        "hand back": lambda: bench.hand_back(lease),
+        "lose": lambda: bench.worker_lost(lease),
+        "hand back": lambda: bench.grant_declined(lease),
         "time out": bench.time_out,
         "cancel": bench.cancel,
     }[step]()
@@ -47,11 +47,11 @@ ENDS_OF_A_LEASE = ["finish", "fail", "retry", "lose", "hand back", "time out", "
 
 
 def test_a_run_of_an_unknown_workflow_fails_and_says_so_to_all_who_wait() -> None:
-    turn = Turn(NOW)
-    run = transitions.create(RunRequest(RUN_ID, "ghost", reply_to="me", parent=PARENT), None, turn)
+    effects = Effects(NOW)
+    run = transitions.create(RunRequest(RUN_ID, "ghost", reply_to="me", parent=PARENT), None, effects)
     assert run.status == "FAILED"
-    result = next(e.message for e in turn.effects if e.to == "inbox:me")
-    told = next(e.message for e in turn.effects if isinstance(e.message, ChildFinished))
+    result = next(e.message for e in effects.messages if e.to == "inbox:me")
+    told = next(e.message for e in effects.messages if isinstance(e.message, ChildFinished))
     assert isinstance(result, RunResult)
     assert result.errors[0].type == "UnknownWorkflow"
     assert told.error is not None
@@ -60,14 +60,14 @@ def test_a_run_of_an_unknown_workflow_fails_and_says_so_to_all_who_wait() -> Non
 
 def test_a_run_takes_the_priority_of_its_request_before_that_of_its_workflow() -> None:
     flow = workflow("task", default_priority=2)
-    assert Bench(spec=flow).run.priority == 2
-    assert Bench(spec=flow, priority=3).run.priority == 3
+    assert RunHarness(spec=flow).run.priority == 2
+    assert RunHarness(spec=flow, priority=3).run.priority == 3
 
 
 @pytest.mark.parametrize(("asked", "begun"), [(0.0, NOW), (NOW - 60, NOW - 60), (NOW + 60, NOW)])
 def test_a_run_begins_when_it_was_asked_for_and_hears_events_from_then_on(asked: float, begun: float) -> None:
     spec = workflow(TaskSpec("task", wait_for=both(event())))
-    bench = Bench(spec=spec, requested_at=asked)
+    bench = RunHarness(spec=spec, requested_at=asked)
     assert bench.run.created_at == begun
     (subscribe,) = bench.sent(Subscribe, "ingest")
     assert subscribe.since == position_at(begun)
@@ -77,7 +77,7 @@ def test_a_run_begins_when_it_was_asked_for_and_hears_events_from_then_on(asked:
 
 
 def test_a_task_that_returns_completes_its_run_with_its_output() -> None:
-    bench = Bench("task", reply_to="me")
+    bench = RunHarness("task", reply_to="me")
     bench.run_task("task", {"n": 1})
     (result,) = bench.sent(RunResult, "inbox:me")
     assert result.status == "COMPLETED"
@@ -85,7 +85,7 @@ def test_a_task_that_returns_completes_its_run_with_its_output() -> None:
 
 
 def test_a_failure_is_retried_at_once_as_often_as_the_task_says() -> None:
-    bench = Bench(TaskSpec("task", retries=2))
+    bench = RunHarness(TaskSpec("task", retries=2))
     for attempt in (1, 2):
         bench.fail(bench.grant())
         assert bench.status() == "READY"
@@ -96,19 +96,19 @@ def test_a_failure_is_retried_at_once_as_often_as_the_task_says() -> None:
 
 
 def test_nobody_is_told_of_a_failure_that_is_retried() -> None:
-    bench = Bench(TaskSpec("task", retries=1), reply_to="me", parent=PARENT)
+    bench = RunHarness(TaskSpec("task", retries=1), reply_to="me", parent=PARENT)
     bench.fail(bench.grant())
-    assert not bench.effects
+    assert not bench.messages
 
 
 def test_a_failure_that_must_not_be_retried_is_final() -> None:
-    bench = Bench(TaskSpec("task", retries=5))
+    bench = RunHarness(TaskSpec("task", retries=5))
     bench.fail(bench.grant(), retryable=False)
     assert bench.status() == "FAILED"
 
 
 def test_the_last_error_is_the_one_that_counts_and_names_its_task() -> None:
-    bench = Bench(TaskSpec("task", retries=1))
+    bench = RunHarness(TaskSpec("task", retries=1))
     bench.fail(bench.grant(), kind="First")
     bench.fail(bench.grant(), kind="Second")
     assert bench.error().type == "Second"
@@ -116,7 +116,7 @@ def test_the_last_error_is_the_one_that_counts_and_names_its_task() -> None:
 
 
 def test_a_success_after_a_retry_leaves_no_error() -> None:
-    bench = Bench(TaskSpec("task", retries=1))
+    bench = RunHarness(TaskSpec("task", retries=1))
     bench.fail(bench.grant())
     bench.run_task("task")
     assert bench.run.status == "COMPLETED"
@@ -124,24 +124,24 @@ def test_a_success_after_a_retry_leaves_no_error() -> None:
 
 
 def test_a_retry_with_backoff_waits_for_its_timer() -> None:
-    bench = Bench(TaskSpec("task", retries=2, backoff_factor=3))
+    bench = RunHarness(TaskSpec("task", retries=2, backoff_factor=3))
     bench.fail(bench.grant())
     assert bench.status() == "BACKOFF"
     (timer,) = bench.sent(SetTimer)
     assert timer.due == NOW + 3
-    bench.fire(timer.node, timer.key)
+    bench.fire(timer.operation_id, timer.key)
     assert bench.status() == "READY"
     bench.fail(bench.grant())
     assert bench.sent(SetTimer)[0].due == NOW + 9
 
 
 def test_the_timer_of_an_earlier_retry_does_not_end_a_later_backoff() -> None:
-    bench = Bench(TaskSpec("task", retries=2, backoff_factor=3))
+    bench = RunHarness(TaskSpec("task", retries=2, backoff_factor=3))
     bench.fail(bench.grant())
     (timer,) = bench.sent(SetTimer)
-    bench.fire(timer.node, timer.key)
+    bench.fire(timer.operation_id, timer.key)
     bench.fail(bench.grant())
-    assert bench.changes_nothing(lambda: bench.fire(timer.node, timer.key))
+    assert bench.changes_nothing(lambda: bench.fire(timer.operation_id, timer.key))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_the_delay_before_a_retry_grows_up_to_its_maximum_and_never_overflows(
 
 
 def test_a_retry_has_a_fresh_schedule_timeout_and_goes_before_new_work() -> None:
-    bench = Bench(TaskSpec("task", retries=1, schedule_timeout_s=10))
+    bench = RunHarness(TaskSpec("task", retries=1, schedule_timeout_s=10))
     lease = bench.grant()
     bench.pass_time(100)
     bench.fail(lease)
@@ -176,33 +176,33 @@ def test_a_retry_has_a_fresh_schedule_timeout_and_goes_before_new_work() -> None
 
 
 def test_a_lost_worker_costs_no_retry_of_the_user() -> None:
-    bench = Bench("task")
-    bench.lose(bench.grant())
+    bench = RunHarness("task")
+    bench.worker_lost(bench.grant())
     assert bench.status() == "READY"
     assert (bench.task().retries_used, bench.task().losses) == (0, 1)
 
 
 def test_a_task_that_keeps_losing_its_workers_fails_in_the_end() -> None:
-    bench = Bench("task", reply_to="me")
+    bench = RunHarness("task", reply_to="me")
     for _ in range(limits.MAX_LOSSES):
-        bench.lose(bench.grant())
+        bench.worker_lost(bench.grant())
         assert bench.status() == "READY"
-    bench.lose(bench.grant())
+    bench.worker_lost(bench.grant())
     (result,) = bench.sent(RunResult, "inbox:me")
     assert result.errors[0].type == "WorkerLost"
 
 
 def test_losses_are_counted_from_the_last_new_checkpoint_on() -> None:
-    bench = Bench(TaskSpec("task", durable=True))
+    bench = RunHarness(TaskSpec("task", durable=True))
     for _ in range(limits.MAX_LOSSES):
-        bench.lose(bench.grant())
-    bench.suspend(bench.grant(), wait_op("0", sleep(5)))
+        bench.worker_lost(bench.grant())
+    bench.evict(bench.grant(), wait_op("0", sleep(5)))
     assert bench.task().losses == 0
 
 
 def test_a_grant_that_was_handed_back_counts_for_nothing() -> None:
-    bench = Bench("task")
-    bench.hand_back(bench.grant())
+    bench = RunHarness("task")
+    bench.grant_declined(bench.grant())
     assert bench.status() == "READY"
     assert (bench.task().retry_count, bench.task().losses) == (0, 0)
 
@@ -211,19 +211,19 @@ def test_a_grant_that_was_handed_back_counts_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("end", ENDS_OF_A_LEASE)
-@pytest.mark.parametrize("late", ["finish", "fail", "lose", "hand back", "release", "extend", "suspend", "record"])
+@pytest.mark.parametrize("late", ["finish", "fail", "lose", "hand back", "release", "extend", "evict", "record"])
 def test_a_report_under_a_lease_that_has_ended_changes_nothing(end: str, late: str) -> None:
-    bench = Bench(TaskSpec("task", retries=1))
+    bench = RunHarness(TaskSpec("task", retries=1))
     lease = bench.grant()
     after(bench, end)
     reports = {
         "finish": lambda: bench.finish(lease, "late"),
         "fail": lambda: bench.fail(lease),
-        "lose": lambda: bench.lose(lease),
-        "hand back": lambda: bench.hand_back(lease),
+        "lose": lambda: bench.worker_lost(lease),
+        "hand back": lambda: bench.grant_declined(lease),
         "release": lambda: bench.release(lease),
         "extend": lambda: bench.extend(lease, 10, 1),
-        "suspend": lambda: bench.suspend(lease),
+        "evict": lambda: bench.evict(lease),
         "record": lambda: bench.record(lease, number=1),
     }
     assert bench.changes_nothing(reports[late])
@@ -231,7 +231,7 @@ def test_a_report_under_a_lease_that_has_ended_changes_nothing(end: str, late: s
 
 @pytest.mark.parametrize("end", ["retry", "lose", "hand back", "time out"])
 def test_a_report_under_an_old_lease_does_not_touch_the_new_one(end: str) -> None:
-    bench = Bench(TaskSpec("task", retries=1))
+    bench = RunHarness(TaskSpec("task", retries=1))
     old = bench.grant()
     after(bench, end)
     new = bench.grant(worker="worker-2")
@@ -245,13 +245,13 @@ def test_a_report_under_an_old_lease_does_not_touch_the_new_one(end: str) -> Non
     "lease", ["", "nonsense", f"{RUN_ID}.task", f"{RUN_ID}.task@", f"{RUN_ID}.task@x", "a@1", "@1"]
 )
 def test_a_lease_that_never_was_is_no_lease(lease: str) -> None:
-    bench = Bench("task")
+    bench = RunHarness("task")
     bench.grant()
     assert bench.changes_nothing(lambda: bench.finish(lease))
 
 
 def test_releasing_the_slot_keeps_the_lease_and_a_second_time_does_nothing() -> None:
-    bench = Bench("task")
+    bench = RunHarness("task")
     lease = bench.grant()
     bench.release(lease)
     held = bench.held()
@@ -262,7 +262,7 @@ def test_releasing_the_slot_keeps_the_lease_and_a_second_time_does_nothing() -> 
 
 
 def test_an_extension_counts_once_and_for_its_own_attempt_only() -> None:
-    bench = Bench(TaskSpec("task", retries=1, execution_timeout_s=60))
+    bench = RunHarness(TaskSpec("task", retries=1, execution_timeout_s=60))
     lease = bench.grant()
     bench.extend(lease, 30, number=1)
     assert bench.changes_nothing(lambda: bench.extend(lease, 30, number=1))
@@ -276,7 +276,7 @@ def test_an_extension_counts_once_and_for_its_own_attempt_only() -> None:
 
 
 def test_a_task_that_runs_for_too_long_fails_and_its_worker_is_told_to_stop() -> None:
-    bench = Bench(TaskSpec("task", execution_timeout_s=60))
+    bench = RunHarness(TaskSpec("task", execution_timeout_s=60))
     lease = bench.grant()
     bench.time_out()
     assert bench.sent(Revoked, f"inbox:{INBOX}") == [Revoked(lease, "timed_out")]
@@ -285,7 +285,7 @@ def test_a_task_that_runs_for_too_long_fails_and_its_worker_is_told_to_stop() ->
 
 
 def test_a_timeout_uses_up_a_retry() -> None:
-    bench = Bench(TaskSpec("task", retries=1))
+    bench = RunHarness(TaskSpec("task", retries=1))
     lease = bench.grant()
     bench.time_out()
     assert bench.status() == "READY"
@@ -294,7 +294,7 @@ def test_a_timeout_uses_up_a_retry() -> None:
 
 
 def test_a_task_that_found_no_slot_in_time_is_cancelled() -> None:
-    bench = Bench("task", reply_to="me")
+    bench = RunHarness("task", reply_to="me")
     bench.schedule_time_out()
     (result,) = bench.sent(RunResult, "inbox:me")
     assert result.status == "CANCELLED"
@@ -305,7 +305,7 @@ def test_a_task_that_found_no_slot_in_time_is_cancelled() -> None:
 
 
 def test_cancelling_a_run_tells_the_workers_of_its_tasks_and_ends_the_rest() -> None:
-    bench = Bench("a", "b", TaskSpec("c", parents=("a",)))
+    bench = RunHarness("a", "b", TaskSpec("c", parents=("a",)))
     lease = bench.grant("a")
     bench.cancel()
     assert bench.sent(Revoked) == [Revoked(lease, "cancelled")]
@@ -314,16 +314,16 @@ def test_cancelling_a_run_tells_the_workers_of_its_tasks_and_ends_the_rest() -> 
 
 
 def test_a_task_that_waits_for_its_retry_is_cancelled_and_never_starts() -> None:
-    bench = Bench(TaskSpec("task", retries=1, backoff_factor=3))
+    bench = RunHarness(TaskSpec("task", retries=1, backoff_factor=3))
     bench.fail(bench.grant())
     (timer,) = bench.sent(SetTimer)
     bench.cancel()
     assert bench.sent(CancelTimer) == [CancelTimer(timer.id)]
-    assert bench.changes_nothing(lambda: bench.fire(timer.node, timer.key))
+    assert bench.changes_nothing(lambda: bench.fire(timer.operation_id, timer.key))
 
 
 def test_cancelling_what_has_ended_changes_nothing() -> None:
-    bench = Bench("a", TaskSpec("b", parents=("a",)))
+    bench = RunHarness("a", TaskSpec("b", parents=("a",)))
     bench.run_task("a")
     assert bench.changes_nothing(lambda: bench.cancel_task("a"))
     bench.run_task("b")
@@ -332,13 +332,13 @@ def test_cancelling_what_has_ended_changes_nothing() -> None:
 
 
 def test_cancelling_one_task_cancels_what_comes_after_it() -> None:
-    bench = Bench("a", "b", TaskSpec("c", parents=("a",)))
+    bench = RunHarness("a", "b", TaskSpec("c", parents=("a",)))
     bench.cancel_task("a")
     assert bench.statuses() == {"a": "CANCELLED", "b": "READY", "c": "CANCELLED"}
 
 
 def test_tasks_that_completed_before_the_run_was_cancelled_keep_their_outputs() -> None:
-    bench = Bench("a", TaskSpec("b", parents=("a",)), reply_to="me")
+    bench = RunHarness("a", TaskSpec("b", parents=("a",)), reply_to="me")
     bench.run_task("a", 1)
     bench.cancel()
     (result,) = bench.sent(RunResult, "inbox:me")
@@ -352,7 +352,7 @@ def test_tasks_that_completed_before_the_run_was_cancelled_keep_their_outputs() 
 @pytest.mark.parametrize("state", ["ready", "running", "backing off", "pending"])
 def test_a_run_that_has_not_finished_cannot_be_replayed(state: str) -> None:
     waits = both(event()) if state == "pending" else ()
-    bench = Bench(TaskSpec("task", retries=1, backoff_factor=2, wait_for=waits))
+    bench = RunHarness(TaskSpec("task", retries=1, backoff_factor=2, wait_for=waits))
     if state in ("running", "backing off"):
         lease = bench.grant()
         if state == "backing off":
@@ -362,13 +362,13 @@ def test_a_run_that_has_not_finished_cannot_be_replayed(state: str) -> None:
 
 
 def test_a_run_that_never_began_cannot_be_replayed() -> None:
-    run = transitions.create(RunRequest(RUN_ID, "ghost"), None, Turn(NOW))
+    run = transitions.create(RunRequest(RUN_ID, "ghost"), None, Effects(NOW))
     with pytest.raises(ValueError, match="start a new one"):
-        transitions.replay(run, workflow("task", name="ghost"), Turn(NOW))
+        transitions.replay(run, workflow("task", name="ghost"), Effects(NOW))
 
 
 def test_a_replay_runs_what_failed_and_all_after_it_and_keeps_the_rest() -> None:
-    bench = Bench("a", "b", TaskSpec("c", parents=("a", "b")))
+    bench = RunHarness("a", "b", TaskSpec("c", parents=("a", "b")))
     bench.run_task("a", {"n": 1})
     bench.fail(bench.grant("b"))
     bench.replay()
@@ -379,7 +379,7 @@ def test_a_replay_runs_what_failed_and_all_after_it_and_keeps_the_rest() -> None
 
 
 def test_a_replay_of_a_completed_run_runs_all_of_it() -> None:
-    bench = Bench("a", TaskSpec("b", parents=("a",)))
+    bench = RunHarness("a", TaskSpec("b", parents=("a",)))
     bench.run_task("a")
     bench.run_task("b")
     bench.replay()
@@ -388,7 +388,7 @@ def test_a_replay_of_a_completed_run_runs_all_of_it() -> None:
 
 
 def test_a_replay_decides_again_what_had_been_cancelled_or_skipped_before_it_began() -> None:
-    bench = Bench("a", TaskSpec("b", skip_if=both(parent("a", "output.skip"))))
+    bench = RunHarness("a", TaskSpec("b", skip_if=both(parent("a", "output.skip"))))
     bench.fail(bench.grant("a"))
     assert bench.status("b") == "CANCELLED"
     bench.replay()
@@ -398,18 +398,18 @@ def test_a_replay_decides_again_what_had_been_cancelled_or_skipped_before_it_beg
 
 
 def test_a_sleep_before_a_task_counts_anew_after_a_replay_and_the_timer_of_before_is_nothing_to_it() -> None:
-    bench = Bench(TaskSpec("task", wait_for=both(sleep())))
+    bench = RunHarness(TaskSpec("task", wait_for=both(sleep())))
     (before,) = bench.sent(SetTimer)
     bench.cancel()
     bench.replay()
-    late = TimerFired(before.task_run_id, before.node, before.key)
-    assert transitions.timer_fired(bench.run, late, bench.workflow, Turn(NOW)) is bench.run
+    late = TimerFired(before.task_run_id, before.operation_id, before.key)
+    assert transitions.timer_fired(bench.run, late, bench.workflow, Effects(NOW)) is bench.run
     bench.fire()
     assert bench.status() == "READY"
 
 
 def test_a_replay_gives_every_attempt_again_and_a_new_lease() -> None:
-    bench = Bench(TaskSpec("task", retries=1))
+    bench = RunHarness(TaskSpec("task", retries=1))
     bench.fail(bench.grant())
     old = bench.grant()
     bench.fail(old)
@@ -423,43 +423,43 @@ def test_a_replay_gives_every_attempt_again_and_a_new_lease() -> None:
 
 
 def test_whoever_asks_for_a_finished_run_is_answered_at_once() -> None:
-    bench = Bench("task")
+    bench = RunHarness("task")
     bench.run_task("task")
     bench.watch("late")
     assert [result.status for result in bench.sent(RunResult, "inbox:late")] == ["COMPLETED"]
 
 
 def test_a_second_request_for_a_run_adds_its_watcher_and_starts_nothing() -> None:
-    bench = Bench("task", reply_to="first")
+    bench = RunHarness("task", reply_to="first")
     bench.add_interest(reply_to="second")
     assert bench.changes_nothing(lambda: bench.add_interest(reply_to="second"))
     bench.run_task("task")
-    assert [e.to for e in bench.effects if isinstance(e.message, RunResult)][:2] == ["inbox:first", "inbox:second"]
+    assert [e.to for e in bench.messages if isinstance(e.message, RunResult)][:2] == ["inbox:first", "inbox:second"]
 
 
 def test_a_parent_that_waits_is_told_how_its_child_ended() -> None:
-    bench = Bench("task", parent=PARENT)
+    bench = RunHarness("task", parent=PARENT)
     bench.run_task("task", {"n": 1})
     (told,) = bench.sent(ChildFinished)
-    assert (told.task_run_id, told.node, told.child_run_id) == (PARENT.task_run_id, PARENT.node, RUN_ID)
+    assert (told.task_run_id, told.operation_id, told.child_run_id) == (PARENT.task_run_id, PARENT.operation_id, RUN_ID)
     assert bytes(told.output) == b'{"n":1}'
 
 
 def test_a_parent_that_does_not_wait_is_not_told() -> None:
-    bench = Bench("task", parent=PARENT, notify_parent=False)
+    bench = RunHarness("task", parent=PARENT, notify_parent=False)
     bench.run_task("task")
     assert not bench.sent(ChildFinished)
 
 
 def test_a_parent_that_asks_for_a_child_that_has_ended_is_told_at_once() -> None:
-    bench = Bench("task")
+    bench = RunHarness("task")
     bench.run_task("task")
     bench.add_interest(parent=PARENT)
     assert len(bench.sent(ChildFinished)) == 1
 
 
 def test_a_parent_gets_the_outputs_of_a_child_with_several_tasks_by_name() -> None:
-    bench = Bench("a", TaskSpec("b", parents=("a",), skip_if=both(parent("a"))), parent=PARENT)
+    bench = RunHarness("a", TaskSpec("b", parents=("a",), skip_if=both(parent("a"))), parent=PARENT)
     bench.run_task("a", 1)
     (told,) = bench.sent(ChildFinished)
     assert msgspec.json.decode(told.output) == {"a": 1, "b": {"skipped": True}}
@@ -467,7 +467,7 @@ def test_a_parent_gets_the_outputs_of_a_child_with_several_tasks_by_name() -> No
 
 @pytest.mark.parametrize(("how", "kind"), [("fail", "ValueError"), ("cancel", "ChildCancelled")])
 def test_a_parent_gets_the_error_of_a_child_that_failed_or_was_cancelled(how: str, kind: str) -> None:
-    bench = Bench("task", parent=PARENT)
+    bench = RunHarness("task", parent=PARENT)
     bench.grant()
     after(bench, how)
     (told,) = bench.sent(ChildFinished)
@@ -476,7 +476,7 @@ def test_a_parent_gets_the_error_of_a_child_that_failed_or_was_cancelled(how: st
 
 
 def test_results_are_given_once_when_every_task_has_ended() -> None:
-    bench = Bench("a", "b", reply_to="me")
+    bench = RunHarness("a", "b", reply_to="me")
     bench.run_task("a")
     assert not bench.sent(RunResult)
     bench.run_task("b")
@@ -484,23 +484,23 @@ def test_results_are_given_once_when_every_task_has_ended() -> None:
 
 
 def test_results_and_children_s_ends_survive_a_crash_but_notices_need_not() -> None:
-    bench = Bench("task", reply_to="me", parent=PARENT)
+    bench = RunHarness("task", reply_to="me", parent=PARENT)
     bench.fail(bench.grant())
-    durable = {type(e.message).__name__: e.durable for e in bench.effects if not e.to.startswith("notice:")}
+    durable = {type(e.message).__name__: e.durable for e in bench.messages if not e.to.startswith("notice:")}
     assert durable == {"RunResult": True, "ChildFinished": True}
-    notices = [e for e in bench.effects if e.to.startswith("notice:")]
+    notices = [e for e in bench.messages if e.to.startswith("notice:")]
     assert {e.to for e in notices} == {"notice:task.failed.flow.task", "notice:run.failed.flow"}
     assert not any(e.durable for e in notices)
 
 
 def test_a_task_that_fails_is_announced() -> None:
-    bench = Bench("task")
+    bench = RunHarness("task")
     bench.fail(bench.grant())
     (notice,) = bench.sent(TaskNotice)
     assert (notice.task, notice.status) == ("task", "FAILED")
 
 
 def test_a_run_knows_its_tasks_by_name() -> None:
-    run: Run = Bench("task").run
+    run: Run = RunHarness("task").run
     with pytest.raises(KeyError, match="no task 'ghost'"):
         run.task("ghost")

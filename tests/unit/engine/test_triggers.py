@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sublet_engine.event.intake import Sighting
+from sublet_engine.event.intake import ParsedEvent
 from sublet_engine.event.triggers import Triggers, covers
 from sublet_engine.run.effects import position_at
 from sublet_protocol.specs import EventFilter
@@ -34,7 +34,7 @@ class ATrigger:
 
 
 def started(*triggers: ATrigger, **event: object) -> list[str]:
-    return [run.workflow for run in Triggers(triggers).runs(Sighting(AnEvent(**event)))]  # type: ignore[arg-type]
+    return [run.workflow for run in Triggers(triggers).runs(ParsedEvent(AnEvent(**event)))]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_pattern_covers_every_key_made_from_it(parts: list[str], fillings: lis
 
 def test_a_workflow_without_filters_gets_one_run_with_the_event_in_it() -> None:
     event = AnEvent(scope="s")
-    [run] = Triggers([ATrigger("w")]).runs(Sighting(event))
+    [run] = Triggers([ATrigger("w")]).runs(ParsedEvent(event))
     assert (run.workflow, bytes(run.input), run.metadata, run.priority) == ("w", b'{"n":1}', {"tenant": "x"}, 2)
     assert run.trigger is not None
     assert (run.trigger.event_id, run.trigger.event_key) == ("e1", "order.paid")
@@ -77,7 +77,7 @@ def test_a_workflow_without_filters_gets_one_run_with_the_event_in_it() -> None:
 
 @pytest.mark.parametrize("seq", [4_999_999, 5_000_000, 5_000_001, 5_000_100])
 def test_a_run_that_an_event_starts_begins_after_it(seq: int) -> None:
-    [run] = Triggers([ATrigger("w")]).runs(Sighting(AnEvent(seq=seq)))
+    [run] = Triggers([ATrigger("w")]).runs(ParsedEvent(AnEvent(seq=seq)))
     assert position_at(run.requested_at) >= seq
 
 
@@ -106,21 +106,21 @@ def test_filters_give_a_run_for_each_of_the_scope_that_is_true(scope: str | None
 def test_each_run_has_the_payload_of_its_filter_and_an_id_of_its_own() -> None:
     filters = tuple(EventFilter("true", "s", {"n": n}) for n in (1, 2, 2))
     triggers = Triggers([ATrigger("w", filters=filters)])
-    runs = triggers.runs(Sighting(AnEvent(scope="s")))
+    runs = triggers.runs(ParsedEvent(AnEvent(scope="s")))
     assert sorted(run.trigger.filter_payload["n"] for run in runs if run.trigger) == [1, 2]  # type: ignore[type-var]
     assert len({run.run_id for run in runs}) == 2
 
 
 def test_the_same_event_gives_the_same_run_ids_again() -> None:
     triggers = Triggers([ATrigger("w"), ATrigger("v", filters=(EventFilter("true", "s"),))])
-    first, again = (triggers.runs(Sighting(AnEvent(scope="s"))) for _ in range(2))
+    first, again = (triggers.runs(ParsedEvent(AnEvent(scope="s"))) for _ in range(2))
     assert [run.run_id for run in first] == [run.run_id for run in again]
-    other = triggers.runs(Sighting(AnEvent(scope="s", id="e2")))
+    other = triggers.runs(ParsedEvent(AnEvent(scope="s", id="e2")))
     assert not {run.run_id for run in first} & {run.run_id for run in other}
 
 
 @pytest.mark.parametrize("expression", ["", "input.missing == 1", "input.n", "input.n ===", "output.n == 1"])
 def test_a_filter_that_is_empty_or_fails_lets_nothing_through_and_is_counted(expression: str) -> None:
     triggers = Triggers([ATrigger("bad", filters=(EventFilter(expression, "s"),)), ATrigger("good")])
-    assert [run.workflow for run in triggers.runs(Sighting(AnEvent(scope="s")))] == ["good"]
+    assert [run.workflow for run in triggers.runs(ParsedEvent(AnEvent(scope="s")))] == ["good"]
     assert triggers.failures == 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sublet_platform.ports import StoreUnavailable
 from sublet_protocol.messages import Subscribe
 from sublet_protocol.specs import EventCondition
-from support.ingest_harness import Instance, World, wait
+from support.ingest_harness import IngestHarness, Instance, wait
 from support.virtual_time import in_virtual_time
 
 _EXPRESSIONS = (None, "input.n == 1", "input.n == 2 && input.m > 0", "input.m == 1 || input.n == 3", "input.x > 1")
@@ -40,7 +40,7 @@ def test_every_wait_gets_the_earliest_event_that_fits_whatever_happens(
 
 @in_virtual_time
 async def _run_everything(happenings: list[tuple[str, int, int]], chance: random.Random) -> None:
-    world, instances = await World.begin()
+    world, instances = await IngestHarness.begin()
     waits: dict[str, Subscribe] = {}
 
     async def trouble(operation: str) -> None:
@@ -80,7 +80,7 @@ async def _undisturbed(operation: str) -> None:
     """The database answers at once."""
 
 
-def _check(world: World, waits: dict[str, Subscribe]) -> None:
+def _check(world: IngestHarness, waits: dict[str, Subscribe]) -> None:
     events = sorted(world.database.events.values(), key=lambda event: event.seq)
     for task_run, subscribe in waits.items():
         condition = subscribe.condition

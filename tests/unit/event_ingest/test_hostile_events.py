@@ -12,7 +12,7 @@ from sublet_protocol import limits
 from sublet_protocol.cel.cost import extent_of, read_cost
 from sublet_protocol.messages import encode
 from sublet_protocol.topology import EVENTS, INGEST
-from support.ingest_harness import World, settled, wait
+from support.ingest_harness import IngestHarness, settled, wait
 from support.virtual_time import EPOCH_S, in_virtual_time
 
 DEAR = "input.a.map(x, input.a.map(y, input.s + input.s)).size() > 0"
@@ -20,7 +20,7 @@ DEAR = "input.a.map(x, input.a.map(y, input.s + input.s)).size() > 0"
 
 @in_virtual_time
 async def test_an_expression_too_dear_for_an_event_costs_nothing_and_the_other_waits_are_told() -> None:
-    world, (instance,) = await World.begin()
+    world, (instance,) = await IngestHarness.begin()
     payload = {"a": list(range(3_000)), "s": "x" * 500_000, "n": 1}
     assert read_cost(DEAR).work(extent_of([payload])) > limits.EXPRESSION_WORK_MAX_BYTES
     await world.command(*(wait(f"dear-{place}", DEAR) for place in range(50)))
@@ -33,7 +33,7 @@ async def test_an_expression_too_dear_for_an_event_costs_nothing_and_the_other_w
 
 @in_virtual_time
 async def test_an_event_too_large_is_kept_no_longer_than_it_takes_to_see_that() -> None:
-    world, (instance,) = await World.begin()
+    world, (instance,) = await IngestHarness.begin()
     size = 8 * limits.PAYLOAD_MAX_BYTES
     await world.user.publish([Outgoing(EVENTS, "paid", b'{"x": "' + b"y" * size + b'"}', message_id="large")])
     await world.publish({"n": 1})
@@ -47,7 +47,7 @@ async def test_an_event_too_large_is_kept_no_longer_than_it_takes_to_see_that() 
 
 @in_virtual_time
 async def test_a_flood_of_events_is_held_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    world, (instance,) = await World.begin()
+    world, (instance,) = await IngestHarness.begin()
     held: dict[int, int] = {}
     handle, ack = instance.shell._batches.handle, instance.broker.ack
 
@@ -80,7 +80,7 @@ async def _slow(operation: str) -> None:
 
 @in_virtual_time
 async def test_a_place_that_no_clock_gave_does_not_carry_the_order_of_events_with_it() -> None:
-    world, (instance,) = await World.begin()
+    world, (instance,) = await IngestHarness.begin()
     await world.command(wait("absurd", since_s=1e20), wait("later", since_s=60.0))
     await world.publish({"n": 1})
     await settled(instance)
@@ -95,7 +95,7 @@ def test_a_wait_that_listens_from_any_time_harms_no_other(since_s: float) -> Non
 
 @in_virtual_time
 async def _listen_from(since_s: float) -> None:
-    world, (instance,) = await World.begin()
+    world, (instance,) = await IngestHarness.begin()
     odd, good = wait("odd"), wait("good")
     on = json.loads(encode([odd]))
     on[0]["condition"]["since_s"] = since_s

@@ -19,7 +19,7 @@ from sublet_protocol.messages import (
 )
 from sublet_protocol.specs import EventCondition, EventFilter
 from sublet_protocol.topology import EVENTS, INGEST
-from support.ingest_harness import Instance, World, settled, wait
+from support.ingest_harness import IngestHarness, Instance, settled, wait
 from support.virtual_time import in_virtual_time
 
 # --- waits ----------------------------------------------------------------------------------------------------
@@ -27,7 +27,7 @@ from support.virtual_time import in_virtual_time
 
 @in_virtual_time
 async def test_an_event_wakes_the_wait_that_was_there_before_it() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(wait("a"), wait("b", key="other"))
     await asyncio.sleep(1)
     await world.publish({"n": 1})
@@ -38,7 +38,7 @@ async def test_an_event_wakes_the_wait_that_was_there_before_it() -> None:
 
 @in_virtual_time
 async def test_an_event_that_came_before_the_wait_is_found_the_earliest_first() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     for n in range(3):
         await world.publish({"n": n})
         await asyncio.sleep(1)
@@ -51,7 +51,7 @@ async def test_an_event_that_came_before_the_wait_is_found_the_earliest_first() 
 @in_virtual_time
 async def test_a_wait_looks_back_over_any_number_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingest_module, "LOOK_BACK_PAGE", 3)
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     for n in range(20):
         await world.publish({"n": n}, key="paid" if n % 2 else "sent")
     await asyncio.sleep(1)
@@ -62,7 +62,7 @@ async def test_a_wait_looks_back_over_any_number_of_events(monkeypatch: pytest.M
 
 @in_virtual_time
 async def test_events_and_waits_of_one_batch_find_each_other_whichever_comes_first() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.publish_together(
         Outgoing("", INGEST, encode([wait("before")])),
         Outgoing(EVENTS, "paid", b'{"n":1}'),
@@ -76,7 +76,7 @@ async def test_events_and_waits_of_one_batch_find_each_other_whichever_comes_fir
 
 @in_virtual_time
 async def test_one_event_wakes_all_that_wait_and_a_second_one_nobody() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(*(wait(str(n)) for n in range(50)))
     await world.publish({"n": 1})
     await world.publish({"n": 2})
@@ -89,7 +89,7 @@ async def test_one_event_wakes_all_that_wait_and_a_second_one_nobody() -> None:
 @in_virtual_time
 async def test_a_large_event_for_many_waits_goes_out_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingest_module, "PUBLISH_MAX_BYTES", 1_000_000)
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     sizes: list[int] = []
     publish = instance.broker.publish
 
@@ -109,7 +109,7 @@ async def test_a_large_event_for_many_waits_goes_out_in_parts(monkeypatch: pytes
 
 @in_virtual_time
 async def test_scopes_are_kept_apart_and_a_wait_without_scope_takes_all() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(wait("any"), wait("s", scope="s"), wait("t", scope="t"))
     await world.publish({"n": 1}, scope="t")
     await world.publish({"n": 2})
@@ -119,7 +119,7 @@ async def test_scopes_are_kept_apart_and_a_wait_without_scope_takes_all() -> Non
 
 @in_virtual_time
 async def test_a_wait_with_equality_terms_is_found_by_its_values() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(*(wait(str(n), f"input.order_id == {n} && input.ok") for n in range(100)))
     await asyncio.sleep(1)
     looked_at: list[int] = []
@@ -141,7 +141,7 @@ async def test_a_wait_with_equality_terms_is_found_by_its_values() -> None:
 
 @in_virtual_time
 async def test_a_withdrawn_wait_is_not_woken() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(wait("a"), wait("b"), Unsubscribe(id="wait-b"))
     await asyncio.sleep(1)
     await world.command(Unsubscribe(id="wait-a"))
@@ -153,7 +153,7 @@ async def test_a_withdrawn_wait_is_not_woken() -> None:
 
 @in_virtual_time
 async def test_a_bad_expression_neither_breaks_the_batch_nor_wakes() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(wait("bad", "input.n ==="), wait("failing", "input.missing > 1"), wait("good", "input.n == 1"))
     await world.publish({"n": 1})
     await settled(instance)
@@ -163,7 +163,7 @@ async def test_a_bad_expression_neither_breaks_the_batch_nor_wakes() -> None:
 
 @in_virtual_time
 async def test_clocks_that_disagree_lose_no_event_that_comes_after_its_wait() -> None:
-    world, [instance] = await World.begin(skew_s=-3_600.0)
+    world, [instance] = await IngestHarness.begin(skew_s=-3_600.0)
     await world.publish_together(Outgoing("", INGEST, encode([wait("a")])), Outgoing(EVENTS, "paid", b'{"n":1}'))
     await settled(instance)
     await world.command(wait("b", since_s=5.0))
@@ -177,7 +177,7 @@ async def test_clocks_that_disagree_lose_no_event_that_comes_after_its_wait() ->
 
 @in_virtual_time
 async def test_an_event_in_hand_of_who_was_replaced_wakes_no_wait_that_listens_from_later() -> None:
-    world, [zombie] = await World.begin()
+    world, [zombie] = await IngestHarness.begin()
     thawed = asyncio.Event()
 
     async def freeze(operation: str) -> None:
@@ -208,7 +208,7 @@ async def _answers(operation: str) -> None:
 
 @in_virtual_time
 async def test_consecutive_waits_that_go_on_where_the_last_event_was_miss_and_repeat_nothing() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     for n in range(5):
         await world.publish({"n": n})
     seen = []
@@ -228,7 +228,7 @@ async def test_consecutive_waits_that_go_on_where_the_last_event_was_miss_and_re
 
 @in_virtual_time
 async def test_an_event_starts_the_runs_that_it_triggers() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(
         RegisterTriggers("exact", ("paid",)),
         RegisterTriggers("pattern", ("p*",)),
@@ -256,7 +256,7 @@ async def test_an_event_starts_the_runs_that_it_triggers() -> None:
 
 @in_virtual_time
 async def test_an_event_both_wakes_a_wait_and_starts_a_run() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(RegisterTriggers("w", ("paid",)), wait("a"))
     await world.publish({"n": 1})
     await settled(instance)
@@ -266,7 +266,7 @@ async def test_an_event_both_wakes_a_wait_and_starts_a_run() -> None:
 
 @in_virtual_time
 async def test_triggers_registered_later_replace_those_before_and_older_ones_do_not() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(RegisterTriggers("w", ("paid",), at=2.0))
     await asyncio.sleep(1)
     await world.command(RegisterTriggers("w", ("sent",), at=1.0))
@@ -282,7 +282,7 @@ async def test_triggers_registered_later_replace_those_before_and_older_ones_do_
 
 @in_virtual_time
 async def test_triggers_are_known_after_a_restart() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(RegisterTriggers("w", ("paid",)))
     await settled(instance)
     again = Instance(world)
@@ -297,7 +297,7 @@ async def test_triggers_are_known_after_a_restart() -> None:
 
 @in_virtual_time
 async def test_an_event_published_twice_is_one_event() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(RegisterTriggers("w", ("paid",)))
     await world.publish({"n": 1}, message_id="m")
     await world.publish({"n": 1}, message_id="m")
@@ -312,7 +312,7 @@ async def test_an_event_published_twice_is_one_event() -> None:
 
 @in_virtual_time
 async def test_an_event_that_is_repeated_does_not_satisfy_a_wait_that_began_after_it() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.publish({"n": 1}, message_id="m")
     await asyncio.sleep(1)
     await world.command(wait("a", since_s=0.5))
@@ -324,7 +324,7 @@ async def test_an_event_that_is_repeated_does_not_satisfy_a_wait_that_began_afte
 
 @in_virtual_time
 async def test_messages_that_are_no_events_go_to_the_dead_letters_with_the_reason() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(wait("a"))
     await world.user.publish(
         [
@@ -346,11 +346,11 @@ async def test_messages_that_are_no_events_go_to_the_dead_letters_with_the_reaso
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(
     "operation",
-    ["insert_events", "find_subscriptions", "change_subscriptions", "save_shapes", "events_after", "load_triggers"],
+    ["insert_events", "find_subscriptions", "change_subscriptions", "save_field_sets", "events_after", "load_triggers"],
 )
 @in_virtual_time
 async def test_a_store_that_fails_at_any_step_loses_and_doubles_nothing(operation: str, moment: str) -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     await world.command(wait("early", "input.n == 1"))
     await asyncio.sleep(1)
     failures = [operation]
@@ -377,7 +377,7 @@ async def test_a_store_that_fails_at_any_step_loses_and_doubles_nothing(operatio
 
 @in_virtual_time
 async def test_another_instance_goes_on_where_the_first_was_cut_off() -> None:
-    world, [first, second] = await World.begin(instances=2)
+    world, [first, second] = await IngestHarness.begin(instances=2)
     await world.command(wait("a", "input.n == 1"), RegisterTriggers("w", ("paid",)))
     await asyncio.sleep(1)
 
@@ -403,7 +403,7 @@ async def _at_once(operation: str) -> None:
 
 @in_virtual_time
 async def test_a_wait_with_a_new_shape_is_seen_by_an_instance_that_does_not_know_it_yet() -> None:
-    world, [first] = await World.begin()
+    world, [first] = await IngestHarness.begin()
     await world.publish({"n": 0})
     await asyncio.sleep(1)
     store = MemoryEventStore(world.database)
@@ -411,14 +411,14 @@ async def test_a_wait_with_a_new_shape_is_seen_by_an_instance_that_does_not_know
     await world.command(wait("a", "input.n == 1"))
     await asyncio.sleep(1)
     [subscription] = world.database.subscriptions.values()
-    shapes = dict(world.database.shapes)
+    field_sets = dict(world.database.field_sets)
     await first.stop()
     world.database.subscriptions.clear()
-    world.database.shapes.clear()
+    world.database.field_sets.clear()
     await other.shell.start()
     await world.publish({"n": 0})
     await asyncio.sleep(1)
-    await store.save_shapes(shapes)
+    await store.save_field_sets(field_sets)
     await store.change_subscriptions([subscription], [])
     await world.publish({"n": 1})
     await settled(other)
@@ -427,7 +427,7 @@ async def test_a_wait_with_a_new_shape_is_seen_by_an_instance_that_does_not_know
 
 @in_virtual_time
 async def test_events_without_message_id_are_not_doubled_by_a_batch_that_is_handled_again() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     failures = ["find_subscriptions"]
 
     async def break_once(called: str) -> None:

@@ -7,48 +7,48 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from sublet_engine.run.completion import DAG_NODE
+from sublet_engine.run.completion import DAG_WAIT
 from sublet_engine.run.state import OpenWait, Run, TaskRun
 from sublet_event_ingest import sweeper as sweeper_module
 from sublet_event_ingest.sweeper import SWEEP_INTERVAL_S
 from sublet_platform.ports import StoredSubscription, StoreUnavailable
 from sublet_protocol.specs import EventCondition
-from support.ingest_harness import Instance, World, settled, wait
+from support.ingest_harness import IngestHarness, Instance, settled, wait
 from support.virtual_time import EPOCH_S, in_virtual_time
 
 PAID = EventCondition("c", "paid")
 EVICTED = TaskRun("t", "EVICTED", open_waits=(OpenWait("1", groups=((PAID,),)),))
 
 
-def store(world: World, name: str, *, node: str = "1") -> str:
+def store(world: IngestHarness, name: str, *, operation_id: str = "1") -> str:
     """A subscription of the task ``t`` of the run ``name``; returns its id."""
-    asked = replace(wait(name), node=node)
+    asked = replace(wait(name), operation_id=operation_id)
     world.database.subscriptions[asked.id] = StoredSubscription(asked.id, "key", asked)
     return asked.id
 
 
-def begin(world: World, name: str, task: TaskRun) -> None:
+def begin(world: IngestHarness, name: str, task: TaskRun) -> None:
     world.database.runs[name] = Run(name, "w", "1", "{}", EPOCH_S, tasks=(task,))
 
 
-def findings(instance: Instance) -> float:
+def anomalies(instance: Instance) -> float:
     return instance.value("sublet_sweeper_findings_total", sweeper="subscriptions") or 0.0
 
 
 @in_virtual_time
 async def test_what_a_task_waits_for_stays() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     begin(world, "durable", EVICTED)
     store(world, "durable")
     begin(world, "dag", TaskRun("t"))
-    store(world, "dag", node=DAG_NODE)
+    store(world, "dag", operation_id=DAG_WAIT)
     await settled(instance, seconds=5 * SWEEP_INTERVAL_S)
     assert len(world.database.subscriptions) == 2
-    assert findings(instance) == 0
+    assert anomalies(instance) == 0
 
 
 @pytest.mark.parametrize(
-    ("task", "node"),
+    ("task", "operation_id"),
     [
         pytest.param(None, "1", id="its run is not there"),
         pytest.param(TaskRun("other"), "1", id="its run has no such task"),
@@ -60,36 +60,36 @@ async def test_what_a_task_waits_for_stays() -> None:
             id="it came true",
         ),
         pytest.param(TaskRun("t", "EVICTED", replays=1, open_waits=EVICTED.open_waits), "1", id="its task is replayed"),
-        pytest.param(TaskRun("t", "RUNNING"), DAG_NODE, id="its task has begun"),
-        pytest.param(TaskRun("t", met=("c",)), DAG_NODE, id="its condition is met"),
+        pytest.param(TaskRun("t", "RUNNING"), DAG_WAIT, id="its task has begun"),
+        pytest.param(TaskRun("t", met=("c",)), DAG_WAIT, id="its condition is met"),
     ],
 )
 @in_virtual_time
-async def test_what_nobody_waits_for_is_taken_away_and_counted(task: TaskRun | None, node: str) -> None:
-    world, [instance] = await World.begin()
+async def test_what_nobody_waits_for_is_taken_away_and_counted(task: TaskRun | None, operation_id: str) -> None:
+    world, [instance] = await IngestHarness.begin()
     if task is not None:
         begin(world, "gone", task)
-    store(world, "gone", node=node)
+    store(world, "gone", operation_id=operation_id)
     await settled(instance, seconds=3 * SWEEP_INTERVAL_S)
     assert world.database.subscriptions == {}
-    assert findings(instance) == 1
+    assert anomalies(instance) == 1
 
 
 @in_virtual_time
 async def test_what_goes_by_itself_is_no_finding() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     left = store(world, "gone")
     await asyncio.sleep(1.5 * SWEEP_INTERVAL_S)
     assert left in world.database.subscriptions
     del world.database.subscriptions[left]
     await settled(instance, seconds=3 * SWEEP_INTERVAL_S)
-    assert findings(instance) == 0
+    assert anomalies(instance) == 0
 
 
 @in_virtual_time
 async def test_all_pages_are_swept_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeper_module, "SWEEP_PAGE", 2)
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     for name in ("b", "d", "f"):
         begin(world, name, EVICTED)
     waited_for = {store(world, name) for name in ("b", "d", "f")}
@@ -100,12 +100,12 @@ async def test_all_pages_are_swept_again_and_again(monkeypatch: pytest.MonkeyPat
     store(world, "c")
     await settled(instance, seconds=10 * SWEEP_INTERVAL_S)
     assert set(world.database.subscriptions) == waited_for
-    assert findings(instance) == 5
+    assert anomalies(instance) == 5
 
 
 @in_virtual_time
 async def test_a_database_that_does_not_answer_only_delays_the_sweep() -> None:
-    world, [instance] = await World.begin()
+    world, [instance] = await IngestHarness.begin()
     store(world, "gone")
 
     async def refuse(operation: str) -> None:

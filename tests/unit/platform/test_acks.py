@@ -5,52 +5,52 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sublet_platform.rabbit.acks import Settlement
+from sublet_platform.rabbit.acks import AckTracker
 
 
 def test_a_contiguous_prefix_is_one_frame() -> None:
-    assert Settlement().settle([1, 2, 3]) == [(3, True)]
+    assert AckTracker().settle([1, 2, 3]) == [(3, True)]
 
 
 def test_prefix_follows_prefix() -> None:
-    settlement = Settlement()
-    settlement.settle([1, 2, 3])
-    assert settlement.settle([6, 4, 5]) == [(6, True)]
+    ack_tracker = AckTracker()
+    ack_tracker.settle([1, 2, 3])
+    assert ack_tracker.settle([6, 4, 5]) == [(6, True)]
 
 
 def test_a_single_tag_needs_no_multiple() -> None:
-    assert Settlement().settle([1]) == [(1, False)]
+    assert AckTracker().settle([1]) == [(1, False)]
 
 
 def test_what_is_no_prefix_goes_one_by_one() -> None:
-    assert Settlement().settle([2, 4]) == [(2, False), (4, False)]
+    assert AckTracker().settle([2, 4]) == [(2, False), (4, False)]
 
 
 def test_nothing_above_a_gap_is_settled_with_the_prefix() -> None:
-    assert Settlement().settle([1, 2, 4]) == [(2, True), (4, False)]
+    assert AckTracker().settle([1, 2, 4]) == [(2, True), (4, False)]
 
 
 def test_a_gap_that_closes_makes_a_prefix_of_what_follows() -> None:
-    settlement = Settlement()
-    settlement.settle([2, 3])
-    assert settlement.settle([1]) == [(1, False)]
-    assert settlement.settle([4, 5]) == [(5, True)]
+    ack_tracker = AckTracker()
+    ack_tracker.settle([2, 3])
+    assert ack_tracker.settle([1]) == [(1, False)]
+    assert ack_tracker.settle([4, 5]) == [(5, True)]
 
 
 def test_no_tag_is_settled_twice() -> None:
-    settlement = Settlement()
-    settlement.settle([1, 2, 4])
-    assert settlement.settle([1, 2, 4]) == []
-    assert settlement.settle([4, 3]) == [(3, False)]
+    ack_tracker = AckTracker()
+    ack_tracker.settle([1, 2, 4])
+    assert ack_tracker.settle([1, 2, 4]) == []
+    assert ack_tracker.settle([4, 3]) == [(3, False)]
 
 
 @given(st.lists(st.lists(st.integers(1, 30), max_size=12), max_size=12))
 def test_the_broker_settles_just_what_was_asked_for_and_each_tag_once(calls: list[list[int]]) -> None:
-    settlement = Settlement()
+    ack_tracker = AckTracker()
     outstanding = set(range(1, 31))
     for tags in calls:
         before = set(outstanding)
-        for tag, multiple in settlement.settle(tags):
+        for tag, multiple in ack_tracker.settle(tags):
             assert tag in outstanding, "RabbitMQ would close the channel"
             outstanding -= {each for each in outstanding if each <= tag} if multiple else {tag}
         assert outstanding == before - set(tags)

@@ -109,7 +109,7 @@ async def test_who_rests_finishes_what_is_under_way_and_begins_nothing_else(benc
     await a_while()
     assert bench.batches == [[b"1"]]
     assert bench.unsettled == 2
-    bench.loop.go_on()
+    bench.loop.resume()
     await until(lambda: bench.unsettled == 0, "the rest")
     assert bench.batches == [[b"1"], [b"2", b"3"]]
 

@@ -10,9 +10,9 @@ from pamqp import commands, decode, frame, header
 from pamqp import encode as amqp
 
 from sublet_engine.event.intake import InvalidEvent, parse_event
-from sublet_platform.batching import LETTER_HEADERS_MAX_BYTES, letter_for
+from sublet_platform.batching import LETTER_HEADERS_MAX_BYTES, dead_letter_message
 from sublet_platform.ports import Delivery
-from sublet_platform.rabbit.decoding import TABLE_MAX_DEPTH, Unreadable, read_headers, read_leniently
+from sublet_platform.rabbit.decoding import TABLE_MAX_DEPTH, Unreadable, lenient_decoding, read_headers
 from sublet_protocol import limits
 
 FRAME_MAX_BYTES = 131_072
@@ -65,7 +65,7 @@ def test_a_table_that_is_none_is_as_long_as_it_says() -> None:
 
 
 def test_every_frame_can_be_read_afterwards() -> None:
-    read_leniently()
+    lenient_decoding()
     key = b"\xff\xfe"
     deliver = struct.pack(">HH", 60, 60) + b"\x01c" + struct.pack(">Q", 1) + b"\0" + b"\0" + bytes([len(key)]) + key
     _, _, read = frame.unmarshal(_framed(1, deliver))
@@ -116,7 +116,7 @@ def test_an_event_that_holds_such_a_thing_is_refused_with_a_reason(hostile: Deli
     ],
 )
 def test_whatever_was_delivered_fits_into_a_frame_of_the_dead(hostile: Delivery) -> None:
-    letter = letter_for(hostile, "because \udcff " + "x" * 10_000)
+    letter = dead_letter_message(hostile, "because \udcff " + "x" * 10_000)
     written = amqp.field_table(dict(letter.headers))  # type: ignore[arg-type]
     assert len(written) < LETTER_HEADERS_MAX_BYTES + 2_000 < FRAME_MAX_BYTES
     assert len(amqp.short_string(letter.routing_key) + amqp.short_string(letter.message_id or "")) <= 512
@@ -124,7 +124,7 @@ def test_whatever_was_delivered_fits_into_a_frame_of_the_dead(hostile: Delivery)
 
 
 def test_headers_left_out_are_counted() -> None:
-    letter = letter_for(
+    letter = dead_letter_message(
         delivery(headers={"small": 1, "large": "x" * limits.METADATA_MAX_BYTES, "after": 2}), "too large"
     )
     assert letter.headers["small"] == 1

@@ -22,7 +22,7 @@ def test_every_hash_slot_belongs_to_one_shard(shards: int) -> None:
     assert len(slots) == len([binding for binding in bound if binding.routing_key.startswith("slot.")])
     for number in range(1_000):
         run_id = f"run-{number}"
-        assert slots[ids.slot_key(run_id)] == shard_queue(ids.slot_of(run_id) % shards)
+        assert slots[ids.bucket_key(run_id)] == shard_queue(ids.bucket_of(run_id) % shards)
 
 
 @pytest.mark.parametrize("shards", [0, 65, -1])

@@ -10,7 +10,7 @@ import pytest
 
 from sublet_platform.ports import BrokerUnavailable
 from sublet_scheduler import balancer
-from sublet_scheduler.balancer import Sharing
+from sublet_scheduler.balancer import ShardBalancer
 from support.clocks import ManualClock
 from support.polling import until
 
@@ -25,16 +25,16 @@ class AShard:
     def active(self) -> bool:
         return self.held
 
-    async def line_up(self) -> None:
+    async def join(self) -> None:
         if not self.in_line:
             if self.broker_is_away:
                 raise BrokerUnavailable("not connected")
             self.in_line = True
             self.joined.append("again")
 
-    async def step_back(self) -> None:
+    async def yield_shard(self) -> None:
         self.held = self.in_line = False
-        await self.line_up()
+        await self.join()
 
 
 class Beats:
@@ -49,13 +49,13 @@ class Beats:
 
 @pytest.fixture
 def shards(monkeypatch: pytest.MonkeyPatch) -> list[AShard]:
-    monkeypatch.setattr(balancer, "BEAT_INTERVAL_S", 0.01)
+    monkeypatch.setattr(balancer, "HEARTBEAT_INTERVAL_S", 0.01)
     return [AShard() for _ in range(4)]
 
 
 def start(shards: list[AShard], schedulers: int, clock: ManualClock) -> asyncio.Task[None]:
     beats: Any = Beats(schedulers, clock)
-    return asyncio.create_task(Sharing("0", shards, store=beats, clock=clock).run())
+    return asyncio.create_task(ShardBalancer("0", shards, store=beats, clock=clock).run())
 
 
 async def test_who_holds_more_than_its_share_gives_back_the_surplus(shards: list[AShard], clock: ManualClock) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from sublet_engine.run import transitions
-from sublet_engine.run.effects import Turn
+from sublet_engine.run.effects import Effects
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryRunStore
 from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import Delivery, Outgoing
@@ -23,7 +23,7 @@ from support.polling import until
 INBOX = "sublet.inbox.client.test"
 
 
-class Desk:
+class TaskServices:
     """A scheduler of one shard, and a client. The workflow is unknown, so that every run ends as it begins."""
 
     def __init__(self) -> None:
@@ -63,25 +63,25 @@ class Desk:
     async def request(self, run_id: str, parent: ParentLink | None = None) -> RunResult:
         """How the run ended."""
         request = RunRequest(run_id, "unknown", reply_to=INBOX, parent=parent, notify_parent=False)
-        await self.broker.publish([Outgoing(REQUESTS, ids.slot_key(run_id), encode([request]))])
+        await self.broker.publish([Outgoing(REQUESTS, ids.bucket_key(run_id), encode([request]))])
         await until(lambda: run_id in self.results, "the result")
         return self.results[run_id]
 
 
 @pytest.fixture
-async def desk() -> AsyncIterator[Desk]:
-    desk = Desk()
+async def desk() -> AsyncIterator[TaskServices]:
+    desk = TaskServices()
     await desk.start()
     yield desk
     await desk.scheduler.stop()
 
 
-async def test_a_new_owner_looks_for_every_requested_run(desk: Desk) -> None:
+async def test_a_new_owner_looks_for_every_requested_run(desk: TaskServices) -> None:
     await desk.request("run-1")
     assert desk.looks == 1
 
 
-async def test_a_request_under_a_random_id_is_looked_for_by_no_settled_owner(desk: Desk) -> None:
+async def test_a_request_under_a_random_id_is_looked_for_by_no_settled_owner(desk: TaskServices) -> None:
     await desk.request("run-1")
     desk.clock.advance(limits.REQUEST_REPEATED_S + 1)
     await desk.request("run-2")
@@ -90,17 +90,17 @@ async def test_a_request_under_a_random_id_is_looked_for_by_no_settled_owner(des
     assert desk.looks == 2
 
 
-async def test_a_run_that_is_stored_after_all_is_found_and_not_written_over(desk: Desk) -> None:
+async def test_a_run_that_is_stored_after_all_is_found_and_not_written_over(desk: TaskServices) -> None:
     await desk.request("run-1")
     desk.clock.advance(limits.REQUEST_REPEATED_S + 1)
-    other = msgspec.structs.replace(desk.database.runs["run-1"], id="run-2", workflow="another", epoch="another")
+    other = msgspec.structs.replace(desk.database.runs["run-1"], id="run-2", workflow="another", owner_term="another")
     desk.database.runs["run-2"] = other
     result = await desk.request("run-2")
     assert result.status == "FAILED"
     assert desk.database.runs["run-2"].workflow == "another"
 
 
-async def test_a_workflow_that_another_owner_saved_is_not_unknown(desk: Desk) -> None:
+async def test_a_workflow_that_another_owner_saved_is_not_unknown(desk: TaskServices) -> None:
     await desk.request("run-1")  # builds the shard, without the workflow
     await desk.save("flow")
     await desk.broker.publish([Outgoing(REQUESTS, "slot.00", encode([RunRequest("run-2", "flow")]))])
@@ -108,12 +108,12 @@ async def test_a_workflow_that_another_owner_saved_is_not_unknown(desk: Desk) ->
     assert desk.database.runs["run-2"].status == "QUEUED"
 
 
-async def test_a_run_that_another_owner_began_with_its_own_definition_is_carried_on(desk: Desk) -> None:
+async def test_a_run_that_another_owner_began_with_its_own_definition_is_carried_on(desk: TaskServices) -> None:
     await desk.request("run-1")
     await desk.save("flow")
     spec = workflow("task", name="flow")
-    begun = transitions.create(RunRequest("run-2", "flow"), spec, Turn(desk.clock.now(), "another"))
-    desk.database.runs["run-2"] = msgspec.structs.replace(begun, revision=1, epoch="another")
+    begun = transitions.create(RunRequest("run-2", "flow"), spec, Effects(desk.clock.now(), "another"))
+    desk.database.runs["run-2"] = msgspec.structs.replace(begun, revision=1, owner_term="another")
     await desk.broker.publish([Outgoing(REQUESTS, "slot.00", encode([CancelRun("run-2")]))])
     await until(lambda: desk.database.runs["run-2"].terminal, "the end of the run")
     assert desk.database.runs["run-2"].status == "CANCELLED"

@@ -21,7 +21,6 @@ from sublet_protocol import limits
 from sublet_protocol.messages import (
     NULL,
     CancelRun,
-    Extended,
     Failed,
     Finished,
     Grant,
@@ -29,10 +28,11 @@ from sublet_protocol.messages import (
     Ping,
     Revoked,
     TaskError,
+    TimeoutExtended,
     Trigger,
 )
 from support.virtual_time import in_virtual_time
-from support.worker_harness import Bench, BenchTransport, client
+from support.worker_harness import BenchTransport, WorkerHarness, client
 
 
 async def test_sync_and_async_functions_give_their_outputs() -> None:
@@ -50,7 +50,7 @@ async def test_sync_and_async_functions_give_their_outputs() -> None:
     async def halve(input: Order, ctx: Context) -> Order:
         return Order(number=input.number // 2)
 
-    async with Bench(double, halve) as bench:
+    async with WorkerHarness(double, halve) as bench:
         bench.run(double, input=msgspec.Raw(b'{"number":"21"}'))
         assert await bench.finished(1) == {"number": 42}
         assert threads[0] is not threading.main_thread()
@@ -70,7 +70,7 @@ async def test_the_current_context_is_known_in_async_code_in_threads_and_nowhere
         seen.append(current_context.get() is ctx)
         seen.append(await asyncio.to_thread(lambda: current_context.get() is ctx))
 
-    async with Bench(sync, coroutine) as bench:
+    async with WorkerHarness(sync, coroutine) as bench:
         bench.run(sync)
         bench.run(coroutine)
         await bench.until(lambda: len(bench.of(Finished)) == 2)
@@ -82,7 +82,7 @@ async def test_no_output_is_null() -> None:
     @client.task(name="silent")
     async def silent(input: EmptyModel, ctx: Context) -> None: ...
 
-    async with Bench(silent) as bench:
+    async with WorkerHarness(silent) as bench:
         bench.run(silent)
         await bench.finished()
         assert bench.of(Finished)[0].output == NULL
@@ -102,7 +102,7 @@ async def test_what_a_task_raises_is_its_failure(error: BaseException, retryable
     async def failing(input: EmptyModel, ctx: Context) -> None:
         raise error
 
-    async with Bench(failing) as bench:
+    async with WorkerHarness(failing) as bench:
         bench.run(failing)
         failed = await bench.failed()
         assert (failed.error.type, failed.error.message) == (type(error).__name__, "no luck")
@@ -116,7 +116,7 @@ async def test_the_error_of_a_child_keeps_its_type_and_endless_texts_are_cut() -
     async def failing(input: EmptyModel, ctx: Context) -> None:
         raise TaskRunError("x" * 1_000_000, "KeyError", "y" * 1_000_000)
 
-    async with Bench(failing) as bench:
+    async with WorkerHarness(failing) as bench:
         bench.run(failing)
         error = (await bench.failed()).error
         assert error.type == "KeyError"
@@ -134,7 +134,7 @@ async def test_an_output_that_cannot_be_stored_and_an_input_that_does_not_fit_ar
     @client.task(name="strict", input_validator=Order)
     async def strict(input: Order, ctx: Context) -> None: ...
 
-    async with Bench(odd, strict) as bench:
+    async with WorkerHarness(odd, strict) as bench:
         bench.run(odd)
         bench.run(strict)
         await bench.until(lambda: len(bench.of(Failed)) == 2)
@@ -152,7 +152,7 @@ async def test_a_task_that_takes_too_long_fails_and_is_cancelled() -> None:
         finally:
             ended.append("cancelled" if ctx.is_cancelled else "not told")
 
-    async with Bench(slow) as bench:
+    async with WorkerHarness(slow) as bench:
         bench.run(slow, timeout_s=2.0)
         failed = await bench.failed()
         assert failed.error.type == "TimeoutError"
@@ -171,26 +171,26 @@ async def test_more_time_can_be_asked_for() -> None:
         ctx.refresh_timeout("1s")
         await asyncio.sleep(12)
 
-    async with Bench(slow) as bench:
+    async with WorkerHarness(slow) as bench:
         bench.run(slow, timeout_s=2.0)
         await bench.finished()
-        assert [(e.by_s, e.number) for e in bench.of(Extended)] == [(10.0, 1), (1.0, 2)]
+        assert [(e.by_s, e.number) for e in bench.of(TimeoutExtended)] == [(10.0, 1), (1.0, 2)]
 
 
 async def test_the_late_result_of_a_thread_that_took_too_long_is_ignored() -> None:
-    go_on = threading.Event()
+    resume = threading.Event()
     told: list[bool] = []
 
     @client.task(name="blocking")
     def blocking(input: EmptyModel, ctx: Context) -> dict[str, Any]:
-        go_on.wait(20)
+        resume.wait(20)
         told.append(ctx.is_cancelled)
         return {"late": True}
 
-    async with Bench(blocking) as bench:
+    async with WorkerHarness(blocking) as bench:
         bench.run(blocking, timeout_s=0.05)
         await bench.failed()
-        go_on.set()
+        resume.set()
         await bench.until(lambda: told)
         await bench.settled()
         assert told == [True]
@@ -209,7 +209,7 @@ async def test_a_revoked_task_sees_it_then_is_cancelled_and_its_slot_is_free() -
             steps.append(("cancelled", ctx.is_cancelled))
             raise
 
-    async with Bench(endless) as bench:
+    async with WorkerHarness(endless) as bench:
         task_run = bench.run(endless)
         await bench.until(lambda: bench.worker.held)
         bench.transport.say(Revoked(bench.lease(task_run), "cancelled"))
@@ -231,7 +231,7 @@ async def test_a_revoked_task_that_returns_in_time_is_not_reported_either() -> N
             await asyncio.sleep(0.01)
         return {"stopped": True}
 
-    async with Bench(watchful) as bench:
+    async with WorkerHarness(watchful) as bench:
         task_run = bench.run(watchful)
         await bench.until(lambda: bench.worker.held)
         bench.transport.say(Revoked(bench.lease(task_run), "superseded"))
@@ -244,7 +244,7 @@ async def test_a_task_can_cancel_itself() -> None:
     async def resigning(input: EmptyModel, ctx: Context) -> None:
         await ctx.aio_cancel()
 
-    async with Bench(resigning) as bench:
+    async with WorkerHarness(resigning) as bench:
         bench.run(resigning)
         await bench.finished()
         assert bench.of(CancelRun) == [CancelRun("run", "run.resigning")]
@@ -279,7 +279,7 @@ async def test_the_context_tells_who_the_task_is() -> None:
     async def curious(input: EmptyModel, ctx: Context) -> None:
         seen.update({name: getattr(ctx, name) for name in told}, worker_id=ctx.worker_id)
 
-    async with Bench(curious, labels={"zone": "a"}) as bench:
+    async with WorkerHarness(curious, labels={"zone": "a"}) as bench:
         bench.run(
             curious,
             retry_count=2,
@@ -322,7 +322,7 @@ def test_outputs_and_errors_of_other_tasks() -> None:
         skipped=("skipped",),
         errors={"first": TaskError("ValueError", "no luck", "trace", "run.first")},
     )
-    ctx = Context(grant, last, desk=None)  # type: ignore[arg-type]
+    ctx = Context(grant, last, services=None)  # type: ignore[arg-type]
     assert ctx.task_output(first) == {"n": 1}
     assert ctx.was_skipped(skipped)
     with pytest.raises(ValueError, match="was skipped"):
@@ -347,7 +347,7 @@ async def test_log_lines_carry_the_ids_of_run_and_task(caplog: pytest.LogCapture
             ctx.log({"odd": object()}, raise_on_error=True)
 
     caplog.set_level(logging.INFO, logger="sublet.task")
-    async with Bench(talking) as bench:
+    async with WorkerHarness(talking) as bench:
         bench.run(talking)
         await bench.finished()
     records = [record for record in caplog.records if record.name == "sublet.task"]
@@ -368,7 +368,7 @@ async def test_the_lifespan_gives_its_value_and_ends_after_the_last_task() -> No
         await asyncio.sleep(0.05)
         steps.append(ctx.lifespan)
 
-    bench = Bench(using, lifespan=lifespan)
+    bench = WorkerHarness(using, lifespan=lifespan)
     await bench.worker.aio_start()
     bench.run(using)
     await bench.until(lambda: bench.worker.held)
@@ -384,7 +384,7 @@ async def test_a_lifespan_that_fails_keeps_the_worker_from_starting() -> None:
     @client.task(name="using")
     async def using(input: EmptyModel, ctx: Context) -> None: ...
 
-    bench = Bench(using, lifespan=lifespan)
+    bench = WorkerHarness(using, lifespan=lifespan)
     with pytest.raises(LifespanSetupError, match="no database"):
         await bench.worker.aio_start()
     assert bench.worker.status is WorkerStatus.STOPPED

@@ -11,9 +11,9 @@ import pytest
 from sublet._declare.types import EmptyModel, EvictionPolicy
 from sublet._durable import invocation as stay_module
 from sublet._durable.context import DurableContext
-from sublet_protocol.messages import Extended, Failed, Finished, Record, Recorded, Revoked, Suspended
+from sublet_protocol.messages import Evicted, Failed, Finished, Record, Recorded, Revoked, TimeoutExtended
 from support.virtual_time import in_virtual_time
-from support.worker_harness import Bench, client
+from support.worker_harness import WorkerHarness, client
 
 TEN_SECONDS = EvictionPolicy(ttl=timedelta(seconds=10))
 
@@ -29,10 +29,10 @@ async def test_work_in_another_branch_is_never_thrown_away() -> None:
 
         await asyncio.gather(ctx.aio_sleep_for("1h"), work())
 
-    async with Bench(busy) as bench:
+    async with WorkerHarness(busy) as bench:
         bench.run(busy)
         await bench.until(lambda: bench.of(Recorded))
-        assert [o.node for o in bench.of(Recorded)[0].operations] == ["t0.1"]
+        assert [o.operation_id for o in bench.of(Recorded)[0].operations] == ["t0.1"]
         assert not finished_work
         suspended = await bench.suspended()
         assert finished_work == [1]
@@ -50,10 +50,10 @@ async def test_a_waiting_task_with_a_timeout_around_it_stays_until_the_timeout_s
             return {"patience": "over"}
         return {}
 
-    async with Bench(impatient) as bench:
+    async with WorkerHarness(impatient) as bench:
         bench.run(impatient)
         assert await bench.finished() == {"patience": "over"}
-        assert not bench.of(Suspended)
+        assert not bench.of(Evicted)
 
 
 @in_virtual_time
@@ -63,7 +63,7 @@ async def test_a_policy_keeps_the_task_for_its_ttl_and_its_clock_stands_still() 
         await asyncio.sleep(1)
         await ctx.aio_sleep_for("1h")
 
-    async with Bench(patient) as bench:
+    async with WorkerHarness(patient) as bench:
         loop = asyncio.get_running_loop()
         began = loop.time()
         bench.run(patient, timeout_s=5.0)
@@ -85,7 +85,7 @@ async def test_a_result_within_the_ttl_lets_the_task_go_on_where_it_is() -> None
         await ctx.aio_sleep_for("1s")
         return {"invocation": ctx.invocation_count}
 
-    async with Bench(patient) as bench:
+    async with WorkerHarness(patient) as bench:
         task_run = bench.run(patient)
         await bench.until(lambda: len(bench.of(Recorded)) == 1)
         bench.sleep_over(task_run, "1")
@@ -104,7 +104,7 @@ async def test_a_result_that_is_not_enough_is_answered_by_saying_again_that_all_
     @client.task(name="child")
     async def child(input: EmptyModel, ctx: Any) -> None: ...
 
-    async with Bench(waiting) as bench:
+    async with WorkerHarness(waiting) as bench:
         task_run = bench.run(waiting)
         await bench.until(lambda: len(bench.of(Recorded)) == 1)
         bench.end(task_run, "2", {})
@@ -120,11 +120,11 @@ async def test_without_a_policy_a_task_is_never_evicted_while_its_worker_lives()
     async def settled(input: EmptyModel, ctx: DurableContext) -> None:
         await ctx.aio_sleep_for("1000h")
 
-    async with Bench(settled) as bench:
+    async with WorkerHarness(settled) as bench:
         bench.run(settled)
         await bench.until(lambda: bench.of(Recorded))
         await asyncio.sleep(10_000)
-        assert not bench.of(Suspended)
+        assert not bench.of(Evicted)
         assert bench.transport.taken("durable") == 1
 
 
@@ -142,11 +142,11 @@ async def test_when_slots_run_short_the_least_important_of_those_that_may_go_lea
     unimportant = waiting_task("unimportant", EvictionPolicy(ttl=hour, priority=1))
     fixed = waiting_task("fixed", EvictionPolicy(ttl=hour, allow_capacity_eviction=False, priority=0))
     never = waiting_task("never", None)
-    async with Bench(important, unimportant, fixed, never, durable_slots=4) as bench:
+    async with WorkerHarness(important, unimportant, fixed, never, durable_slots=4) as bench:
         for number, workflow in enumerate((never, fixed, important)):
             bench.run(workflow, run=f"run{number}")
         await bench.until(lambda: len(bench.of(Recorded)) == 3)
-        assert not bench.of(Suspended)
+        assert not bench.of(Evicted)
         bench.run(unimportant, run="run4")
         suspended = await bench.suspended()
         assert (suspended.lease, suspended.cause) == ("run4.unimportant@1", "capacity_pressure")
@@ -163,10 +163,10 @@ async def test_a_result_that_comes_while_the_checkpoint_is_under_way_is_left_to_
         await ctx.aio_sleep_for("1s")
         went_on.append(ctx.invocation_count)
 
-    async with Bench(sleeper) as bench:
+    async with WorkerHarness(sleeper) as bench:
         bench.transport.confirming.clear()
         task_run = bench.run(sleeper)
-        await bench.until(lambda: bench.of(Suspended))
+        await bench.until(lambda: bench.of(Evicted))
         bench.sleep_over(task_run, "1")
         await bench.settled()
         bench.transport.confirming.set()
@@ -189,7 +189,7 @@ async def test_a_dropped_task_cannot_go_on_by_swallowing_its_cancellation(monkey
                 refused.append(type(error).__name__)
         return {"must not": "be seen"}
 
-    async with Bench(stubborn) as bench:
+    async with WorkerHarness(stubborn) as bench:
         bench.run(stubborn)
         await bench.suspended()
         await bench.until(lambda: len(refused) > stay_module.REFUSALS_MAX)
@@ -215,12 +215,12 @@ async def test_a_dropped_task_that_returns_something_is_not_reported() -> None:
             await ctx.aio_refresh_timeout("1m")
         return {"a": 1}
 
-    async with Bench(quick) as bench:
+    async with WorkerHarness(quick) as bench:
         bench.run(quick)
         await bench.until(lambda: returned)
         await bench.settled()
         assert not bench.of(Finished)
-        assert not bench.of(Extended)
+        assert not bench.of(TimeoutExtended)
 
 
 async def test_clean_up_of_dropped_code_may_take_its_time() -> None:
@@ -234,7 +234,7 @@ async def test_clean_up_of_dropped_code_may_take_its_time() -> None:
             await asyncio.sleep(0.1)
             cleaned.append("up")
 
-    async with Bench(tidy) as bench:
+    async with WorkerHarness(tidy) as bench:
         bench.run(tidy)
         await bench.until(lambda: cleaned)
 
@@ -256,7 +256,7 @@ async def test_a_task_that_returns_while_operations_are_open_just_finishes() -> 
         assert not ctx_task.done()
         return {"done": True}
 
-    async with Bench(leaving) as bench:
+    async with WorkerHarness(leaving) as bench:
         bench.run(leaving)
         assert await bench.finished() == {"done": True}
         await bench.until(lambda: given_up)
@@ -275,7 +275,7 @@ async def test_a_cancelled_task_sees_it_first_and_is_then_dropped_without_a_repo
 
         await asyncio.gather(watch(), ctx.aio_sleep_for("1h"))
 
-    async with Bench(waiting) as bench:
+    async with WorkerHarness(waiting) as bench:
         task_run = bench.run(waiting)
         await bench.until(lambda: bench.of(Recorded))
         bench.transport.say(Revoked(bench.lease(task_run), "cancelled"))
@@ -293,7 +293,7 @@ async def test_active_time_alone_counts_for_the_timeout() -> None:
         await ctx.aio_sleep_for("1h")
         await asyncio.sleep(100)
 
-    async with Bench(working) as bench:
+    async with WorkerHarness(working) as bench:
         loop = asyncio.get_running_loop()
         task_run = bench.run(working, timeout_s=3.0)
         await bench.until(lambda: bench.of(Recorded))
@@ -311,7 +311,7 @@ async def test_results_reach_only_the_invocation_that_they_are_meant_for() -> No
     async def waiting(input: EmptyModel, ctx: DurableContext) -> None:
         await ctx.aio_sleep_for("1h")
 
-    async with Bench(waiting) as bench:
+    async with WorkerHarness(waiting) as bench:
         task_run = bench.run(waiting)
         await bench.until(lambda: bench.of(Recorded))
         stale: list[Record] = []

@@ -13,9 +13,9 @@ from sublet._declare.types import EmptyModel
 from sublet._durable.context import DurableContext
 from sublet._errors import NonDeterminismError, TaskRunError
 from sublet_protocol import limits
-from sublet_protocol.messages import Finished, Record, Recorded, Suspended, TaskError
+from sublet_protocol.messages import Evicted, Finished, Record, Recorded, TaskError
 from sublet_protocol.specs import EventCondition
-from support.worker_harness import Bench, client
+from support.worker_harness import WorkerHarness, client
 
 
 def event(key: str, payload: object) -> dict[str, Any]:
@@ -31,10 +31,10 @@ async def test_a_sleep_evicts_at_once_and_the_next_invocation_goes_on_after_it()
         slept = await ctx.aio_sleep_for("30s", label="nap")
         return {"slept": slept.duration.total_seconds()}
 
-    async with Bench(sleeper) as bench:
+    async with WorkerHarness(sleeper) as bench:
         task_run = bench.run(sleeper)
         suspended = await bench.suspended()
-        assert [(o.node, o.kind, o.label) for o in suspended.operations] == [("1", "wait", "nap")]
+        assert [(o.operation_id, o.kind, o.label) for o in suspended.operations] == [("1", "wait", "nap")]
         assert suspended.blocked == (("1",),)
         assert suspended.delivered == 0
         await bench.until(lambda: bench.transport.acked)
@@ -55,12 +55,12 @@ async def test_the_slot_is_given_away_only_after_the_broker_has_the_checkpoint()
         finally:
             ended.append(True)
 
-    async with Bench(sleeper) as bench:
+    async with WorkerHarness(sleeper) as bench:
         bench.transport.confirming.set()
         bench.run(sleeper)
         bench.transport.confirming.clear()
         bench.answering = True
-        await bench.until(lambda: bench.of(Suspended))
+        await bench.until(lambda: bench.of(Evicted))
         await bench.settled()
         assert not ended
         bench.transport.confirming.set()
@@ -84,19 +84,19 @@ async def test_branches_keep_their_nodes_and_their_order_on_replay() -> None:
         await asyncio.gather(leg("a", 1), leg("b", 2), leg("c", 3))
         return {"order": order}
 
-    async with Bench(racing) as bench:
+    async with WorkerHarness(racing) as bench:
         task_run = bench.run(racing)
         first = await bench.suspended(1)
-        assert {o.node for o in first.operations} == {"t0.1", "t1.1", "t2.1"}
+        assert {o.operation_id for o in first.operations} == {"t0.1", "t1.1", "t2.1"}
         assert sorted(first.blocked) == [("t0.1",), ("t1.1",), ("t2.1",)]
-        for node in ("t2.1", "t0.1", "t1.1"):
-            bench.sleep_over(task_run, node)
+        for operation_id in ("t2.1", "t0.1", "t1.1"):
+            bench.sleep_over(task_run, operation_id)
         bench.run(racing)
         second = await bench.suspended(2)
         assert second.delivered == 3
-        assert [o.node for o in second.operations] == ["t2.2", "t0.2", "t1.2"]
-        for node in ("t1.2", "t2.2", "t0.2"):
-            bench.sleep_over(task_run, node)
+        assert [o.operation_id for o in second.operations] == ["t2.2", "t0.2", "t1.2"]
+        for operation_id in ("t1.2", "t2.2", "t0.2"):
+            bench.sleep_over(task_run, operation_id)
         bench.run(racing)
         assert await bench.finished() == {"order": ["c1", "a1", "b1", "b2", "c2", "a2"]}
         assert seen[1] == ["c1", "a1", "b1"]
@@ -116,15 +116,15 @@ async def test_results_that_come_while_the_task_stays_are_delivered_in_the_order
                 group.create_task(leg(name))
         return {"order": order}
 
-    async with Bench(resident) as bench:
+    async with WorkerHarness(resident) as bench:
         task_run = bench.run(resident)
         await bench.until(lambda: bench.of(Recorded))
         (recorded,) = bench.of(Recorded)
         assert recorded.waiting
-        for node, key in (("t2.1", "c"), ("t0.1", "a"), ("t1.1", "b")):
-            bench.end(task_run, node, event(key, {}))
+        for operation_id, key in (("t2.1", "c"), ("t0.1", "a"), ("t1.1", "b")):
+            bench.end(task_run, operation_id, event(key, {}))
         assert await bench.finished() == {"order": ["c", "a", "b"]}
-        assert not bench.of(Suspended)
+        assert not bench.of(Evicted)
 
 
 async def test_a_missing_result_holds_back_those_after_it() -> None:
@@ -138,7 +138,7 @@ async def test_a_missing_result_holds_back_those_after_it() -> None:
 
         await asyncio.gather(leg("a"), leg("b"))
 
-    async with Bench(resident) as bench:
+    async with WorkerHarness(resident) as bench:
         task_run = bench.run(resident)
         await bench.until(lambda: bench.of(Recorded))
         say = bench.transport.say
@@ -177,14 +177,14 @@ async def test_a_branch_that_waits_for_another_by_a_plain_event_does_not_stop_th
         await asyncio.gather(second(), first())
         return {"order": order}
 
-    async with Bench(handing_over) as bench:
+    async with WorkerHarness(handing_over) as bench:
         task_run = bench.run(handing_over)
         # One branch is suspended on something unknown, so the task stays; what the other waits for is armed.
         await bench.until(lambda: bench.of(Recorded))
         assert not bench.of(Recorded)[0].waiting
         bench.sleep_over(task_run, "t1.1")
         suspended = await bench.suspended()
-        assert sorted(o.node for o in suspended.operations) == ["t0.1", "t1.2"]
+        assert sorted(o.operation_id for o in suspended.operations) == ["t0.1", "t1.2"]
         bench.sleep_over(task_run, "t1.2")
         bench.sleep_over(task_run, "t0.1")
         bench.run(handing_over)
@@ -206,7 +206,7 @@ async def test_a_branch_that_polls_without_a_pause_does_not_stop_the_replay() ->
         await sleeping
         return {"slept": True}
 
-    async with Bench(polling) as bench:
+    async with WorkerHarness(polling) as bench:
         task_run = bench.run(polling)
         await bench.until(lambda: bench.of(Recorded))
         bench.sleep_over(task_run, "t0.1")
@@ -232,7 +232,7 @@ async def test_a_slower_branch_is_waited_for_when_it_was_first_before() -> None:
 
         await asyncio.gather(slow(), quick())
 
-    async with Bench(uneven) as bench:
+    async with WorkerHarness(uneven) as bench:
         task_run = bench.run(uneven)
         await bench.suspended()
         bench.sleep_over(task_run, "t0.1")
@@ -249,7 +249,7 @@ async def test_code_that_asks_for_something_else_fails_with_what_was_recorded_an
     async def changing(input: EmptyModel, ctx: DurableContext) -> None:
         await ctx.aio_sleep_for(asks[ctx.invocation_count - 1])
 
-    async with Bench(changing) as bench:
+    async with WorkerHarness(changing) as bench:
         task_run = bench.run(changing)
         await bench.suspended()
         bench.sleep_over(task_run, "1")
@@ -271,7 +271,7 @@ async def test_non_determinism_can_be_caught_at_the_await_and_tells_its_node() -
         except NonDeterminismError as error:
             caught.append(error)
 
-    async with Bench(changing) as bench:
+    async with WorkerHarness(changing) as bench:
         task_run = bench.run(changing)
         await bench.suspended()
         bench.end(task_run, "1", event("a", {}))
@@ -290,13 +290,13 @@ async def test_conditions_may_change_places_but_not_groups() -> None:
     async def choosing(input: EmptyModel, ctx: DurableContext) -> dict[str, Any]:
         return await ctx.aio_wait_for("decision", *asked[ctx.invocation_count - 1])
 
-    async with Bench(choosing) as bench:
+    async with WorkerHarness(choosing) as bench:
         task_run = bench.run(choosing)
         suspended = await bench.suspended()
         assert len(suspended.operations[0].groups) == 1
         bench.run(choosing)
         await bench.suspended(2)
-        assert not bench.of(Suspended)[1].operations
+        assert not bench.of(Evicted)[1].operations
         bench.end(task_run, "1", event("paid", {"amount": 2}))
         bench.run(choosing)
         assert (await bench.failed()).error.type == "NonDeterminismError"
@@ -312,10 +312,10 @@ async def test_now_is_remembered_and_travels_with_the_next_report() -> None:
         moments.append(await ctx.aio_now())
 
     times = iter([1_000.0, 1_010.0, 2_000.0, 3_000.0, 4_000.0])
-    async with Bench(clock, now=lambda: next(times, 9_000.0)) as bench:
+    async with WorkerHarness(clock, now=lambda: next(times, 9_000.0)) as bench:
         task_run = bench.run(clock)
         suspended = await bench.suspended()
-        assert [(o.node, o.kind) for o in suspended.operations] == [("1", "memo"), ("2", "memo"), ("3", "wait")]
+        assert [(o.operation_id, o.kind) for o in suspended.operations] == [("1", "memo"), ("2", "memo"), ("3", "wait")]
         bench.sleep_over(task_run, "3")
         bench.run(clock)
         await bench.finished()
@@ -340,10 +340,10 @@ async def test_a_memo_is_recorded_before_the_code_goes_on_and_not_called_again()
         await ctx.aio_sleep_for("1s")
         return fetched
 
-    async with Bench(remembering) as bench:
+    async with WorkerHarness(remembering) as bench:
         task_run = bench.run(remembering)
         await bench.suspended()
-        assert [o.node for r in bench.of(Recorded) for o in r.operations] == ["1", "2"]
+        assert [o.operation_id for r in bench.of(Recorded) for o in r.operations] == ["1", "2"]
         assert [r.number for r in bench.of(Recorded)] == [1, 2]
         bench.sleep_over(task_run, "3")
         bench.run(remembering)
@@ -363,7 +363,7 @@ async def test_two_memos_with_equal_arguments_but_other_functions_are_not_the_sa
         await ctx.aio_memo(one if ctx.invocation_count == 1 else two, int)
         await ctx.aio_sleep_for("1s")
 
-    async with Bench(remembering) as bench:
+    async with WorkerHarness(remembering) as bench:
         task_run = bench.run(remembering)
         await bench.suspended()
         bench.sleep_over(task_run, "2")
@@ -382,13 +382,13 @@ async def test_children_are_one_wait_and_their_outputs_come_in_request_order() -
         outputs = await child.aio_run_many(items)
         return {"outputs": [output["n"] for output in outputs]}
 
-    async with Bench(parent) as bench:
+    async with WorkerHarness(parent) as bench:
         task_run = bench.run(parent)
         suspended = await bench.suspended()
         assert suspended.blocked == (("1", "2", "3"),)
         assert [bytes(o.child.input) for o in suspended.operations if o.child] == [b'{"n":0}', b'{"n":1}', b'{"n":2}']
-        for node in ("3", "1", "2"):
-            bench.end(task_run, node, {"n": int(node) * 10})
+        for operation_id in ("3", "1", "2"):
+            bench.end(task_run, operation_id, {"n": int(operation_id) * 10})
         bench.run(parent)
         assert await bench.finished() == {"outputs": [10, 20, 30]}
 
@@ -406,11 +406,11 @@ async def test_a_checkpoint_that_is_too_large_for_one_message_travels_in_several
     async def parent(input: EmptyModel, ctx: DurableContext) -> None:
         await child.aio_run_many([child.create_bulk_run_item(EmptyModel(text="x" * 100_000)) for _ in range(6)])
 
-    async with Bench(parent) as bench:
+    async with WorkerHarness(parent) as bench:
         bench.run(parent)
         suspended = await bench.suspended()
         parts = [*bench.of(Recorded), suspended]
-        assert [[o.node for o in part.operations] for part in parts] == [["1", "2"], ["3", "4"], ["5", "6"]]
+        assert [[o.operation_id for o in part.operations] for part in parts] == [["1", "2"], ["3", "4"], ["5", "6"]]
         assert suspended.blocked == (("1", "2", "3", "4", "5", "6"),)
 
 
@@ -429,7 +429,7 @@ async def test_a_failed_child_raises_at_its_await_again_and_again() -> None:
             raised.append(error)
         await ctx.aio_sleep_for("1s")
 
-    async with Bench(parent) as bench:
+    async with WorkerHarness(parent) as bench:
         task_run = bench.run(parent)
         await bench.suspended()
         bench.end(task_run, "1", error=TaskError("ValueError", "no luck", "trace", "child-run.child"))
@@ -455,10 +455,10 @@ async def test_a_child_that_is_not_awaited_is_recorded_before_the_code_goes_on()
         refs.append(str(await child.aio_run(wait_for_result=False)))
         await ctx.aio_sleep_for("1s")
 
-    async with Bench(parent) as bench:
+    async with WorkerHarness(parent) as bench:
         task_run = bench.run(parent)
         suspended = await bench.suspended()
-        assert [o.node for r in bench.of(Recorded) for o in r.operations] == ["1"]
+        assert [o.operation_id for r in bench.of(Recorded) for o in r.operations] == ["1"]
         assert suspended.blocked == (("2",),)
         bench.end(task_run, "1", {})
         bench.sleep_over(task_run, "2")
@@ -475,7 +475,7 @@ async def test_an_event_wait_listens_from_where_its_branch_has_seen_everything()
             await asyncio.gather(ctx.aio_wait_for_event("b"), ctx.aio_sleep_for("1s"))
             await ctx.aio_wait_for_event("c")
 
-    async with Bench(listening) as bench:
+    async with WorkerHarness(listening) as bench:
         task_run = bench.run(listening, position=5)
         assert (await bench.suspended(1)).operations[0].since == 5
         bench.end(task_run, "1", event("a", {}), position=10)
@@ -492,7 +492,7 @@ async def test_lookback_begins_at_the_remembered_time() -> None:
     async def looking_back(input: EmptyModel, ctx: DurableContext) -> dict[str, Any]:
         return await ctx.aio_wait_for_event("k", scope="s", lookback_window=timedelta(seconds=100))
 
-    async with Bench(looking_back, now=lambda: 5_000.0) as bench:
+    async with WorkerHarness(looking_back, now=lambda: 5_000.0) as bench:
         task_run = bench.run(looking_back)
         suspended = await bench.suspended()
         (condition,) = suspended.operations[1].groups[0]
@@ -513,7 +513,7 @@ async def test_a_payload_is_given_as_the_type_that_was_asked_for() -> None:
         assert isinstance(paid, Paid)
         return {"amount": paid.amount}
 
-    async with Bench(paying) as bench:
+    async with WorkerHarness(paying) as bench:
         task_run = bench.run(paying)
         await bench.suspended()
         bench.end(task_run, "1", event("paid", {"amount": "12"}))
@@ -528,10 +528,10 @@ async def test_a_long_log_is_replayed_whole() -> None:
             await ctx.aio_sleep_for("1s")
         return {"waits": ctx.wait_index}
 
-    async with Bench(long, durable_slots=1) as bench:
+    async with WorkerHarness(long, durable_slots=1) as bench:
         task_run = bench.run(long)
         await bench.suspended()
-        suspended = bench.of(Suspended)[0]
+        suspended = bench.of(Evicted)[0]
         entry = bench.log(task_run)["1"]
         for number in range(1, 701):
             bench.log(task_run)[str(number)] = type(entry)(

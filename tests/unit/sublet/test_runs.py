@@ -123,7 +123,7 @@ def test_a_request_goes_persistent_to_the_slot_of_its_run() -> None:
     (published,) = broker.published
     (request,) = broker.requests
     assert (published.exchange, published.persistent) == ("sublet.requests", True)
-    assert published.routing_key == ids.slot_key(request.run_id)
+    assert published.routing_key == ids.bucket_key(request.run_id)
     assert (request.workflow, bytes(request.input)) == ("Double", b'{"x":1}')
     assert (request.reply_to, request.parent, request.notify_parent) == (broker.transports[0].inboxes[0], None, False)
 
@@ -133,7 +133,7 @@ async def test_runs_started_at_the_same_time_share_messages() -> None:
     task = echo_task(sublet)
     await asyncio.gather(*(task.aio_run(Number(x=n)) for n in range(1_000)))
     assert len(broker.requests) == 1_000
-    assert len(broker.published) <= 2 * ids.HASH_SLOTS
+    assert len(broker.published) <= 2 * ids.BUCKETS
 
 
 def test_a_bulk_sends_one_message_for_each_slot() -> None:
@@ -142,7 +142,7 @@ def test_a_bulk_sends_one_message_for_each_slot() -> None:
         task = echo_task(sublet)
         task.run_many([task.create_bulk_run_item(Number(x=n)) for n in range(1_000)])
     assert len(broker.requests) == 1_000
-    assert len(broker.published) == len({published.routing_key for published in broker.published}) <= ids.HASH_SLOTS
+    assert len(broker.published) == len({published.routing_key for published in broker.published}) <= ids.BUCKETS
 
 
 def test_a_bulk_of_large_items_is_cut_at_the_limit() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from sublet._durable.quiescence import DurableWait, Standing, standing_of
+from sublet._durable.quiescence import DurableWait, TreeState, tree_state
 from sublet._durable.task_tree import Branch, BranchTask, Tree, current_branch, install
 
 Code = Callable[[], Coroutine[Any, Any, Any]]
@@ -29,27 +29,27 @@ class Grove:
     def _on_end(self) -> None:
         self.ended += 1
 
-    def grow(self, code: Code) -> BranchTask:
+    def spawn(self, code: Code) -> BranchTask:
         return self.tree.start(code(), contextvars.copy_context())
 
     async def durably(self) -> str:
         """Wait as for a durable operation; returns its node."""
         branch = current_branch()
         assert branch is not None
-        node = branch.next_node()
-        wait = DurableWait((node,), loop=asyncio.get_running_loop())
+        operation_id = branch.next_operation_id()
+        wait = DurableWait((operation_id,), loop=asyncio.get_running_loop())
         self.waits.append(wait)
         await wait
-        return node
+        return operation_id
 
-    async def standing(self) -> Standing:
+    async def standing(self) -> TreeState:
         for _ in range(10):
             await asyncio.sleep(0)
-        return standing_of(self.tree.live)
+        return tree_state(self.tree.live)
 
     @property
-    def nodes(self) -> set[str]:
-        return {node for wait in self.waits for node in wait.nodes}
+    def operation_ids(self) -> set[str]:
+        return {operation_id for wait in self.waits for operation_id in wait.operation_ids}
 
 
 @pytest_asyncio.fixture
@@ -72,14 +72,14 @@ async def test_nodes_are_named_by_their_place_in_the_tree(grove: Grove) -> None:
     async def code() -> None:
         branch = current_branch()
         assert branch is not None
-        assert [branch.next_node(), branch.next_node()] == ["1", "2"]
+        assert [branch.next_operation_id(), branch.next_operation_id()] == ["1", "2"]
         async with asyncio.TaskGroup() as group:
             group.create_task(asyncio.sleep(0))
             group.create_task(twig())
 
-    grove.grow(code)
+    grove.spawn(code)
     await grove.standing()
-    assert grove.nodes == {"t1.t0.1", "t1.t1.1"}
+    assert grove.operation_ids == {"t1.t0.1", "t1.t1.1"}
 
 
 async def test_tasks_that_are_started_with_an_empty_context_are_no_branches(grove: Grove) -> None:
@@ -93,7 +93,7 @@ async def test_tasks_that_are_started_with_an_empty_context_are_no_branches(grov
         await loop.create_task(ours(), context=contextvars.Context())
         await grove.durably()
 
-    grove.grow(code)
+    grove.spawn(code)
     await grove.standing()
     assert seen == [None]
     assert len(grove.tree.live) == 1
@@ -111,9 +111,9 @@ async def test_a_task_that_a_callback_starts_belongs_to_the_branch_that_asked_fo
         loop.call_soon(lambda: asyncio.ensure_future(grove.durably()))
         await grove.durably()
 
-    grove.grow(code)
+    grove.spawn(code)
     await grove.standing()
-    assert grove.nodes == {"1", "t0.1"}
+    assert grove.operation_ids == {"1", "t0.1"}
 
 
 async def test_who_takes_a_result_has_seen_what_its_branch_saw(grove: Grove) -> None:
@@ -122,7 +122,7 @@ async def test_who_takes_a_result_has_seen_what_its_branch_saw(grove: Grove) -> 
     async def leg(position: int) -> None:
         branch = current_branch()
         assert branch is not None
-        branch.reach(position)
+        branch.advance_position(position)
 
     async def code() -> None:
         branch = current_branch()
@@ -135,7 +135,7 @@ async def test_who_takes_a_result_has_seen_what_its_branch_saw(grove: Grove) -> 
         await background
         positions.append(branch.position)
 
-    await grove.grow(code)
+    await grove.spawn(code)
     assert positions == [30, 30, 90]
 
 
@@ -145,7 +145,7 @@ async def test_who_leaves_a_task_group_has_seen_what_its_branches_saw(grove: Gro
     async def leg(position: int) -> None:
         branch = current_branch()
         assert branch is not None
-        branch.reach(position)
+        branch.advance_position(position)
 
     async def code() -> None:
         branch = current_branch()
@@ -154,13 +154,13 @@ async def test_who_leaves_a_task_group_has_seen_what_its_branches_saw(grove: Gro
             group.create_task(leg(20))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            branch.next_node()
+            branch.next_operation_id()
             positions.append(branch.position)
             group.create_task(leg(15))
-        branch.next_node()
+        branch.next_operation_id()
         positions.append(branch.position)
 
-    await grove.grow(code)
+    await grove.spawn(code)
     assert positions == [7, 20]
 
 
@@ -209,8 +209,8 @@ async def gathered_in_part(grove: Grove) -> None:
 async def test_a_tree_is_blocked_when_every_branch_waits_for_an_operation(
     grove: Grove, code: Callable[[Grove], Coroutine[Any, Any, None]]
 ) -> None:
-    root = grove.grow(lambda: code(grove))
-    assert await grove.standing() is Standing.BLOCKED
+    root = grove.spawn(lambda: code(grove))
+    assert await grove.standing() is TreeState.BLOCKED
     for wait in list(grove.waits):
         wait.set_result(None)
     await root
@@ -271,8 +271,8 @@ async def for_a_stranger(grove: Grove) -> None:
 async def test_anything_that_may_go_on_by_itself_counts_as_work(
     grove: Grove, code: Callable[[Grove], Coroutine[Any, Any, None]]
 ) -> None:
-    grove.grow(lambda: code(grove))
-    assert await grove.standing() is Standing.WORKING
+    grove.spawn(lambda: code(grove))
+    assert await grove.standing() is TreeState.WORKING
 
 
 async def for_a_lock(grove: Grove) -> None:
@@ -293,8 +293,8 @@ async def for_a_queue(grove: Grove) -> None:
 async def test_a_branch_that_waits_for_something_of_this_process_is_parked(
     grove: Grove, code: Callable[[Grove], Coroutine[Any, Any, None]]
 ) -> None:
-    grove.grow(lambda: code(grove))
-    assert await grove.standing() is Standing.PARKED
+    grove.spawn(lambda: code(grove))
+    assert await grove.standing() is TreeState.BLOCKED_LOCALLY
 
 
 async def test_a_timeout_that_is_over_does_not_count(grove: Grove) -> None:
@@ -303,26 +303,26 @@ async def test_a_timeout_that_is_over_does_not_count(grove: Grove) -> None:
             await asyncio.sleep(0)
         await grove.durably()
 
-    grove.grow(code)
-    assert await grove.standing() is Standing.BLOCKED
+    grove.spawn(code)
+    assert await grove.standing() is TreeState.BLOCKED
 
 
 async def test_a_branch_that_is_about_to_run_is_runnable(grove: Grove) -> None:
     async def code() -> None:
         await asyncio.gather(grove.durably(), grove.durably())
 
-    grove.grow(code)
-    assert standing_of(grove.tree.live) is Standing.RUNNABLE
-    assert await grove.standing() is Standing.BLOCKED
+    grove.spawn(code)
+    assert tree_state(grove.tree.live) is TreeState.RUNNABLE
+    assert await grove.standing() is TreeState.BLOCKED
     grove.waits[0].set_result(None)
-    assert standing_of(grove.tree.live) is Standing.RUNNABLE
+    assert tree_state(grove.tree.live) is TreeState.RUNNABLE
 
 
 async def test_the_end_of_each_branch_is_told(grove: Grove) -> None:
     async def code() -> None:
         await asyncio.gather(asyncio.sleep(0), asyncio.sleep(0))
 
-    await grove.grow(code)
+    await grove.spawn(code)
     await asyncio.sleep(0)
     assert grove.ended == 3
     assert not grove.tree.live
@@ -337,9 +337,9 @@ async def test_who_waits_for_the_first_of_several_goes_on_before_the_next_is_giv
         went_on.append(True)
         await grove.durably()
 
-    grove.grow(code)
-    assert await grove.standing() is Standing.BLOCKED
+    grove.spawn(code)
+    assert await grove.standing() is TreeState.BLOCKED
     grove.waits[0].set_result(None)
     while not went_on:
-        assert standing_of(grove.tree.live) is Standing.RUNNABLE
+        assert tree_state(grove.tree.live) is TreeState.RUNNABLE
         await asyncio.sleep(0)

@@ -278,14 +278,14 @@ async def test_slots_are_those_that_were_given() -> None:
 
 
 async def test_every_run_of_a_test_is_like_the_other() -> None:
-    async def voyage() -> list[Any]:
+    async def durable_dag() -> list[Any]:
         async with SubletTestEnvironment(sublet, [order, rest, double]) as env:
             refs = [await order.aio_run({"id": n}, wait_for_result=False) for n in range(5)]
             await env.push("order.paid", {"id": 3})
             results = [await ref.aio_result() for ref in refs]
             return [results, [str(ref) for ref in refs], env.now, [await env.log(ref) for ref in refs]]
 
-    assert await voyage() == await voyage()
+    assert await durable_dag() == await durable_dag()
 
 
 async def test_afterwards_the_client_is_as_it_was() -> None:

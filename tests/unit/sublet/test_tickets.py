@@ -8,22 +8,22 @@ from typing import Any
 
 from sublet._declare.types import EmptyModel
 from sublet._worker.context import Context
-from sublet._worker.tickets import ANSWER_TIMEOUT_S
+from sublet._worker.tickets import CLAIM_REPEATED_S
 from sublet_protocol import limits
 from sublet_protocol.messages import (
     Claim,
     Failed,
     Finished,
     Grant,
-    HandedBack,
-    NothingToDo,
+    GrantDeclined,
+    NoTask,
     Ping,
-    Released,
     Revoked,
+    SlotReleased,
     Ticket,
 )
 from support.virtual_time import in_virtual_time
-from support.worker_harness import Bench, Runnable, client
+from support.worker_harness import Runnable, WorkerHarness, client
 
 
 class Gate:
@@ -49,7 +49,7 @@ class Gate:
 
 async def test_a_ticket_becomes_a_claim_to_the_scheduler_that_it_names() -> None:
     gate = Gate()
-    async with Bench(gate.task, slots=2) as bench:
+    async with WorkerHarness(gate.task, slots=2) as bench:
         task_run = bench.run(gate.task)
         await bench.until(lambda: gate.running)
         (claim,) = bench.claims
@@ -69,7 +69,7 @@ async def test_a_ticket_becomes_a_claim_to_the_scheduler_that_it_names() -> None
 
 async def test_nothing_to_do_frees_the_slot() -> None:
     gate = Gate()
-    async with Bench(gate.task) as bench:
+    async with WorkerHarness(gate.task) as bench:
         bench.offer()
         await bench.until(lambda: bench.transport.acked)
         assert bench.transport.taken("task") == 0
@@ -79,7 +79,7 @@ async def test_a_kept_ticket_runs_one_task_after_the_other() -> None:
     @client.task(name="quick")
     async def quick(input: EmptyModel, ctx: Context) -> None: ...
 
-    async with Bench(quick, slots=1) as bench:
+    async with WorkerHarness(quick, slots=1) as bench:
         for number in range(5):
             bench.put_up(quick, run=f"run{number}")
         bench.offer()
@@ -93,7 +93,7 @@ async def test_reports_for_one_shard_gather_while_one_is_under_way() -> None:
     @client.task(name="quick")
     async def quick(input: EmptyModel, ctx: Context) -> None: ...
 
-    async with Bench(quick, slots=10) as bench:
+    async with WorkerHarness(quick, slots=10) as bench:
         bench.transport.confirming.clear()
         bench.run(quick, run="same")
         await bench.until(lambda: bench.of(Finished))
@@ -109,7 +109,7 @@ async def test_reports_for_one_shard_gather_while_one_is_under_way() -> None:
 @in_virtual_time
 async def test_a_lease_is_listed_until_the_broker_has_its_end_and_the_ticket_is_kept_as_long() -> None:
     gate = Gate()
-    async with Bench(gate.task) as bench:
+    async with WorkerHarness(gate.task) as bench:
         task_run = bench.run(gate.task)
         await bench.until(lambda: gate.running)
         bench.transport.failures = 3
@@ -129,10 +129,10 @@ async def test_a_lease_is_listed_until_the_broker_has_its_end_and_the_ticket_is_
 @in_virtual_time
 async def test_an_unanswered_claim_is_repeated_to_the_queue_of_the_shard() -> None:
     gate = Gate()
-    async with Bench(gate.task) as bench:
+    async with WorkerHarness(gate.task) as bench:
         bench.answering = False
         bench.offer()
-        await asyncio.sleep(ANSWER_TIMEOUT_S * 4)
+        await asyncio.sleep(CLAIM_REPEATED_S * 4)
         keys = [(e, k) for e, k, records in bench.transport.sent if any(isinstance(r, Claim) for r in records)]
         assert keys == [("sublet.inboxes", "scheduler"), ("sublet.requests", "slot.00"), ("sublet.requests", "slot.00")]
         bench.put_up(gate.task)
@@ -143,19 +143,19 @@ async def test_an_unanswered_claim_is_repeated_to_the_queue_of_the_shard() -> No
 @in_virtual_time
 async def test_a_kept_ticket_is_claimed_when_its_report_is_not_answered() -> None:
     gate = Gate()
-    async with Bench(gate.task) as bench:
+    async with WorkerHarness(gate.task) as bench:
         bench.run(gate.task)
         await bench.until(lambda: gate.running)
         bench.answering = False
         gate.open.set()
         await bench.until(lambda: len(bench.claims) == 2)
-        bench.transport.say(NothingToDo("ticket-1"))
+        bench.transport.say(NoTask("ticket-1"))
         await bench.until(lambda: bench.transport.acked)
 
 
 async def test_the_same_grant_twice_runs_once() -> None:
     gate = Gate()
-    async with Bench(gate.task) as bench:
+    async with WorkerHarness(gate.task) as bench:
         bench.run(gate.task)
         await bench.until(lambda: gate.running)
         grant: Grant = next(iter(bench._grants.values()))
@@ -171,7 +171,7 @@ async def test_the_same_grant_twice_runs_once() -> None:
 
 async def test_a_task_that_is_cancelled_before_its_grant_comes_does_not_run() -> None:
     gate = Gate()
-    async with Bench(gate.task) as bench:
+    async with WorkerHarness(gate.task) as bench:
         bench.answering = False
         task_run = bench.run(gate.task)
         await bench.until(lambda: bench.claims)
@@ -183,7 +183,7 @@ async def test_a_task_that_is_cancelled_before_its_grant_comes_does_not_run() ->
 
 async def test_a_doubled_ticket_is_dropped() -> None:
     gate = Gate()
-    async with Bench(gate.task, slots=5) as bench:
+    async with WorkerHarness(gate.task, slots=5) as bench:
         bench.run(gate.task)
         await bench.until(lambda: gate.running)
         bench.transport.offer("task", Ticket("ticket-1", "scheduler", "slot.00"))
@@ -194,7 +194,7 @@ async def test_a_doubled_ticket_is_dropped() -> None:
 async def test_a_lost_connection_leaves_tasks_running_and_their_tickets_are_made_up_for() -> None:
     for callback_first in (True, False):
         gate = Gate()
-        async with Bench(gate.task, slots=3) as bench:
+        async with WorkerHarness(gate.task, slots=3) as bench:
             for number in range(2):
                 bench.run(gate.task, run=f"run{number}")
             await bench.until(lambda gate=gate: len(gate.running) == 2)  # type: ignore[misc]
@@ -216,7 +216,7 @@ async def test_a_lost_connection_leaves_tasks_running_and_their_tickets_are_made
 
 async def test_an_orphan_that_ends_lets_the_ticket_that_stood_for_it_be_used() -> None:
     gate = Gate()
-    async with Bench(gate.task, slots=1) as bench:
+    async with WorkerHarness(gate.task, slots=1) as bench:
         bench.run(gate.task)
         await bench.until(lambda: gate.running)
         bench.transport.lose_connection()
@@ -232,7 +232,7 @@ async def test_an_orphan_that_ends_lets_the_ticket_that_stood_for_it_be_used() -
 
 async def test_two_losses_in_a_row_do_not_multiply_anything() -> None:
     gate = Gate()
-    async with Bench(gate.task, slots=2) as bench:
+    async with WorkerHarness(gate.task, slots=2) as bench:
         bench.run(gate.task)
         await bench.until(lambda: gate.running)
         bench.transport.lose_connection()
@@ -248,14 +248,14 @@ async def test_two_losses_in_a_row_do_not_multiply_anything() -> None:
 
 async def test_a_grant_for_a_ticket_that_was_lost_runs_if_there_is_room_and_is_handed_back_if_not() -> None:
     gate = Gate()
-    async with Bench(gate.task, slots=1) as bench:
+    async with WorkerHarness(gate.task, slots=1) as bench:
         bench.put_up(gate.task, run="one")
         bench.put_up(gate.task, run="two")
         bench.answer("lost-1")
         await bench.until(lambda: gate.running)
         bench.answer("lost-2")
-        await bench.until(lambda: bench.of(HandedBack))
-        assert bench.of(HandedBack)[0] == HandedBack("two.gated@1", None)
+        await bench.until(lambda: bench.of(GrantDeclined))
+        assert bench.of(GrantDeclined)[0] == GrantDeclined("two.gated@1", None)
         assert gate.most == 1
         bench.offer()
         await bench.settled()
@@ -272,7 +272,7 @@ async def test_kinds_of_slots_never_mix() -> None:
     async def waiting(input: EmptyModel, ctx: Any) -> None:
         await gate.open.wait()
 
-    async with Bench(gate.task, waiting, slots=1, durable_slots=1) as bench:
+    async with WorkerHarness(gate.task, waiting, slots=1, durable_slots=1) as bench:
         bench.run(gate.task)
         bench.run(waiting)
         await bench.until(lambda: bench.worker.held == {"running": 2})
@@ -287,20 +287,20 @@ async def test_kinds_of_slots_never_mix() -> None:
 
 async def test_released_means_reported_then_confirmed_then_free_and_the_task_goes_on() -> None:
     steps: list[str] = []
-    go_on = asyncio.Event()
+    resume = asyncio.Event()
 
     @client.task(name="releasing")
     async def releasing(input: EmptyModel, ctx: Context) -> dict[str, Any]:
         await ctx.aio_release_slot()
         steps.append("released")
         await ctx.aio_release_slot()
-        await go_on.wait()
+        await resume.wait()
         return {"ok": True}
 
-    async with Bench(releasing, slots=1) as bench:
+    async with WorkerHarness(releasing, slots=1) as bench:
         bench.transport.confirming.clear()
         task_run = bench.run(releasing)
-        await bench.until(lambda: bench.of(Released))
+        await bench.until(lambda: bench.of(SlotReleased))
         await bench.settled()
         assert steps == []
         assert bench.transport.taken("task") == 1
@@ -311,63 +311,63 @@ async def test_released_means_reported_then_confirmed_then_free_and_the_task_goe
         bench.transport.say(Ping())
         await bench.settled()
         assert [held.lease for held in bench.heartbeats[-1].leases] == [f"{task_run}@1"]
-        go_on.set()
+        resume.set()
         await bench.until(lambda: bench.of(Finished))
         assert (bench.of(Finished)[0].ticket, bench.of(Finished)[0].next) == (None, False)
-        assert len(bench.of(Released)) == 1
+        assert len(bench.of(SlotReleased)) == 1
 
 
-def releasing_until(go_on: asyncio.Event) -> Any:
+def releasing_until(resume: asyncio.Event) -> Any:
     """A task that gives its slot away, and then waits."""
 
     @client.task(name="releasing")
     async def releasing(input: EmptyModel, ctx: Context) -> None:
         await ctx.aio_release_slot()
-        await go_on.wait()
+        await resume.wait()
 
     return releasing
 
 
 async def test_a_release_that_is_not_confirmed_makes_no_room_yet() -> None:
     gate = Gate()
-    go_on = asyncio.Event()
-    releasing = releasing_until(go_on)
-    async with Bench(releasing, gate.task, slots=1) as bench:
+    resume = asyncio.Event()
+    releasing = releasing_until(resume)
+    async with WorkerHarness(releasing, gate.task, slots=1) as bench:
         bench.transport.confirming.clear()
         bench.run(releasing)
-        await bench.until(lambda: bench.of(Released))
+        await bench.until(lambda: bench.of(SlotReleased))
         bench.put_up(gate.task, run="next")
         bench.answer("lost")
         await bench.settled()
         assert not gate.running
         bench.transport.confirming.set()
-        await bench.until(lambda: bench.of(HandedBack))
-        go_on.set()
+        await bench.until(lambda: bench.of(GrantDeclined))
+        resume.set()
         await bench.until(lambda: bench.of(Finished))
 
 
 async def test_a_released_slot_runs_the_next_task_while_the_first_goes_on() -> None:
     gate = Gate()
-    go_on = asyncio.Event()
-    releasing = releasing_until(go_on)
-    async with Bench(releasing, gate.task, slots=1) as bench:
+    resume = asyncio.Event()
+    releasing = releasing_until(resume)
+    async with WorkerHarness(releasing, gate.task, slots=1) as bench:
         bench.run(releasing)
         bench.run(gate.task)
         await bench.until(lambda: gate.running)
         assert bench.worker.held == {"released": 1, "running": 1}
-        go_on.set()
+        resume.set()
         await bench.until(lambda: bench.of(Finished))
         assert bench.transport.taken("task") == 1
 
 
 async def test_release_works_in_sync_code_and_in_async_code_without_await() -> None:
-    go_on = threading.Event()
+    resume = threading.Event()
 
     @client.task(name="blocking")
     def blocking(input: EmptyModel, ctx: Context) -> None:
         ctx.release_slot()
         ctx.release_slot()
-        go_on.wait(20)
+        resume.wait(20)
 
     proceed = asyncio.Event()
 
@@ -376,12 +376,12 @@ async def test_release_works_in_sync_code_and_in_async_code_without_await() -> N
         ctx.release_slot()
         await proceed.wait()
 
-    async with Bench(blocking, hasty, slots=1) as bench:
+    async with WorkerHarness(blocking, hasty, slots=1) as bench:
         bench.run(blocking)
         bench.run(hasty)
         await bench.until(lambda: bench.worker.held == {"released": 2})
         await bench.until(lambda: bench.transport.taken("task") == 0)
-        go_on.set()
+        resume.set()
         proceed.set()
         await bench.until(lambda: len(bench.of(Finished)) == 2)
 
@@ -392,7 +392,7 @@ async def test_a_task_that_ends_before_its_release_is_confirmed_frees_its_slot_o
         ctx.release_slot()
         await asyncio.sleep(0)
 
-    async with Bench(hasty, slots=1) as bench:
+    async with WorkerHarness(hasty, slots=1) as bench:
         for number in range(3):
             bench.run(hasty, run=f"run{number}")
         await bench.until(lambda: len(bench.of(Finished)) == 3)
@@ -402,31 +402,31 @@ async def test_a_task_that_ends_before_its_release_is_confirmed_frees_its_slot_o
 
 async def test_released_tasks_cannot_pile_up(monkeypatch: Any) -> None:
     monkeypatch.setattr(limits, "RELEASED_MAX_PER_WORKER", 2)
-    go_on = asyncio.Event()
-    releasing = releasing_until(go_on)
+    resume = asyncio.Event()
+    releasing = releasing_until(resume)
 
-    async with Bench(releasing, slots=1) as bench:
+    async with WorkerHarness(releasing, slots=1) as bench:
         for number in range(4):
             bench.run(releasing, run=f"run{number}")
         await bench.until(lambda: bench.worker.held == {"released": 2, "running": 1})
         await bench.settled()
         assert bench.transport.taken("task") == 1
-        go_on.set()
+        resume.set()
         await bench.until(lambda: len(bench.of(Finished)) == 4)
         assert bench.transport.taken("task") == 0
 
 
 async def test_a_released_task_whose_connection_is_lost_is_no_orphan() -> None:
-    go_on = asyncio.Event()
-    releasing = releasing_until(go_on)
+    resume = asyncio.Event()
+    releasing = releasing_until(resume)
 
-    async with Bench(releasing, slots=1) as bench:
+    async with WorkerHarness(releasing, slots=1) as bench:
         bench.run(releasing)
         await bench.until(lambda: bench.worker.held == {"released": 1})
         bench.transport.lose_connection()
         bench.run(releasing, run="next")
         await bench.until(lambda: bench.worker.held == {"released": 2})
-        go_on.set()
+        resume.set()
         await bench.until(lambda: len(bench.of(Finished)) == 2)
         assert not bench.of(Failed)
 

@@ -7,14 +7,24 @@ from typing import Any
 
 from sublet._declare.types import EmptyModel
 from sublet._durable.context import DurableContext
-from sublet._worker.tickets import ANSWER_TIMEOUT_S
+from sublet._worker.tickets import CLAIM_REPEATED_S
 from sublet._worker.worker import WorkerStatus
-from sublet_protocol.messages import Finished, Goodbye, HandedBack, Heartbeat, Hello, Ping, Recorded, Suspended, ToShard
+from sublet_protocol.messages import (
+    Evicted,
+    Finished,
+    Goodbye,
+    GrantDeclined,
+    Heartbeat,
+    Hello,
+    Ping,
+    Recorded,
+    ToShard,
+)
 from support.virtual_time import in_virtual_time
-from support.worker_harness import Bench, client
+from support.worker_harness import WorkerHarness, client
 
 
-def named(bench: Bench, kind: type[Any]) -> list[ToShard]:
+def named(bench: WorkerHarness, kind: type[Any]) -> list[ToShard]:
     """What went to all schedulers, of this kind."""
     return [r for e, _, records in bench.transport.sent if e == "sublet.workers" for r in records if type(r) is kind]
 
@@ -32,7 +42,7 @@ async def slow(input: EmptyModel, ctx: Any) -> dict[str, Any]:
 
 @in_virtual_time
 async def test_a_worker_introduces_itself_before_its_first_claim_and_beats_every_few_seconds() -> None:
-    async with Bench(slow, waiting, labels={"zone": "a"}) as bench:
+    async with WorkerHarness(slow, waiting, labels={"zone": "a"}) as bench:
         bench.run(slow)
         await asyncio.sleep(9)
         sent = [type(r) for _, _, records in bench.transport.sent for r in records]
@@ -53,7 +63,7 @@ async def test_a_worker_introduces_itself_before_its_first_claim_and_beats_every
 
 @in_virtual_time
 async def test_a_stop_finishes_what_runs_while_beating_and_says_goodbye() -> None:
-    bench = Bench(slow)
+    bench = WorkerHarness(slow)
     await bench.worker.aio_start()
     bench.run(slow)
     await bench.until(lambda: bench.worker.held)
@@ -80,13 +90,13 @@ async def test_a_stop_evicts_whatever_waits_or_begins_to_wait_later() -> None:
         await asyncio.sleep(30)
         await ctx.aio_sleep_for("1h")
 
-    bench = Bench(waiting, later)
+    bench = WorkerHarness(waiting, later)
     await bench.worker.aio_start()
     bench.run(waiting)
     bench.run(later, run="other")
     await bench.until(lambda: bench.of(Recorded))
     await bench.worker.stop()
-    assert [(s.lease, s.cause, s.next) for s in bench.of(Suspended)] == [
+    assert [(s.lease, s.cause, s.next) for s in bench.of(Evicted)] == [
         ("run.waiting@1", "worker_shutdown", False),
         ("other.later@1", "worker_shutdown", False),
     ]
@@ -105,20 +115,20 @@ async def test_a_stop_does_not_wait_for_a_branch_that_waits_for_another_and_lets
 
         await asyncio.gather(*(leg() for _ in range(5)))
 
-    bench = Bench(limited)
+    bench = WorkerHarness(limited)
     await bench.worker.aio_start()
     bench.run(limited)
     await bench.until(lambda: bench.of(Recorded))
     await asyncio.sleep(60)
-    assert not bench.of(Suspended)
+    assert not bench.of(Evicted)
     await bench.worker.stop()
-    (suspended,) = bench.of(Suspended)
+    (suspended,) = bench.of(Evicted)
     assert (suspended.blocked, suspended.cause) == ((), "worker_shutdown")
 
 
 @in_virtual_time
 async def test_a_grant_that_comes_while_leaving_is_handed_back_with_its_ticket() -> None:
-    bench = Bench(slow)
+    bench = WorkerHarness(slow)
     await bench.worker.aio_start()
     bench.answering = False
     bench.put_up(slow)
@@ -128,27 +138,27 @@ async def test_a_grant_that_comes_while_leaving_is_handed_back_with_its_ticket()
     await bench.settled()
     bench.answer("ticket-1")
     await stopping
-    assert bench.of(HandedBack) == [HandedBack("run.slow@1", "ticket-1")]
+    assert bench.of(GrantDeclined) == [GrantDeclined("run.slow@1", "ticket-1")]
     assert [ticket.id for ticket in bench.transport.given_back] == ["ticket-1"]
     assert not bench.of(Finished)
 
 
 @in_virtual_time
 async def test_a_ticket_that_nobody_answers_is_given_back_in_the_end() -> None:
-    bench = Bench(slow)
+    bench = WorkerHarness(slow)
     await bench.worker.aio_start()
     bench.answering = False
     bench.offer()
     await bench.until(lambda: bench.claims)
     began = asyncio.get_running_loop().time()
     await bench.worker.stop()
-    assert asyncio.get_running_loop().time() - began < ANSWER_TIMEOUT_S + 1
+    assert asyncio.get_running_loop().time() - began < CLAIM_REPEATED_S + 1
     assert [ticket.id for ticket in bench.transport.given_back] == ["ticket-1"]
 
 
 @in_virtual_time
 async def test_nothing_leaves_before_the_broker_has_the_last_report() -> None:
-    bench = Bench(slow)
+    bench = WorkerHarness(slow)
     await bench.worker.aio_start()
     bench.run(slow)
     await bench.until(lambda: bench.worker.held)

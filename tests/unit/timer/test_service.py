@@ -14,7 +14,7 @@ from sublet_protocol import ids, limits
 from sublet_protocol.messages import CancelTimer, Record, SetTimer, Tick, TimerFired, decode_for_shard, encode
 from sublet_protocol.topology import DEAD, TIMERS, shard_queue, topology
 from sublet_timer import service as timer_shell
-from sublet_timer.service import HORIZON_S, TimerShell
+from sublet_timer.service import HORIZON_S, TimerService
 from support.virtual_time import EPOCH_S, VirtualClock, in_virtual_time
 
 SHARDS = 2
@@ -27,7 +27,7 @@ class Instance:
         self.broker = MemoryBroker(world.cluster)
         self.metrics = ServiceMetrics(new_registry())
         self.timer_metrics = TimerMetrics(self.metrics.registry)
-        self.shell = TimerShell(
+        self.shell = TimerService(
             store=MemoryTimerStore(world.database),
             broker=self.broker,
             clock=world.clock,
@@ -60,7 +60,7 @@ class World:
         world = cls()
         for shard in range(SHARDS):
             await world.user.consume(shard_queue(shard), world._receiver(shard), prefetch=1_000)
-        await world.user.consume(DEAD, world._bury, prefetch=10)
+        await world.user.consume(DEAD, world._dead_letter, prefetch=10)
         started = [Instance(world) for _ in range(instances)]
         for instance in started:
             await instance.shell.start()
@@ -75,14 +75,14 @@ class World:
                     self.ticks[shard].append(at)
                 else:
                     assert isinstance(message, TimerFired)
-                    assert ids.slot_of(ids.run_of(message.task_run_id)) in ids.slots_of_shard(shard, SHARDS)
+                    assert ids.bucket_of(ids.run_of(message.task_run_id)) in ids.buckets_of_shard(shard, SHARDS)
                     self.fired.append((message.task_run_id, at))
             self.bodies += not any(isinstance(m, Tick) for m in decode_for_shard(delivery.body))
             self.user.ack([delivery])
 
         return receive
 
-    def _bury(self, delivery: Delivery) -> None:
+    def _dead_letter(self, delivery: Delivery) -> None:
         self.dead.append(delivery)
         self.user.ack([delivery])
 
@@ -95,7 +95,7 @@ class World:
 
 
 def sleeper(name: str, due_in_s: float) -> SetTimer:
-    return SetTimer(id=f"timer-{name}", due=EPOCH_S + due_in_s, task_run_id=name, node="1", key="sleep")
+    return SetTimer(id=f"timer-{name}", due=EPOCH_S + due_in_s, task_run_id=name, operation_id="1", key="sleep")
 
 
 async def stop(instances: Sequence[Instance]) -> None:
@@ -175,7 +175,7 @@ async def test_sleepers_that_are_due_together_travel_together() -> None:
     await world.send(*(sleeper(f"{n}.t", 5.0) for n in range(1_000)))
     await asyncio.sleep(10)
     assert sorted(world.fired_ids) == sorted(f"{n}.t" for n in range(1_000))
-    assert world.bodies <= ids.HASH_SLOTS
+    assert world.bodies <= ids.BUCKETS
     await stop(instances)
 
 
@@ -308,7 +308,7 @@ async def test_more_timers_than_memory_takes_all_fire_in_time(monkeypatch: pytes
 async def test_a_timer_that_was_missed_is_found_and_counted() -> None:
     world, instances = await World.begin()
     await asyncio.sleep(5)
-    lost = StoredTimer(id="lost", due=EPOCH_S + 10, task_run_id="a.t", node="1", key="k")
+    lost = StoredTimer(id="lost", due=EPOCH_S + 10, task_run_id="a.t", operation_id="1", key="k")
     world.database.timers["lost"] = lost
     await asyncio.sleep(HORIZON_S + 1)
     assert world.fired_ids == ["a.t"]

@@ -19,10 +19,10 @@ from sublet_worker.app import BadApp, load_worker
 from sublet_worker.main import WorkerService
 from sublet_worker.settings import WorkerSettings
 from support.polling import PATIENCE_S, until
-from support.worker_harness import Bench, client
+from support.worker_harness import WorkerHarness, client
 
 APP = """
-from support.worker_harness import Bench, BenchTransport, client
+from support.worker_harness import WorkerHarness, BenchTransport, client
 
 @client.task(name="appy")
 async def task(input, ctx) -> None: ...
@@ -78,12 +78,12 @@ def test_what_a_module_fails_to_import_is_not_taken_for_the_module(app: str) -> 
         load_worker("bad_app:worker")
 
 
-go_on = asyncio.Event()
+resume = asyncio.Event()
 
 
 @client.task(name="patient")
 async def patient(input: EmptyModel, ctx: Any) -> None:
-    await go_on.wait()
+    await resume.wait()
 
 
 def _get(port: int, path: str) -> tuple[int, str]:
@@ -116,7 +116,7 @@ def free_port() -> int:
 
 async def test_it_shows_its_health_and_what_it_holds_and_stops_in_good_order() -> None:
     port = free_port()
-    bench = Bench(patient)
+    bench = WorkerHarness(patient)
     service = WorkerService(bench.worker, WorkerSettings(http_port=port))
     serving = asyncio.create_task(service.serve())
     await until(lambda: bench.transport._pools)
@@ -133,7 +133,7 @@ async def test_it_shows_its_health_and_what_it_holds_and_stops_in_good_order() -
     status, body = await get(port, "/health")
     assert status == 503
     assert "stopping" in body
-    go_on.set()
+    resume.set()
     assert await serving
     assert bench.of(Finished)
     assert any(isinstance(r, Goodbye) for _, _, records in bench.transport.sent for r in records)
@@ -144,7 +144,7 @@ async def test_a_worker_that_cannot_start_ends_the_service() -> None:
         raise RuntimeError("no database")
         yield
 
-    bench = Bench(patient, lifespan=lifespan)
+    bench = WorkerHarness(patient, lifespan=lifespan)
     assert not await WorkerService(bench.worker, WorkerSettings(http_port=free_port())).serve()
 
 
@@ -152,6 +152,6 @@ async def test_a_port_that_is_taken_ends_the_service_and_its_worker() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        bench = Bench(patient)
+        bench = WorkerHarness(patient)
         assert not await WorkerService(bench.worker, WorkerSettings(http_port=taken.getsockname()[1])).serve()
         assert bench.transport.closed

@@ -31,7 +31,7 @@ LETTER_HEADERS_MAX_BYTES = 65_536
 message. A frame that is larger costs the connection."""
 _SHORT_TEXT_MAX_BYTES = 255
 
-Refuse = Callable[[Delivery, str], Awaitable[None]]
+Reject = Callable[[Delivery, str], Awaitable[None]]
 """Puts a message that nobody can use among the dead letters, with the reason; see `dead_letter`."""
 
 REASON_MAX_CHARS = 500
@@ -98,7 +98,7 @@ class BatchLoop:
             await self._task
 
     async def rest(self) -> None:
-        """Returns when the batch that is under way is settled; no other is begun before `go_on`.
+        """Returns when the batch that is under way is settled; no other is begun before `resume`.
 
         Whoever gives up a place as the single active consumer rests and then closes its channel, so that the next one
         is served what was not handled here, and nothing before all else is done.
@@ -106,7 +106,7 @@ class BatchLoop:
         self._resting = True
         await self._at_rest.wait()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self._resting = False
         self._wake_up.set()
 
@@ -183,9 +183,9 @@ class BatchLoop:
                 await self._settle(self._valid([delivery]))
             return
         log.error("%s: a message failed and goes to %s", self._name, DEAD, exc_info=error)
-        await self._bury(batch[0], f"{type(error).__name__}: {error}")
+        await self._dead_letter(batch[0], f"{type(error).__name__}: {error}")
 
-    async def _bury(self, delivery: Delivery, reason: str) -> None:
+    async def _dead_letter(self, delivery: Delivery, reason: str) -> None:
         backoff = Backoff()
         while not self._broker.is_void(delivery):
             try:
@@ -206,11 +206,11 @@ async def dead_letter(broker: Broker, delivery: Delivery, reason: str, metrics: 
     Raises:
         BrokerUnavailable: not confirmed.
     """
-    await broker.publish([letter_for(delivery, reason)])
+    await broker.publish([dead_letter_message(delivery, reason)])
     metrics.dead_lettered(name)
 
 
-def letter_for(delivery: Delivery, reason: str) -> Outgoing:
+def dead_letter_message(delivery: Delivery, reason: str) -> Outgoing:
     """What was delivered can be anything that AMQP knows; what is published here can be encoded, whatever it was."""
     headers = {
         **_headers_kept(delivery.headers),

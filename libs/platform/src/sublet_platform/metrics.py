@@ -41,7 +41,7 @@ class ServiceMetrics:
         self._publish_seconds = Histogram(
             "sublet_publish_seconds", "Publishing until the broker confirms", buckets=LATENCY_BUCKETS_S, registry=r
         )
-        self._findings = Counter(
+        self._anomalies = Counter(
             "sublet_sweeper_findings",
             "What a sweeper found and mended: each is a bug's smoke, or a lost hint",
             ["sweeper"],
@@ -65,7 +65,7 @@ class ServiceMetrics:
         self._publish_seconds.observe(seconds)
 
     def found(self, sweeper: str, count: int = 1) -> None:
-        self._findings.labels(sweeper).inc(count)
+        self._anomalies.labels(sweeper).inc(count)
 
 
 class TimerMetrics:

@@ -92,7 +92,7 @@ class Broker(Protocol):
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Returns when the broker has confirmed all of them; raises BrokerUnavailable when one was not."""
 
-    def publish_soon(self, messages: Sequence[Outgoing]) -> None:
+    def publish_nowait(self, messages: Sequence[Outgoing]) -> None:
         """Hints (tickets, ticks): sent without waiting; a loss is only logged."""
 
     @property
@@ -171,7 +171,7 @@ class RunStore(Protocol):
         """All runs of these hash slots of which something is ready or running, in chunks, oldest first."""
 
     async def count_waiting(self, slots: Sequence[int]) -> Mapping[str, int]:
-        """How many task runs of these hash slots wait without a slot, by `census.waiting_reason`."""
+        """How many task runs of these hash slots wait without a slot, by `counters.waiting_reason`."""
 
     async def append_log(self, records: Sequence[LogRecord]) -> None:
         """One unordered bulk insert. A record that is there already (same id) is left as it is."""
@@ -210,7 +210,7 @@ class StoredTimer:
     id: str
     due: float
     task_run_id: str
-    node: str
+    operation_id: str
     key: str
 
 
@@ -268,7 +268,7 @@ class EventStore(Protocol):
     async def last_seq(self) -> int:
         """The highest seq stored or passed by, or 0."""
 
-    async def pass_by(self, seq: int) -> None:
+    async def advance_past(self, seq: int) -> None:
         """Remember that no event may get this seq any more, nor one below it."""
 
     async def events_after(self, after: Mapping[str, int], limit: int) -> list[StoredEvent]:
@@ -288,10 +288,10 @@ class EventStore(Protocol):
     async def count_subscriptions(self) -> int:
         """About how many there are, for people."""
 
-    async def save_shapes(self, shapes: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
+    async def save_field_sets(self, field_sets: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
         """Add, to each event key, lists of payload paths whose values take part in match keys."""
 
-    async def load_shapes(self, event_keys: Sequence[str]) -> Mapping[str, Sequence[tuple[str, ...]]]: ...
+    async def load_field_sets(self, event_keys: Sequence[str]) -> Mapping[str, Sequence[tuple[str, ...]]]: ...
 
     async def save_trigger(self, trigger: TriggerRecord, at: float) -> None:
         """Replaces the workflow's triggers, unless those stored are newer than ``at``."""

@@ -6,7 +6,7 @@ id                      form
 run                     a UUID: random for a request from outside, derived for child and trigger
 task run                ``<run id>.<task name>``
 lease                   ``<task run id>@<invocation>``; an invocation number is never used twice
-hash slot               ``crc32(run id) % 64``: decides the shard, see :func:`slot_of`
+hash slot               ``crc32(run id) % 64``: decides the shard, see :func:`bucket_of`
 ======================  =====================================================================
 """
 
@@ -15,30 +15,30 @@ from __future__ import annotations
 import uuid
 import zlib
 
-HASH_SLOTS = 64
+BUCKETS = 64
 """Runs are spread over this many hash slots; shards own ranges of slots. A routing key names a slot, so
 publishers never need to know how many shards there are."""
 
 _NAMESPACE = uuid.UUID("6f1d6b0e-6a3d-5c55-9a3c-7f3b8f1c2a10")
 
 
-def slot_of(run_id: str) -> int:
+def bucket_of(run_id: str) -> int:
     """The hash slot (0 to 63) of a run."""
-    return zlib.crc32(run_id.encode()) % HASH_SLOTS
+    return zlib.crc32(run_id.encode()) % BUCKETS
 
 
-def slot_key(run_id: str, shards: int = HASH_SLOTS) -> str:
+def bucket_key(run_id: str, shards: int = BUCKETS) -> str:
     """The routing key, on the exchange ``sublet.requests``, for messages about a run.
 
     Every key of a shard leads to the same queue: who knows the number of shards uses one key for each, and so can
     put messages about many runs into one.
     """
-    return f"slot.{slot_of(run_id) % shards:02d}"
+    return f"slot.{bucket_of(run_id) % shards:02d}"
 
 
-def slots_of_shard(shard: int, shards: int) -> list[int]:
+def buckets_of_shard(shard: int, shards: int) -> list[int]:
     """The hash slots that a shard owns when there are ``shards`` of them."""
-    return [slot for slot in range(HASH_SLOTS) if slot % shards == shard]
+    return [slot for slot in range(BUCKETS) if slot % shards == shard]
 
 
 def task_run_id(run_id: str, task: str) -> str:
@@ -78,20 +78,20 @@ def triggered_run_id(event_id: str, workflow: str, filter_key: str = "") -> str:
     return str(uuid.uuid5(_NAMESPACE, f"trigger\0{event_id}\0{workflow}\0{filter_key}"))
 
 
-def wait_id(task_run: str, place: str, condition: str) -> str:
+def wait_id(task_run: str, wait_key: str, condition: str) -> str:
     """The id of a timer or subscription: one per task run, place and condition."""
-    return f"{task_run}#{place}#{condition}"
+    return f"{task_run}#{wait_key}#{condition}"
 
 
-def waiting_place(node: str, replays: int) -> str:
+def wait_key(operation_id: str, replays: int) -> str:
     """Where a task waits: a node of its log (or its DAG list), and how often the task had been replayed.
 
     So what has been withdrawn is never asked for again under the same id: a message that comes twice, or late, cannot
     undo what a later one did.
     """
-    return f"{node}@{replays}" if replays else node
+    return f"{operation_id}@{replays}" if replays else operation_id
 
 
-def node_of(place: str) -> str:
-    """The node of a `waiting_place`."""
-    return place.partition("@")[0]
+def operation_id_of(wait_key: str) -> str:
+    """The node of a `wait_key`."""
+    return wait_key.partition("@")[0]

@@ -78,7 +78,7 @@ out by number alone: this times `PAYLOAD_MAX_BYTES`, 256 MiB, is what they can m
 
 # --- events ---------------------------------------------------------------------------------------------------
 
-MATCH_SHAPES_MAX = 16
+MATCH_FIELD_SETS_MAX = 16
 """Sets of payload fields that index the waits of one event key: an event is looked up once for each. Conditions
 with yet another set share the key without fields, and their expressions are evaluated one by one."""
 
@@ -93,7 +93,7 @@ WORKER_SILENT_S = 10.0
 WORKER_LOST_S = 30.0
 """A worker silent for this long has lost its leases: their tasks are ready again."""
 
-HINTS_CHANNEL_S = 10.0
+UNCONFIRMED_CHANNEL_S = 10.0
 """How long one channel is used for what nobody confirms, heartbeats among it. RabbitMQ 3.10 refuses for ever what comes
 for a quorum queue on a channel that first met it while its leader was dead; a worker must not be lost by that."""
 
@@ -126,7 +126,7 @@ TICKET_REUSED_MAX_S = 2.0
 """How long one ticket is granted anew: then it must go back as well. Else a shard with tasks of a minute would keep a
 slot for an hour, while others have tasks of their own for it."""
 
-TICKET_PARKED_S = 1.0
+TICKET_RETAINED_S = 1.0
 """A ticket for which there is nothing to do may be kept this long for what comes next; below the time after which a
 worker asks again."""
 

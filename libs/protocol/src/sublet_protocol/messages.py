@@ -7,7 +7,7 @@ ends decodes them. (Tickets are the exception: one AMQP message each, because a 
 =====================  ==========================================================  =============================
 exchange               routing key                                                 who listens
 =====================  ==========================================================  =============================
-``sublet.requests``    ``slot.00`` … ``slot.63`` (:func:`ids.slot_key`)            the shard's scheduler
+``sublet.requests``    ``slot.00`` … ``slot.63`` (:func:`ids.bucket_key`)            the shard's scheduler
 ``sublet.requests``    ``query``                                                   any scheduler
 ``sublet.workers``     (fanout)                                                    every shard's scheduler
 ``sublet.inboxes``     an inbox's name                                             one worker, client, scheduler
@@ -67,7 +67,7 @@ class ParentLink(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who waits for a child: the parent's task run and the node of its log ("" for an ordinary task)."""
 
     task_run_id: str
-    node: str = ""
+    operation_id: str = ""
 
 
 class Trigger(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -124,10 +124,10 @@ class ReplayRun(Record, frozen=True):
 
 
 class TimerFired(Record, frozen=True):
-    """A timer came due. ``task_run_id``, ``node`` and ``key`` say whose; see :class:`SetTimer`."""
+    """A timer came due. ``task_run_id``, ``operation_id`` and ``key`` say whose; see :class:`SetTimer`."""
 
     task_run_id: str
-    node: str
+    operation_id: str
     key: str
 
 
@@ -135,7 +135,7 @@ class EventMatched(Record, frozen=True):
     """An event satisfies a condition. ``seq`` is the event's place in the order of all events."""
 
     task_run_id: str
-    node: str
+    operation_id: str
     key: str
     event_id: str
     seq: int
@@ -146,7 +146,7 @@ class ChildFinished(Record, frozen=True):
     """A child that somebody waits for has ended. ``output`` as the parent sees it: bare for a one-task workflow."""
 
     task_run_id: str
-    node: str
+    operation_id: str
     child_run_id: str
     status: RunStatus
     output: msgspec.Raw = NULL
@@ -220,7 +220,7 @@ class Goodbye(Record, frozen=True):
 
 
 class Claim(Record, frozen=True):
-    """A worker holds this ticket and has room. Answered with :class:`Grant` or :class:`NothingToDo`."""
+    """A worker holds this ticket and has room. Answered with :class:`Grant` or :class:`NoTask`."""
 
     ticket: str
     worker: str
@@ -244,12 +244,12 @@ class ChildRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
     """A new entry of the durable log: what the code asked for, at which node.
 
-    ``node`` is the place in the code's task tree: ``"3"`` is the third operation of the function itself,
+    ``operation_id`` is the place in the code's task tree: ``"3"`` is the third operation of the function itself,
     ``"t1.2"`` the second of the second asyncio task that it started, ``"t1.t0.1"`` one level deeper.
     ``fingerprint`` is a digest of what was asked; ``asked`` says the same for a person.
     """
 
-    node: str
+    operation_id: str
     kind: Literal["wait", "run", "memo"]
     fingerprint: str
     asked: str
@@ -281,7 +281,7 @@ class Failed(Record, frozen=True):
     next: bool = False
 
 
-class Suspended(Record, frozen=True):
+class Evicted(Record, frozen=True):
     """The checkpoint of a durable task whose every branch waits; the coroutine is dropped, the lease ends.
 
     ``blocked``: each branch's nodes, all of which it needs. ``delivered``: the highest order the code has seen.
@@ -309,13 +309,13 @@ class Recorded(Record, frozen=True):
     """Counts the Recorded and Extended reports of this lease, from 1: one that comes twice changes nothing."""
 
 
-class Released(Record, frozen=True):
+class SlotReleased(Record, frozen=True):
     """``release_slot()``: the ticket is about to be acknowledged, the lease goes on."""
 
     lease: str
 
 
-class Extended(Record, frozen=True):
+class TimeoutExtended(Record, frozen=True):
     """``refresh_timeout()``: add this to the execution timeout of the lease."""
 
     lease: str
@@ -324,7 +324,7 @@ class Extended(Record, frozen=True):
     """As in :class:`Recorded`."""
 
 
-class HandedBack(Record, frozen=True):
+class GrantDeclined(Record, frozen=True):
     """A grant that the worker did not start (it is leaving): ready again, nothing counted."""
 
     lease: str
@@ -334,7 +334,7 @@ class HandedBack(Record, frozen=True):
 # --- to a worker's inbox ---------------------------------------------------------------------------------------
 
 
-class Done(msgspec.Struct, frozen=True, omit_defaults=True):
+class Completion(msgspec.Struct, frozen=True, omit_defaults=True):
     """How an operation ended. ``order`` is the place among the task's satisfied operations, from 1, gap-free."""
 
     order: int
@@ -350,12 +350,12 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     A memo has no ``done``; its value is in ``result``.
     """
 
-    node: str
+    operation_id: str
     kind: Literal["wait", "run", "memo"]
     fingerprint: str
     asked: str
     result: msgspec.Raw = NULL
-    done: Done | None = None
+    done: Completion | None = None
     child_run_id: str | None = None
     version: str = ""
     """The workflow version of the code that wrote it."""
@@ -390,22 +390,22 @@ class Grant(Record, frozen=True):
     trigger: Trigger | None = None
     scheduler: str = ""
     """Routing key, on ``sublet.inboxes``, of claims for tickets of this shard."""
-    shards: int = ids.HASH_SLOTS
-    """The number of shards: reports of many leases to one shard travel together (`ids.slot_key`)."""
+    shards: int = ids.BUCKETS
+    """The number of shards: reports of many leases to one shard travel together (`ids.bucket_key`)."""
 
 
-class NothingToDo(Record, frozen=True):
+class NoTask(Record, frozen=True):
     """Acknowledge this ticket."""
 
     ticket: str
 
 
-class Satisfied(Record, frozen=True):
+class OperationCompleted(Record, frozen=True):
     """An operation of a resident durable task ended."""
 
     lease: str
-    node: str
-    done: Done
+    operation_id: str
+    done: Completion
 
 
 class Revoked(Record, frozen=True):
@@ -460,8 +460,8 @@ class SetTimer(Record, frozen=True):
     id: str
     due: float
     task_run_id: str
-    node: str
-    """The place where the task waits: see :func:`ids.waiting_place`."""
+    operation_id: str
+    """The place where the task waits: see :func:`ids.wait_key`."""
     key: str
 
 
@@ -477,8 +477,8 @@ class Subscribe(Record, frozen=True):
 
     id: str
     task_run_id: str
-    node: str
-    """The place where the task waits: see :func:`ids.waiting_place`."""
+    operation_id: str
+    """The place where the task waits: see :func:`ids.wait_key`."""
     condition: Condition
     since: int
 
@@ -539,13 +539,13 @@ ToShard = (
     | Claim
     | Finished
     | Failed
-    | Suspended
+    | Evicted
     | Recorded
-    | Released
-    | Extended
-    | HandedBack
+    | SlotReleased
+    | TimeoutExtended
+    | GrantDeclined
 )
-ToWorker = Grant | NothingToDo | Satisfied | Revoked | Ping | RunResult | Reply
+ToWorker = Grant | NoTask | OperationCompleted | Revoked | Ping | RunResult | Reply
 ToClient = RunResult | Reply
 ToTimer = SetTimer | CancelTimer
 ToIngest = Subscribe | Unsubscribe | RegisterTriggers

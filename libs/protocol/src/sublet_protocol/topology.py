@@ -84,7 +84,7 @@ def shard_queue(shard: int) -> str:
     return f"sublet.shard.{shard}"
 
 
-def slot_key(slot: int) -> str:
+def bucket_key(slot: int) -> str:
     return f"slot.{slot:02d}"
 
 
@@ -109,9 +109,9 @@ def service_queue(name: str) -> Queue:
 
 
 def topology(shards: int) -> Topology:
-    """All that the services need, for this number of shards (1 to `ids.HASH_SLOTS`)."""
-    if not 1 <= shards <= ids.HASH_SLOTS:
-        raise ValueError(f"the number of shards must be from 1 to {ids.HASH_SLOTS}, not {shards}")
+    """All that the services need, for this number of shards (1 to `ids.BUCKETS`)."""
+    if not 1 <= shards <= ids.BUCKETS:
+        raise ValueError(f"the number of shards must be from 1 to {ids.BUCKETS}, not {shards}")
     bindings = [
         Binding(DEAD, DEAD, ""),
         Binding(EVENTS, INGEST, "#"),
@@ -119,7 +119,7 @@ def topology(shards: int) -> Topology:
     ]
     for shard in range(shards):
         bindings.append(Binding(WORKERS, shard_queue(shard), ""))
-        bindings += [Binding(REQUESTS, shard_queue(shard), slot_key(s)) for s in ids.slots_of_shard(shard, shards)]
+        bindings += [Binding(REQUESTS, shard_queue(shard), bucket_key(s)) for s in ids.buckets_of_shard(shard, shards)]
     return Topology(
         exchanges=(
             Exchange(REQUESTS, "direct"),

@@ -16,8 +16,8 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from sublet_engine.event.intake import Sighting
-from sublet_engine.event.matching import Shape, Waits, event_matched, index_key, lookup_keys
+from sublet_engine.event.intake import ParsedEvent
+from sublet_engine.event.matching import FieldSet, Waits, event_matched, index_key, lookup_keys
 from sublet_engine.event.triggers import Triggers
 from sublet_event_ingest.reader import Batch, Reader
 from sublet_platform.batching import dead_letter
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 LOOK_BACK_PAGE = 500
 """Stored events read at a time for waits that look back."""
 
-SHAPES_CACHE_MAX = 50_000
+FIELD_SETS_CACHE_MAX = 50_000
 """Event keys whose shapes are kept in memory; with more the cache begins afresh."""
 
 PUBLISH_MAX_BYTES = 16 * 1_048_576
@@ -71,14 +71,14 @@ class Ingest:
         new_id: Callable[[], str],
         metrics: ServiceMetrics,
         ingest_metrics: IngestMetrics,
-        shards: int = ids.HASH_SLOTS,
+        shards: int = ids.BUCKETS,
     ) -> None:
         self._store, self._broker, self._clock = store, broker, clock
         self._shards = shards
         self._metrics, self._counts = metrics, ingest_metrics
         self._reader = Reader(clock, new_id)
         self._channel: Hashable = None
-        self._shapes: dict[str, set[Shape]] = {}
+        self._field_sets: dict[str, set[FieldSet]] = {}
         self._triggers: Triggers | None = None
         self._count_again_at = 0.0
         self._passed = 0
@@ -90,21 +90,21 @@ class Ingest:
 
     async def process(self, deliveries: list[Delivery]) -> None:
         """Handle a batch whole. Raises StoreUnavailable or BrokerUnavailable; then it has to be handled again."""
-        await self._own(deliveries)
+        await self._begin_ownership(deliveries)
         batch = self._reader.read(deliveries)
-        (sightings, new), _, _ = await asyncio.gather(
+        (parsed_events, new), _, _ = await asyncio.gather(
             self._store_events(list(batch.events.values())),
-            self._learn_shapes(batch),
+            self._learn_field_sets(batch),
             self._learn_triggers(list(batch.triggers.values())),
         )
-        waits, shapes = self._index(batch.subscribes.values())
+        waits, field_sets = self._index(batch.subscribes.values())
         live, _, _ = await asyncio.gather(
-            self._match_live(sightings, batch),
-            self._register(waits, shapes, list(batch.unsubscribes)),
-            self._pass_by(batch.highest_since),
+            self._match_live(parsed_events, batch),
+            self._register(waits, field_sets, list(batch.unsubscribes)),
+            self._advance_past(batch.highest_since),
         )
         matches = live + await self._look_back(Waits(waits))
-        await self._tell(matches, self._triggered(sightings))
+        await self._publish_matches(matches, self._triggered(parsed_events))
         for delivery, reason in batch.refused:
             await dead_letter(self._broker, delivery, reason, self._metrics, "ingest")
         self._reader.settled(deliveries)
@@ -112,32 +112,32 @@ class Ingest:
 
     # --- what is kept in memory -------------------------------------------------------------------------------
 
-    async def _own(self, deliveries: Sequence[Delivery]) -> None:
+    async def _begin_ownership(self, deliveries: Sequence[Delivery]) -> None:
         """Begin afresh when deliveries come on another channel: another process may have been active in between."""
         channel = deliveries[-1].channel
         if channel != self._channel:
-            self._shapes.clear()
+            self._field_sets.clear()
             self._triggers = None
             self._passed = await self._store.last_seq()
-            self._reader.sequence.pass_by(self._passed)
+            self._reader.sequence.advance_past(self._passed)
             self._channel = channel
 
-    async def _pass_by(self, place: int) -> None:
+    async def _advance_past(self, position: int) -> None:
         """An event that comes after a wait must have a later place than it. Who takes over from us looks where the last
         event is; if the wait is ahead of that it has to be told."""
-        if place > self._passed:
-            await self._store.pass_by(place)
-            self._passed = place
+        if position > self._passed:
+            await self._store.advance_past(position)
+            self._passed = position
 
-    async def _learn_shapes(self, batch: Batch) -> None:
+    async def _learn_field_sets(self, batch: Batch) -> None:
         keys = {event.key for event in batch.events.values()}
         keys.update(_event_key(subscribe) for subscribe in batch.subscribes.values())
-        if len(self._shapes) > SHAPES_CACHE_MAX:
-            self._shapes.clear()
-        unknown = sorted(keys - self._shapes.keys())
+        if len(self._field_sets) > FIELD_SETS_CACHE_MAX:
+            self._field_sets.clear()
+        unknown = sorted(keys - self._field_sets.keys())
         if unknown:
-            stored = await self._store.load_shapes(unknown)
-            self._shapes.update((key, set(stored.get(key, ()))) for key in unknown)
+            stored = await self._store.load_field_sets(unknown)
+            self._field_sets.update((key, set(stored.get(key, ()))) for key in unknown)
 
     async def _learn_triggers(self, registrations: Sequence[RegisterTriggers]) -> None:
         if registrations:
@@ -152,7 +152,7 @@ class Ingest:
 
     # --- events -----------------------------------------------------------------------------------------------
 
-    async def _store_events(self, events: Sequence[StoredEvent]) -> tuple[list[Sighting[StoredEvent]], set[str]]:
+    async def _store_events(self, events: Sequence[StoredEvent]) -> tuple[list[ParsedEvent[StoredEvent]], set[str]]:
         """The events of the batch in order, as they are stored; and the ids of those that are new.
 
         One that was there before is looked at again: a crash may have come between storing and matching it.
@@ -165,65 +165,65 @@ class Ingest:
         self._passed = max([self._passed, *(event.seq for event in stored)])
         if repeated:
             stored += await self._store.get_events(sorted(repeated))
-        return [Sighting(event) for event in sorted(stored, key=lambda event: event.seq)], new
+        return [ParsedEvent(event) for event in sorted(stored, key=lambda event: event.seq)], new
 
-    async def _match_live(self, sightings: Sequence[Sighting[StoredEvent]], batch: Batch) -> list[Match]:
+    async def _match_live(self, parsed_events: Sequence[ParsedEvent[StoredEvent]], batch: Batch) -> list[Match]:
         """With the waits that were registered before this batch. Those of the batch itself look back instead."""
-        if not sightings:
+        if not parsed_events:
             return []
-        keys, found = await self._look_up(sightings)
+        keys, found = await self._look_up(parsed_events)
         changed = batch.subscribes.keys() | batch.unsubscribes.keys()
         waits = Waits(each for each in found if each.id not in changed)
         matches = [
-            Match(subscribe, sighting.event)
-            for sighting, keys_of_event in zip(sightings, keys, strict=True)
-            for subscribe in waits.satisfied_by(sighting, keys_of_event)
+            Match(subscribe, parsed_event.event)
+            for parsed_event, keys_of_event in zip(parsed_events, keys, strict=True)
+            for subscribe in waits.satisfied_by(parsed_event, keys_of_event)
         ]
         self._counts.expression_failures.inc(waits.failures)
         return matches
 
     async def _look_up(
-        self, sightings: Sequence[Sighting[StoredEvent]]
+        self, parsed_events: Sequence[ParsedEvent[StoredEvent]]
     ) -> tuple[list[list[str]], list[StoredSubscription]]:
         """The match keys of each event, and the waits under them. The shapes in memory are right unless another
         process registered a wait with a new one: so they are checked at the same time, and seldom cost a query."""
-        keys = self._lookup_keys(sightings)
+        keys = self._lookup_keys(parsed_events)
         asked = {key for each in keys for key in each}
         found, stored = await asyncio.gather(
             self._store.find_subscriptions(sorted(asked)),
-            self._store.load_shapes(sorted({sighting.event.key for sighting in sightings})),
+            self._store.load_field_sets(sorted({parsed_event.event.key for parsed_event in parsed_events})),
         )
-        for event_key, shapes in stored.items():
-            self._shapes[event_key].update(shapes)
-        keys = self._lookup_keys(sightings)
+        for event_key, field_sets in stored.items():
+            self._field_sets[event_key].update(field_sets)
+        keys = self._lookup_keys(parsed_events)
         missing = {key for each in keys for key in each} - asked
         if missing:
             found = [*found, *await self._store.find_subscriptions(sorted(missing))]
         return keys, found
 
-    def _lookup_keys(self, sightings: Sequence[Sighting[StoredEvent]]) -> list[list[str]]:
-        return [lookup_keys(sighting, self._shapes[sighting.event.key]) for sighting in sightings]
+    def _lookup_keys(self, parsed_events: Sequence[ParsedEvent[StoredEvent]]) -> list[list[str]]:
+        return [lookup_keys(parsed_event, self._field_sets[parsed_event.event.key]) for parsed_event in parsed_events]
 
-    def _triggered(self, sightings: Sequence[Sighting[StoredEvent]]) -> list[RunRequest]:
+    def _triggered(self, parsed_events: Sequence[ParsedEvent[StoredEvent]]) -> list[RunRequest]:
         triggers = self._triggers
         assert triggers is not None
-        runs = [run for sighting in sightings for run in triggers.runs(sighting)]
+        runs = [run for parsed_event in parsed_events for run in triggers.runs(parsed_event)]
         self._counts.expression_failures.inc(triggers.failures)
         triggers.failures = 0
         return runs
 
     # --- waits ------------------------------------------------------------------------------------------------
 
-    def _index(self, subscribes: Iterable[Subscribe]) -> tuple[list[StoredSubscription], dict[str, list[Shape]]]:
+    def _index(self, subscribes: Iterable[Subscribe]) -> tuple[list[StoredSubscription], dict[str, list[FieldSet]]]:
         """The waits as they are stored, and the shapes that their event keys do not have yet."""
         waits: list[StoredSubscription] = []
-        added: dict[str, list[Shape]] = {}
+        added: dict[str, list[FieldSet]] = {}
         for subscribe in subscribes:
             condition = subscribe.condition
             if not isinstance(condition, EventCondition):
                 log.error("subscription %s is for no event: %r", subscribe.id, condition)
                 continue
-            known = self._shapes[condition.event_key]
+            known = self._field_sets[condition.event_key]
             try:
                 key = index_key(condition, known)
             except ExpressionError as error:
@@ -231,18 +231,21 @@ class Ingest:
                 log.error("subscription %s: %s", subscribe.id, error)
                 self._counts.expression_failures.inc()
                 continue
-            if key.shape and key.shape not in known:
-                known.add(key.shape)
-                added.setdefault(condition.event_key, []).append(key.shape)
+            if key.field_set and key.field_set not in known:
+                known.add(key.field_set)
+                added.setdefault(condition.event_key, []).append(key.field_set)
             waits.append(StoredSubscription(subscribe.id, key.match_key, subscribe))
         return waits, added
 
     async def _register(
-        self, waits: Sequence[StoredSubscription], shapes: Mapping[str, Sequence[Shape]], withdrawn: Sequence[str]
+        self,
+        waits: Sequence[StoredSubscription],
+        field_sets: Mapping[str, Sequence[FieldSet]],
+        withdrawn: Sequence[str],
     ) -> None:
         """The shapes first: an event that is looked up without them would miss the wait."""
-        if shapes:
-            await self._store.save_shapes(shapes)
+        if field_sets:
+            await self._store.save_field_sets(field_sets)
         if waits or withdrawn:
             await self._store.change_subscriptions(waits, withdrawn)
 
@@ -254,9 +257,9 @@ class Ingest:
             after = {key: max(start, seen) for key, start in waits.starts().items()}
             page = await self._store.events_after(after, LOOK_BACK_PAGE)
             for event in page:
-                sighting = Sighting(event)
-                keys = lookup_keys(sighting, self._shapes[event.key])
-                matches += [Match(subscribe, event) for subscribe in waits.satisfied_by(sighting, keys)]
+                parsed_event = ParsedEvent(event)
+                keys = lookup_keys(parsed_event, self._field_sets[event.key])
+                matches += [Match(subscribe, event) for subscribe in waits.satisfied_by(parsed_event, keys)]
             if len(page) < LOOK_BACK_PAGE:
                 break
             seen = page[-1].seq
@@ -265,7 +268,7 @@ class Ingest:
 
     # --- what comes of it -------------------------------------------------------------------------------------
 
-    async def _tell(self, matches: Sequence[Match], runs: Sequence[RunRequest]) -> None:
+    async def _publish_matches(self, matches: Sequence[Match], runs: Sequence[RunRequest]) -> None:
         """Publish, and only then forget the waits."""
         await self._publish(_addressed(matches, runs, self._shards))
         if matches:
@@ -298,9 +301,9 @@ class Ingest:
 def _addressed(matches: Iterable[Match], runs: Iterable[RunRequest], shards: int) -> Iterator[tuple[str, Record]]:
     """Each message with the routing key of its shard."""
     for subscribe, event in matches:
-        yield ids.slot_key(ids.run_of(subscribe.task_run_id), shards), event_matched(subscribe, event)
+        yield ids.bucket_key(ids.run_of(subscribe.task_run_id), shards), event_matched(subscribe, event)
     for run in runs:
-        yield ids.slot_key(run.run_id, shards), run
+        yield ids.bucket_key(run.run_id, shards), run
 
 
 def _event_key(subscribe: Subscribe) -> str:

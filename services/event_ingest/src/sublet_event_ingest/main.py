@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from sublet_event_ingest.service import IngestShell
+from sublet_event_ingest.service import IngestService
 from sublet_platform.metrics import IngestMetrics
 from sublet_platform.mongo.events import MongoEventStore
 from sublet_platform.mongo.runs import MongoRunStore
@@ -18,7 +18,7 @@ _metrics = cache(IngestMetrics)
 async def start(service: Service) -> None:
     store = MongoEventStore(service.mongo)
     await store.ensure_indexes()
-    shell = IngestShell(
+    shell = IngestService(
         store=store,
         runs=MongoRunStore(service.mongo, service.clock),
         broker=service.broker,

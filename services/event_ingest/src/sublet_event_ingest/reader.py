@@ -119,5 +119,5 @@ class Reader:
         ahead = int((self._clock.now() + limits.CLOCK_AHEAD_MAX_S) * 1_000_000)
         if subscribe.since > ahead:
             return replace(subscribe, since=self.sequence.last)
-        self.sequence.pass_by(subscribe.since)
+        self.sequence.advance_past(subscribe.since)
         return subscribe

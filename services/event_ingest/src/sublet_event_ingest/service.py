@@ -18,7 +18,7 @@ from sublet_protocol.topology import EVENTS, INGEST
 log = logging.getLogger(__name__)
 
 
-class IngestShell:
+class IngestService:
     def __init__(
         self,
         *,
@@ -29,7 +29,7 @@ class IngestShell:
         new_id: Callable[[], str],
         metrics: ServiceMetrics,
         ingest_metrics: IngestMetrics,
-        shards: int = ids.HASH_SLOTS,
+        shards: int = ids.BUCKETS,
     ) -> None:
         ingest = Ingest(
             store=store,

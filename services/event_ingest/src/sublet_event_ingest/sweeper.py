@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 
-from sublet_engine.run.transitions import awaits
+from sublet_engine.run.transitions import is_waiting_for
 from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import EventStore, RunStore, StoredSubscription
 from sublet_protocol import ids
@@ -54,4 +54,6 @@ class Sweeper:
     async def _unawaited(self, page: list[StoredSubscription]) -> frozenset[str]:
         runs = await self._runs.load_waits(sorted({ids.run_of(each.subscribe.task_run_id) for each in page}))
         tasks = {ids.task_run_id(run_id, task.name): task for run_id, tasks in runs.items() for task in tasks}
-        return frozenset(each.id for each in page if not awaits(tasks.get(each.subscribe.task_run_id), each.subscribe))
+        return frozenset(
+            each.id for each in page if not is_waiting_for(tasks.get(each.subscribe.task_run_id), each.subscribe)
+        )

@@ -17,46 +17,46 @@ from sublet_platform.ports import BrokerUnavailable, Clock, RunStore, StoreUnava
 
 logger = logging.getLogger(__name__)
 
-BEAT_INTERVAL_S = 2.0
+HEARTBEAT_INTERVAL_S = 2.0
 """How often a scheduler says that it lives and looks at its share."""
 SILENT_S = 7.0
 """A scheduler not heard of for this long does not count: three beats missed."""
 
 
-class Holding(Protocol):
+class ShardConsumer(Protocol):
     """A shard as this process takes part in it."""
 
     def active(self) -> bool: ...
 
-    async def line_up(self) -> None:
+    async def join(self) -> None:
         """Join the line, if it is not there. Raises BrokerUnavailable."""
 
-    async def step_back(self) -> None:
+    async def yield_shard(self) -> None:
         """Let the next consumer in line have it. Raises BrokerUnavailable: then it has left the line."""
 
 
-class Sharing:
-    def __init__(self, scheduler: str, holdings: Sequence[Holding], *, store: RunStore, clock: Clock) -> None:
-        self._scheduler, self._holdings, self._store, self._clock = scheduler, holdings, store, clock
+class ShardBalancer:
+    def __init__(self, scheduler: str, consumers: Sequence[ShardConsumer], *, store: RunStore, clock: Clock) -> None:
+        self._scheduler, self._consumers, self._store, self._clock = scheduler, consumers, store, clock
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             try:
-                await self._look()
+                await self._rebalance()
             except StoreUnavailable:
                 logger.warning("cannot see the other schedulers: the database does not answer")
             except BrokerUnavailable as error:
                 logger.warning("cannot join the line for a shard, will try again: %s", error)
-            await asyncio.sleep(BEAT_INTERVAL_S)
+            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
 
-    async def _look(self) -> None:
-        for holding in self._holdings:
-            await holding.line_up()
+    async def _rebalance(self) -> None:
+        for consumer in self._consumers:
+            await consumer.join()
         heard = await self._store.beat(self._scheduler, self._clock.now())
         live = [name for name, at in heard.items() if self._clock.now() - at <= SILENT_S]
-        mine = [holding for holding in self._holdings if holding.active()]
-        share = math.ceil(len(self._holdings) / max(1, len(live)))
+        mine = [consumer for consumer in self._consumers if consumer.active()]
+        share = math.ceil(len(self._consumers) / max(1, len(live)))
         if len(mine) > share:
             logger.info("holding %d shards, a share among %d schedulers is %d: giving one", len(mine), len(live), share)
-            await mine[-1].step_back()
+            await mine[-1].yield_shard()

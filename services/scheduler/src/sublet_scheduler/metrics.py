@@ -23,7 +23,7 @@ NAMED_MAX = 10
 logger = logging.getLogger(__name__)
 
 
-class Exports:
+class SchedulerMetrics:
     def __init__(self, metrics: ServiceMetrics) -> None:
         registry = metrics.registry
         self._service = metrics
@@ -55,26 +55,26 @@ class Exports:
     def observe(self, index: int, shard: Shard) -> None:
         """Move what a shard counted since the last call into the counters."""
         self._shards[index] = shard
-        census = shard.census
-        self._evictions.inc(census.evictions)
-        self._resumes.inc(census.resumes)
-        self._tickets.inc(census.tickets_issued)
-        self._grants.labels("yes").inc(census.grants_reused)
-        self._grants.labels("no").inc(census.grants - census.grants_reused)
-        self._lost.inc(census.leases_lost)
-        self._stale.inc(census.stale_reports)
-        for seconds in census.resume_s:
+        counters = shard.counters
+        self._evictions.inc(counters.evictions)
+        self._resumes.inc(counters.resumes)
+        self._tickets.inc(counters.tickets_issued)
+        self._grants.labels("yes").inc(counters.grants_reused)
+        self._grants.labels("no").inc(counters.grants - counters.grants_reused)
+        self._lost.inc(counters.leases_lost)
+        self._stale.inc(counters.stale_reports)
+        for seconds in counters.resume_s:
             self._resume_s.observe(seconds)
-        for seconds in census.ready_s:
+        for seconds in counters.ready_s:
             self._wait_s.observe(seconds)
-        for status, count in census.finished.items():
+        for status, count in counters.finished.items():
             self._finished.labels(status).inc(count)
-        for reason, count in census.failures.items():
+        for reason, count in counters.failures.items():
             self._failures.labels(reason if reason in _KNOWN_FAILURES else "exception").inc(count)
-        for what, names in census.findings.items():
+        for what, names in counters.anomalies.items():
             self._service.found(what, len(names))
             logger.warning("shard %d: %s: %s", index, what, ", ".join(names[:NAMED_MAX]), extra={"count": len(names)})
-        census.clear()
+        counters.clear()
 
     def forget(self, index: int) -> None:
         """This process does not own the shard any more."""
@@ -117,6 +117,6 @@ class Exports:
     def _waiting(self) -> dict[str, float]:
         values = dict.fromkeys(WAITING_REASONS, 0.0)
         for shard in self._shards.values():
-            for reason, count in shard.census.waiting.items():
+            for reason, count in shard.counters.waiting.items():
                 values[reason] = values.get(reason, 0) + count
         return values

@@ -23,7 +23,7 @@ import msgspec
 
 from sublet_engine.run import durable_log
 from sublet_engine.run.explain import why
-from sublet_platform.batching import Refuse
+from sublet_platform.batching import Reject
 from sublet_platform.ports import Broker, Clock, Delivery, Outgoing, RunFilter, RunStore
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import MalformedMessage, Query, Reply, decode_queries, encode
@@ -37,7 +37,7 @@ class QueryError(ValueError):
 
 
 class Queries:
-    def __init__(self, *, store: RunStore, broker: Broker, clock: Clock, refuse: Refuse) -> None:
+    def __init__(self, *, store: RunStore, broker: Broker, clock: Clock, refuse: Reject) -> None:
         self._store, self._broker, self._clock, self._refuse = store, broker, clock, refuse
         self._kinds: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
             "run": self._run,
@@ -57,7 +57,7 @@ class Queries:
                 continue
             for query in queries:
                 reply = await self._answer(query)
-                self._broker.publish_soon(
+                self._broker.publish_nowait(
                     [Outgoing("sublet.inboxes", query.reply_to, encode([reply]), persistent=False)]
                 )
 

@@ -28,9 +28,9 @@ def outgoing(publications: Iterable[Publication], shards: int) -> list[Outgoing]
     return singles + [message for to, bodies in groups.items() for message in _gathered(to, bodies)]
 
 
-def _key_of_shard(slot_key: str, shards: int) -> str:
-    """The key that stands for all hash slots of the shard (see `ids.slot_key`)."""
-    return f"slot.{int(slot_key.removeprefix('slot.')) % shards:02d}"
+def _key_of_shard(bucket_key: str, shards: int) -> str:
+    """The key that stands for all hash slots of the shard (see `ids.bucket_key`)."""
+    return f"slot.{int(bucket_key.removeprefix('slot.')) % shards:02d}"
 
 
 def _gathered(to: str, bodies: list[bytes]) -> Iterable[Outgoing]:

@@ -13,8 +13,8 @@ from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import Broker, Clock, Consumer, Delivery, RunStore
 from sublet_protocol import limits
 from sublet_protocol.topology import QUERIES, shard_queue
-from sublet_scheduler.balancer import Sharing
-from sublet_scheduler.metrics import Exports
+from sublet_scheduler.balancer import ShardBalancer
+from sublet_scheduler.metrics import SchedulerMetrics
 from sublet_scheduler.queries import Queries
 from sublet_scheduler.shard_service import ShardService
 
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 QUERY_PREFETCH = 50
 
-_exports = cache(Exports)
+_scheduler_metrics = cache(SchedulerMetrics)
 """Once for a registry: a start that fails is tried again."""
 
 
-class Holding:
+class ShardConsumer:
     """A shard as this process takes part in it: a place in the line of consumers, and what it does when it is first."""
 
     def __init__(self, service: ShardService, inbox: str, broker: Broker, metrics: ServiceMetrics) -> None:
@@ -44,9 +44,9 @@ class Holding:
     async def start(self) -> None:
         self._loop.start()
         await self._broker.open_inbox(self._inbox, self._claimed, key=self.service.claim_key)
-        await self.line_up()
+        await self.join()
 
-    async def line_up(self) -> None:
+    async def join(self) -> None:
         if self._consumer is None:
             queue = shard_queue(self.service.index)
             self._consumer = await self._broker.consume(queue, self._loop.handle, prefetch=limits.RUN_PREFETCH)
@@ -55,11 +55,11 @@ class Holding:
         """A claim from the inbox, where nothing is acknowledged: tag 0 says so."""
         self._loop.handle(replace(delivery, tag=0))
 
-    async def step_back(self) -> None:
+    async def yield_shard(self) -> None:
         """Give what is not handled back, and join the end of the line."""
         await self._leave()
-        self._loop.go_on()
-        await self.line_up()
+        self._loop.resume()
+        await self.join()
 
     async def _leave(self) -> None:
         await self._loop.rest()
@@ -88,9 +88,9 @@ class Scheduler:
         metrics: ServiceMetrics,
     ) -> None:
         self._broker, self._metrics = broker, metrics
-        exports = _exports(metrics)
-        self._holdings = [
-            Holding(
+        scheduler_metrics = _scheduler_metrics(metrics)
+        self._consumers = [
+            ShardConsumer(
                 ShardService(
                     index,
                     shards,
@@ -98,7 +98,7 @@ class Scheduler:
                     broker=broker,
                     clock=clock,
                     new_id=new_id,
-                    exports=exports,
+                    metrics=scheduler_metrics,
                     refuse=self._refuse,
                 ),
                 f"sublet.inbox.scheduler.{scheduler_id}.{index}",
@@ -109,28 +109,28 @@ class Scheduler:
         ]
         queries = Queries(store=store, broker=broker, clock=clock, refuse=self._refuse)
         self._queries = BatchLoop(queries.process, broker, metrics, name="queries")
-        self._sharing = Sharing(scheduler_id, self._holdings, store=store, clock=clock)
-        self._sharing_task: asyncio.Task[None] | None = None
+        self._balancer = ShardBalancer(scheduler_id, self._consumers, store=store, clock=clock)
+        self._balancer_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Join the line of every shard."""
-        for holding in self._holdings:
-            await holding.start()
+        for consumer in self._consumers:
+            await consumer.start()
         self._queries.start()
         await self._broker.consume(QUERIES, self._queries.handle, prefetch=QUERY_PREFETCH)
-        self._sharing_task = asyncio.create_task(self._sharing.run())
+        self._balancer_task = asyncio.create_task(self._balancer.run())
 
     async def stop(self) -> None:
         """Finish what is in hand, leave the lines. The caller closes the broker."""
-        if self._sharing_task is not None:
-            self._sharing_task.cancel()
-        for holding in self._holdings:
-            await holding.stop()
+        if self._balancer_task is not None:
+            self._balancer_task.cancel()
+        for consumer in self._consumers:
+            await consumer.stop()
         await self._queries.stop()
 
     def shards_held(self) -> list[int]:
         """The shards that this process owns now."""
-        return [holding.service.index for holding in self._holdings if holding.active()]
+        return [consumer.service.index for consumer in self._consumers if consumer.active()]
 
     async def _refuse(self, delivery: Delivery, reason: str) -> None:
         logger.warning("a message on %s goes to sublet.dead: %s", delivery.routing_key, reason)

@@ -16,12 +16,19 @@ from sublet_engine.run import durable_log
 from sublet_engine.run.state import LogRecord, Run
 from sublet_engine.shard.shard import Shard
 from sublet_engine.shard.unit_of_work import Batch, DurableGrant, Publication, Resend, WorkerChange
-from sublet_platform.batching import Refuse
+from sublet_platform.batching import Reject
 from sublet_platform.ports import Broker, Clock, Delivery, RunChange, RunStore, WorkerRecord
 from sublet_protocol import ids, limits
-from sublet_protocol.messages import MalformedMessage, RunRequest, Satisfied, ToShard, decode_for_shard, encode_one
+from sublet_protocol.messages import (
+    MalformedMessage,
+    OperationCompleted,
+    RunRequest,
+    ToShard,
+    decode_for_shard,
+    encode_one,
+)
 from sublet_protocol.specs import SlotKind
-from sublet_scheduler.metrics import Exports
+from sublet_scheduler.metrics import SchedulerMetrics
 from sublet_scheduler.routing import outgoing
 
 logger = logging.getLogger(__name__)
@@ -43,15 +50,15 @@ class ShardService:
         broker: Broker,
         clock: Clock,
         new_id: Callable[[], str],
-        exports: Exports,
-        refuse: Refuse,
+        metrics: SchedulerMetrics,
+        refuse: Reject,
     ) -> None:
         self.index = index
         self.claim_key = f"sublet.inbox.shard.{index}"
         self._shards = shards
-        self._slots = ids.slots_of_shard(index, shards)
+        self._slots = ids.buckets_of_shard(index, shards)
         self._store, self._broker, self._clock = store, broker, clock
-        self._new_id, self._exports, self._refuse = new_id, exports, refuse
+        self._new_id, self._metrics, self._refuse = new_id, metrics, refuse
         self._shard: Shard | None = None
         self._latest: Delivery | None = None
         """Of the shard's queue."""
@@ -65,7 +72,7 @@ class ShardService:
     def drop(self) -> None:
         """Forget everything: the next batch builds the shard again from the store."""
         self._shard = None
-        self._exports.forget(self.index)
+        self._metrics.forget(self.index)
 
     async def process(self, deliveries: list[Delivery]) -> None:
         """Handle a batch whole. Raises StoreUnavailable, BrokerUnavailable or RevisionConflict; then nothing of it
@@ -78,7 +85,7 @@ class ShardService:
 
     async def _process(self, deliveries: list[Delivery]) -> None:
         messages = await self._decode(deliveries)
-        shard = await self._own(deliveries)
+        shard = await self._begin_ownership(deliveries)
         if shard is None:
             return  # claims that came while another process owns the shard; their workers ask again
         await self._load_missing(shard, messages)
@@ -86,7 +93,7 @@ class ShardService:
         for _, message in messages:
             shard.handle(message, now)
         await self._carry_out(shard.take())
-        self._exports.observe(self.index, shard)
+        self._metrics.observe(self.index, shard)
 
     async def _decode(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ToShard]]:
         messages: list[tuple[Delivery, ToShard]] = []
@@ -102,7 +109,7 @@ class ShardService:
 
     # --- ownership --------------------------------------------------------------------------------------------
 
-    async def _own(self, deliveries: list[Delivery]) -> Shard | None:
+    async def _begin_ownership(self, deliveries: list[Delivery]) -> Shard | None:
         """The shard in memory. A delivery on a new channel of the shard's queue may mean that another process owned it
         in between: then it is built afresh. While that channel is gone another process owns it."""
         queued = [delivery for delivery in deliveries if delivery.tag]
@@ -120,7 +127,7 @@ class ShardService:
     async def _build(self) -> Shard:
         now = self._built_at = self._clock.now()
         shard = Shard(
-            epoch=self._new_id(),
+            owner_term=self._new_id(),
             claim_key=self.claim_key,
             slot=f"slot.{self._slots[0]:02d}",
             first=self.index == 0,
@@ -136,7 +143,7 @@ class ShardService:
                 shard.load_worker(
                     worker.id, worker.pool, worker.inbox, slots, name=worker.name, started_at=worker.started_at
                 )
-        shard.census.waiting.update(await self._store.count_waiting(self._slots))
+        shard.counters.waiting.update(await self._store.count_waiting(self._slots))
         runs = 0
         async for chunk in self._store.load_live(self._slots):
             await self._load(shard, chunk)
@@ -181,7 +188,7 @@ class ShardService:
 
     async def _carry_out(self, batch: Batch) -> None:
         if batch.tickets:
-            self._broker.publish_soon(outgoing(batch.tickets, self._shards))
+            self._broker.publish_nowait(outgoing(batch.tickets, self._shards))
         for spec, registered_at in batch.workflows:
             await self._store.save_workflow(spec, registered_at)
         for change in batch.workers:
@@ -203,9 +210,9 @@ class ShardService:
             await self._store.commit([RunChange(before, after) for before, after in batch.changes])
 
     async def _publish(self, publications: list[Publication]) -> None:
-        hints = [publication for publication in publications if not publication.durable]
-        if hints:
-            self._broker.publish_soon(outgoing(hints, self._shards))
+        unconfirmed = [publication for publication in publications if not publication.durable]
+        if unconfirmed:
+            self._broker.publish_nowait(outgoing(unconfirmed, self._shards))
         durable_ones = [publication for publication in publications if publication.durable]
         if durable_ones:
             await self._broker.publish(outgoing(durable_ones, self._shards))
@@ -226,8 +233,10 @@ class ShardService:
         for resend in resends:
             for record in durable_log.committed(resend.task, records[ids.task_run_of(resend.lease)]):
                 if record.kind == "done" and record.order > resend.delivered:
-                    satisfied = Satisfied(resend.lease, record.node, durable_log.done_of(record))
-                    publications.append(Publication(f"inbox:{resend.inbox}", encode_one(satisfied)))
+                    completed_count = OperationCompleted(
+                        resend.lease, record.operation_id, durable_log.completion_of(record)
+                    )
+                    publications.append(Publication(f"inbox:{resend.inbox}", encode_one(completed_count)))
         return publications
 
 

@@ -10,7 +10,13 @@ import msgspec
 from sublet_engine.run.state import Run, TaskRun
 from sublet_protocol.messages import LogEntry
 
-_SEEN_AS = {"PENDING": "QUEUED", "READY": "QUEUED", "BACKOFF": "QUEUED", "EVICTED": "RUNNING", "SKIPPED": "COMPLETED"}
+PUBLIC_STATUS = {
+    "PENDING": "QUEUED",
+    "READY": "QUEUED",
+    "BACKOFF": "QUEUED",
+    "EVICTED": "RUNNING",
+    "SKIPPED": "COMPLETED",
+}
 
 
 def run_details(run: Run) -> dict[str, Any]:
@@ -50,7 +56,7 @@ def task_details(run: Run, task: TaskRun) -> dict[str, Any]:
     return {
         "task_run_id": run.task_run_id(task),
         "name": task.name,
-        "status": _SEEN_AS.get(task.status, task.status),
+        "status": PUBLIC_STATUS.get(task.status, task.status),
         "state": task.status,
         "is_evicted": task.status == "EVICTED",
         "retry_count": task.retry_count,

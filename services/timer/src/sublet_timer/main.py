@@ -8,7 +8,7 @@ from sublet_platform.metrics import TimerMetrics
 from sublet_platform.mongo.timers import MongoTimerStore
 from sublet_platform.service import Service, run_service
 from sublet_platform.settings import ServiceSettings
-from sublet_timer.service import TimerShell
+from sublet_timer.service import TimerService
 
 _metrics = cache(TimerMetrics)
 """Once for a registry: a start that fails is tried again."""
@@ -17,7 +17,7 @@ _metrics = cache(TimerMetrics)
 async def start(service: Service) -> None:
     store = MongoTimerStore(service.mongo)
     await store.ensure_indexes()
-    shell = TimerShell(
+    shell = TimerService(
         store=store,
         broker=service.broker,
         clock=service.clock,

@@ -36,7 +36,7 @@ from sublet_protocol import ids, limits
 from sublet_protocol.backoff import Backoff
 from sublet_protocol.chunking import pack
 from sublet_protocol.messages import CancelTimer, MalformedMessage, SetTimer, Tick, TimerFired, decode_for_timer, encode
-from sublet_protocol.topology import REQUESTS, TIMERS, slot_key
+from sublet_protocol.topology import REQUESTS, TIMERS, bucket_key
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ ACTIVE_LAPSE_S = 3.0
 _PROBE = encode([])
 
 
-class TimerShell:
+class TimerService:
     def __init__(
         self,
         *,
@@ -69,7 +69,7 @@ class TimerShell:
         self._store, self._broker, self._clock = store, broker, clock
         self._metrics, self._timer_metrics = metrics, timer_metrics
         self._shards = shards
-        self._tick_keys = [slot_key(ids.slots_of_shard(shard, shards)[0]) for shard in range(shards)]
+        self._tick_keys = [bucket_key(ids.buckets_of_shard(shard, shards)[0]) for shard in range(shards)]
         self._horizon: Horizon[StoredTimer] = Horizon(HORIZON_CAPACITY)
         self._store_and_horizon = asyncio.Lock()
         """Held from a change or a look at the store until the horizon agrees with it."""
@@ -129,7 +129,7 @@ class TimerShell:
         due = [_stored(message) for message in changes.set if message.due <= now]
         later = [_stored(message) for message in changes.set if message.due > now]
         async with self._store_and_horizon:
-            self._own(deliveries)
+            self._begin_ownership(deliveries)
             if later or changes.cancel:
                 await self._store.change_timers(later, changes.cancel)
             self._horizon.remove(changes.cancel)
@@ -139,7 +139,7 @@ class TimerShell:
         for delivery, reason in refused:
             await dead_letter(self._broker, delivery, reason, self._metrics, "timers")
 
-    def _own(self, deliveries: Sequence[Delivery]) -> None:
+    def _begin_ownership(self, deliveries: Sequence[Delivery]) -> None:
         channel = deliveries[-1].channel
         if channel != self._channel:
             self._horizon.forget()
@@ -195,8 +195,8 @@ class TimerShell:
             return
         fired = (
             (
-                ids.slot_key(ids.run_of(each.task_run_id), self._shards),
-                TimerFired(each.task_run_id, each.node, each.key),
+                ids.bucket_key(ids.run_of(each.task_run_id), self._shards),
+                TimerFired(each.task_run_id, each.operation_id, each.key),
             )
             for each in timers
         )
@@ -225,7 +225,7 @@ class TimerShell:
             if self.active:
                 tick = encode([Tick(at=self._clock.now())])
                 messages += [Outgoing(REQUESTS, key, tick, persistent=False) for key in self._tick_keys]
-            self._broker.publish_soon(messages)
+            self._broker.publish_nowait(messages)
             await asyncio.sleep(limits.TICK_INTERVAL_S)
 
 
@@ -241,4 +241,4 @@ def _read(deliveries: Sequence[Delivery]) -> tuple[list[SetTimer | CancelTimer],
 
 
 def _stored(message: SetTimer) -> StoredTimer:
-    return StoredTimer(message.id, message.due, message.task_run_id, message.node, message.key)
+    return StoredTimer(message.id, message.due, message.task_run_id, message.operation_id, message.key)

@@ -221,12 +221,12 @@ class Sequence:
         self.last = max(int(now * 1_000_000), self.last + 1)
         return self.last
 
-    def pass_by(self, place: int) -> None:
+    def advance_past(self, position: int) -> None:
         """Places given from now on are greater than this one, even if the clock of whoever gave it is ahead of ours."""
-        self.last = max(self.last, place)
+        self.last = max(self.last, position)
 
 
-class Sighting(Generic[AnyEvent]):
+class ParsedEvent(Generic[AnyEvent]):
     """An event with its payload read at most once, whatever the number of expressions that look at it."""
 
     def __init__(self, event: AnyEvent) -> None:

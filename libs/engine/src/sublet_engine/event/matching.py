@@ -13,17 +13,17 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from sublet_engine.event.intake import Event, Sighting
+from sublet_engine.event.intake import Event, ParsedEvent
 from sublet_protocol import limits
 from sublet_protocol.cel.equality import Path, equality_terms, value_at
 from sublet_protocol.cel.expressions import ExpressionError, compile_expression
 from sublet_protocol.messages import EventMatched, Subscribe
 from sublet_protocol.specs import EventCondition
 
-Shape = tuple[str, ...]
+FieldSet = tuple[str, ...]
 """Payload fields in order, each as a JSON pointer (``/user/id``). The empty shape is that of waits without terms."""
 
-_NO_FIELDS: Shape = ()
+_NO_FIELDS: FieldSet = ()
 
 
 class Wait(Protocol):
@@ -36,7 +36,7 @@ class Wait(Protocol):
 
 
 class IndexKey(NamedTuple):
-    shape: Shape
+    field_set: FieldSet
     match_key: str
 
 
@@ -49,8 +49,8 @@ def match_key(event_key: str, scope: str | None, terms: Mapping[str, str]) -> st
     return hashlib.blake2b(parts, digest_size=16).hexdigest()
 
 
-def index_key(condition: EventCondition, shapes: Collection[Shape]) -> IndexKey:
-    """Where to index a wait. ``shapes`` are those that its event key has already; their number is bounded.
+def index_key(condition: EventCondition, field_sets: Collection[FieldSet]) -> IndexKey:
+    """Where to index a wait. ``field_sets`` are those that its event key has already; their number is bounded.
 
     Raises:
         ExpressionError: the expression of the condition cannot be used.
@@ -61,32 +61,32 @@ def index_key(condition: EventCondition, shapes: Collection[Shape]) -> IndexKey:
         if not found.whole:
             compile_expression(condition.expression)
         terms = {_pointer(path): value for path, value in found.values.items()}
-    shape = tuple(sorted(terms))
-    if shape not in shapes and len(shapes) >= limits.MATCH_SHAPES_MAX:
-        shape, terms = _NO_FIELDS, {}
-    return IndexKey(shape, match_key(condition.event_key, condition.scope, terms))
+    field_set = tuple(sorted(terms))
+    if field_set not in field_sets and len(field_sets) >= limits.MATCH_FIELD_SETS_MAX:
+        field_set, terms = _NO_FIELDS, {}
+    return IndexKey(field_set, match_key(condition.event_key, condition.scope, terms))
 
 
-def lookup_keys(sighting: Sighting[Event], shapes: Iterable[Shape]) -> list[str]:
+def lookup_keys(parsed_event: ParsedEvent[Event], field_sets: Iterable[FieldSet]) -> list[str]:
     """The match keys of all waits that the event may satisfy, given the shapes known for its key.
 
     A wait with a scope wants exactly that scope; a wait without one takes any.
     """
-    event = sighting.event
+    event = parsed_event.event
     scopes = (None,) if event.scope is None else (None, event.scope)
     keys = []
-    for shape in sorted({_NO_FIELDS, *shapes}):
-        terms = _terms_held(sighting, shape)
+    for field_set in sorted({_NO_FIELDS, *field_sets}):
+        terms = _terms_held(parsed_event, field_set)
         if terms is not None:
             keys += [match_key(event.key, scope, terms) for scope in scopes]
     return keys
 
 
-def _terms_held(sighting: Sighting[Event], shape: Shape) -> dict[str, str] | None:
+def _terms_held(parsed_event: ParsedEvent[Event], field_set: FieldSet) -> dict[str, str] | None:
     """The payload's values in these fields; None if a field is missing, so that no wait of this shape can match."""
     terms = {}
-    for pointer in shape:
-        value = value_at(sighting.payload, _path(pointer))
+    for pointer in field_set:
+        value = value_at(parsed_event.payload, _path(pointer))
         if value is None:
             return None
         terms[pointer] = value
@@ -136,14 +136,14 @@ class Waits:
                     starts[key] = min(start, starts.get(key, start))
         return starts
 
-    def satisfied_by(self, sighting: Sighting[Event], keys: Sequence[str]) -> list[Subscribe]:
+    def satisfied_by(self, parsed_event: ParsedEvent[Event], keys: Sequence[str]) -> list[Subscribe]:
         """Take out the waits that this event satisfies; ``keys`` are its `lookup_keys`."""
         satisfied = []
         for key in keys:
             waits = self._open.get(key)
             if not waits:
                 continue
-            fitting = [wait for wait in waits.values() if self._fits(wait, sighting)]
+            fitting = [wait for wait in waits.values() if self._fits(wait, parsed_event)]
             for wait in fitting:
                 del waits[wait.id]
             if not waits:
@@ -151,8 +151,8 @@ class Waits:
             satisfied += fitting
         return satisfied
 
-    def _fits(self, subscribe: Subscribe, sighting: Sighting[Event]) -> bool:
-        condition, event = subscribe.condition, sighting.event
+    def _fits(self, subscribe: Subscribe, parsed_event: ParsedEvent[Event]) -> bool:
+        condition, event = subscribe.condition, parsed_event.event
         if not isinstance(condition, EventCondition) or condition.event_key != event.key:
             return False
         if condition.scope is not None and condition.scope != event.scope:
@@ -163,9 +163,9 @@ class Waits:
             return True
         terms = equality_terms(condition.expression)
         if terms.whole:
-            return terms.hold(sighting.payload)
+            return terms.hold(parsed_event.payload)
         try:
-            verdict = compile_expression(condition.expression).verdict(sighting.facts)
+            verdict = compile_expression(condition.expression).verdict(parsed_event.facts)
         except ExpressionError:
             verdict = None
         self.failures += verdict is None
@@ -176,7 +176,7 @@ def event_matched(subscribe: Subscribe, event: Event) -> EventMatched:
     """What the task's scheduler is told."""
     return EventMatched(
         task_run_id=subscribe.task_run_id,
-        node=subscribe.node,
+        operation_id=subscribe.operation_id,
         key=subscribe.condition.key,
         event_id=event.id,
         seq=event.seq,

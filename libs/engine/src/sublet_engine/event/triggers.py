@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from sublet_engine.event.intake import Event, Sighting
+from sublet_engine.event.intake import Event, ParsedEvent
 from sublet_engine.run.effects import position_at
 from sublet_protocol import ids
 from sublet_protocol.cel.expressions import FILTER_VARIABLES, Expression, ExpressionError, compile_expression
@@ -46,13 +46,13 @@ class Triggers:
                 else:
                     self._by_key.setdefault(pattern, {})[record.workflow] = filters
 
-    def runs(self, sighting: Sighting[Event]) -> list[RunRequest]:
+    def runs(self, parsed_event: ParsedEvent[Event]) -> list[RunRequest]:
         """The runs that the event starts, ordered by workflow. Their ids follow from event, workflow and filter.
 
         A workflow without filters gets one run. One with filters gets a run for each filter of the event's scope
         whose expression is true, and none if there is no such filter.
         """
-        event = sighting.event
+        event = parsed_event.event
         workflows = dict(self._by_key.get(event.key, {}))
         workflows.update((name, filters) for pattern, name, filters in self._by_pattern if covers(pattern, event.key))
         runs = []
@@ -61,13 +61,13 @@ class Triggers:
                 runs.append(_run(event, workflow))
                 continue
             for key, each in filters.of_scope(event.scope).items():
-                if self._lets_through(key, each, filters, sighting):
+                if self._lets_through(key, each, filters, parsed_event):
                     runs.append(_run(event, workflow, key, each.payload))
         return runs
 
-    def _lets_through(self, key: str, each: EventFilter, filters: _Filters, sighting: Sighting[Event]) -> bool:
+    def _lets_through(self, key: str, each: EventFilter, filters: _Filters, parsed_event: ParsedEvent[Event]) -> bool:
         expression = filters.expressions.get(key)
-        verdict = None if expression is None else expression.verdict(sighting.facts_for_filter(each.payload))
+        verdict = None if expression is None else expression.verdict(parsed_event.facts_for_filter(each.payload))
         self.failures += verdict is None
         return verdict is True
 

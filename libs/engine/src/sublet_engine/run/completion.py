@@ -7,56 +7,56 @@ from msgspec.structs import replace
 
 from sublet_engine.run import dag, durable_log, results
 from sublet_engine.run.dag import SKIPPED_OUTPUT
-from sublet_engine.run.effects import Turn
+from sublet_engine.run.effects import Effects
 from sublet_engine.run.state import Run, TaskRun, TaskStatus
 from sublet_protocol import ids
 from sublet_protocol.messages import Revoked, RunStatus, TaskError
 from sublet_protocol.specs import EventCondition, SleepCondition, TaskSpec, WorkflowSpec
 
-DAG_NODE = "dag"
+DAG_WAIT = "dag"
 """Node of the timers and subscriptions that belong to a task's conditions, not to its durable log."""
-RETRY_NODE = "retry"
+RETRY_WAIT = "retry"
 """Node of the timer for the delay before a retry; its key is the number of the attempt that it starts."""
 
 
-def settle(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
+def settle(run: Run, workflow: WorkflowSpec, effects: Effects) -> Run:
     """Decide every task that can be decided. One pass is enough, in the order of what depends on what."""
     for spec in workflow.in_order:
         task = run.task(spec.name)
         if task.status == "PENDING":
-            run = _decide(run, spec, task, workflow, turn)
-    return _finish_if_done(run, workflow, turn)
+            run = _decide(run, spec, task, workflow, effects)
+    return _finish_if_done(run, workflow, effects)
 
 
-def _decide(run: Run, spec: TaskSpec, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
+def _decide(run: Run, spec: TaskSpec, task: TaskRun, workflow: WorkflowSpec, effects: Effects) -> Run:
     if not task.armed and all(run.task(name).terminal for name in spec.dependencies) and not spec.on_failure:
         task = replace(task, armed=True, met=(*task.met, *dag.true_parent_conditions(spec, run)))
         run = run.with_task(task)
         what, why = dag.verdict(spec, workflow, run, task)
         if what == "wait":
-            _arm_sleeps(run, task, spec, turn)
+            _arm_sleeps(run, task, spec, effects)
     else:
         what, why = dag.verdict(spec, workflow, run, task)
     if what == "wait":
         return run
     if what == "run":
-        _withdraw_conditions(run, spec, task, turn)
-        return run.with_task(ready(task, spec, turn.now))
+        _withdraw_conditions(run, spec, task, effects)
+        return run.with_task(ready(task, spec, effects.now))
     if what == "skip":
-        return close_task(run, task, "SKIPPED", workflow, turn, output=SKIPPED_OUTPUT, reason=why)
-    return close_task(run, task, "CANCELLED", workflow, turn, reason=why)
+        return close_task(run, task, "SKIPPED", workflow, effects, output=SKIPPED_OUTPUT, reason=why)
+    return close_task(run, task, "CANCELLED", workflow, effects, reason=why)
 
 
-def _arm_sleeps(run: Run, task: TaskRun, spec: TaskSpec, turn: Turn) -> None:
+def _arm_sleeps(run: Run, task: TaskRun, spec: TaskSpec, effects: Effects) -> None:
     for condition in spec.conditions:
         if isinstance(condition, SleepCondition):
-            turn.arm(run, task, DAG_NODE, condition, 0)
+            effects.arm(run, task, DAG_WAIT, condition, 0)
 
 
-def _withdraw_conditions(run: Run, spec: TaskSpec, task: TaskRun, turn: Turn) -> None:
+def _withdraw_conditions(run: Run, spec: TaskSpec, task: TaskRun, effects: Effects) -> None:
     for condition in spec.conditions:
         if condition.key not in task.met and (task.armed or isinstance(condition, EventCondition)):
-            turn.withdraw(run, task, DAG_NODE, condition)
+            effects.withdraw(run, task, DAG_WAIT, condition)
 
 
 def ready(task: TaskRun, spec: TaskSpec, now: float, *, resumed: bool = False) -> TaskRun:
@@ -77,15 +77,15 @@ def end_task(
     task: TaskRun,
     status: TaskStatus,
     workflow: WorkflowSpec,
-    turn: Turn,
+    effects: Effects,
     *,
     output: str | None = None,
     error: TaskError | None = None,
     reason: str | None = None,
 ) -> Run:
     """A task has ended, for good; so others may begin, or the run is over."""
-    run = close_task(run, task, status, workflow, turn, output=output, error=error, reason=reason)
-    return settle(run, workflow, turn)
+    run = close_task(run, task, status, workflow, effects, output=output, error=error, reason=reason)
+    return settle(run, workflow, effects)
 
 
 def close_task(
@@ -93,7 +93,7 @@ def close_task(
     task: TaskRun,
     status: TaskStatus,
     workflow: WorkflowSpec,
-    turn: Turn,
+    effects: Effects,
     *,
     output: str | None = None,
     error: TaskError | None = None,
@@ -102,12 +102,12 @@ def close_task(
     """A task has ended, for good. Nothing may wake it, and who still runs it is told to stop. What follows from it for
     the run is left to `settle`."""
     if task.status == "PENDING":
-        _withdraw_conditions(run, workflow.task(task.name), task, turn)
+        _withdraw_conditions(run, workflow.task(task.name), task, effects)
     if task.status == "BACKOFF":
-        turn.cancel_timer(run, task, RETRY_NODE, str(task.retry_count))
+        effects.cancel_timer(run, task, RETRY_WAIT, str(task.retry_count))
     if task.lease is not None and status == "CANCELLED":
-        turn.to_inbox(task.lease.inbox, Revoked(ids.lease_id(run.task_run_id(task), task.invocation), "cancelled"))
-    durable_log.withdraw_all(run, task, turn)
+        effects.to_inbox(task.lease.inbox, Revoked(ids.lease_id(run.task_run_id(task), task.invocation), "cancelled"))
+    durable_log.withdraw_all(run, task, effects)
     task = replace(
         task,
         status=status,
@@ -118,21 +118,21 @@ def close_task(
         error=error,
         reason=reason,
         evicted_at=None,
-        finished_at=turn.now,
+        finished_at=effects.now,
     )
     if status in ("FAILED", "CANCELLED"):
-        results.notify(run, task, turn)
+        results.notify(run, task, effects)
     return run.with_task(task)
 
 
 # --- the end of a run -----------------------------------------------------------------------------------------
 
 
-def _finish_if_done(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
+def _finish_if_done(run: Run, workflow: WorkflowSpec, effects: Effects) -> Run:
     if run.terminal or not all(task.terminal for task in run.tasks):
         return run
-    run = replace(run, status=_final_status(run), finished_at=turn.now)
-    results.announce_end(run, workflow, turn)
+    run = replace(run, status=_final_status(run), finished_at=effects.now)
+    results.announce_end(run, workflow, effects)
     return run
 
 

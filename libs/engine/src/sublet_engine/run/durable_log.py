@@ -7,17 +7,17 @@ from collections.abc import Iterable
 import msgspec
 from msgspec.structs import replace
 
-from sublet_engine.run.effects import Turn, position_at
+from sublet_engine.run.effects import Effects, position_at
 from sublet_engine.run.state import LogRecord, LogSegment, OpenWait, Run, TaskRun
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import (
     ChildFinished,
-    Done,
+    Completion,
     LogEntry,
     Operation,
+    OperationCompleted,
     ParentLink,
     RunRequest,
-    Satisfied,
     TaskError,
     json_text,
     raw_json,
@@ -32,55 +32,59 @@ class LogFull(Exception):
 # --- writing --------------------------------------------------------------------------------------------------
 
 
-def record(run: Run, task: TaskRun, operations: Iterable[Operation], turn: Turn) -> TaskRun:
+def record(run: Run, task: TaskRun, operations: Iterable[Operation], effects: Effects) -> TaskRun:
     """Append new operations and arm what they wait for.
 
     Raises:
-        LogFull: the task must fail; nothing of ``turn`` may be used.
+        LogFull: the task must fail; nothing of ``effects`` may be used.
     """
     for operation in operations:
-        task = _append(run, task, turn, operation=operation)
+        task = _append(run, task, effects, operation=operation)
         if operation.kind == "wait":
-            task = _open_conditions(run, task, operation, turn)
+            task = _open_conditions(run, task, operation, effects)
         elif operation.kind == "run":
-            task = _open_child(run, task, operation, turn)
+            task = _open_child(run, task, operation, effects)
     return task
 
 
-def _open_conditions(run: Run, task: TaskRun, operation: Operation, turn: Turn) -> TaskRun:
-    wait = OpenWait(operation.node, operation.groups, since=operation.since, asked_at=turn.now)
+def _open_conditions(run: Run, task: TaskRun, operation: Operation, effects: Effects) -> TaskRun:
+    wait = OpenWait(operation.operation_id, operation.groups, since=operation.since, asked_at=effects.now)
     for condition in conditions_of(wait):
-        if not _over_already(condition):
-            turn.arm(run, task, operation.node, condition, operation.since)
+        if not _has_elapsed(condition):
+            effects.arm(run, task, operation.operation_id, condition, operation.since)
     return replace(task, open_waits=(*task.open_waits, wait))
 
 
-def _over_already(condition: Condition) -> bool:
+def _has_elapsed(condition: Condition) -> bool:
     return isinstance(condition, SleepCondition) and condition.duration_s <= 0
 
 
-def meet_what_is_over(run: Run, task: TaskRun, operations: Iterable[Operation], turn: Turn) -> TaskRun:
+def complete_elapsed_sleeps(run: Run, task: TaskRun, operations: Iterable[Operation], effects: Effects) -> TaskRun:
     """Sleeps that were over when they were asked for need no timer."""
     for operation in operations:
         for group in operation.groups:
             for condition in group:
-                if _over_already(condition):
-                    task = meet(run, task, operation.node, condition.key, turn, seq=0)
+                if _has_elapsed(condition):
+                    task = meet(run, task, operation.operation_id, condition.key, effects, seq=0)
     return task
 
 
 def child_run_id(task_run: str, operation: Operation) -> str:
     assert operation.child is not None
-    key = f"key:{operation.child.child_key}" if operation.child.child_key is not None else f"node:{operation.node}"
+    key = (
+        f"key:{operation.child.child_key}"
+        if operation.child.child_key is not None
+        else f"node:{operation.operation_id}"
+    )
     return ids.child_run_id(task_run, key)
 
 
-def _open_child(run: Run, task: TaskRun, operation: Operation, turn: Turn) -> TaskRun:
+def _open_child(run: Run, task: TaskRun, operation: Operation, effects: Effects) -> TaskRun:
     child = operation.child
     assert child is not None
     task_run = run.task_run_id(task)
     run_id = child_run_id(task_run, operation)
-    turn.to_run(
+    effects.to_run(
         run_id,
         RunRequest(
             run_id=run_id,
@@ -88,22 +92,24 @@ def _open_child(run: Run, task: TaskRun, operation: Operation, turn: Turn) -> Ta
             input=child.input,
             metadata={**run.metadata, **child.metadata},
             priority=child.priority if child.priority is not None else run.priority,
-            parent=ParentLink(task_run, operation.node),
+            parent=ParentLink(task_run, operation.operation_id),
             child_index=child.child_index,
             child_key=child.child_key,
-            requested_at=turn.now,
+            requested_at=effects.now,
         ),
     )
-    return replace(task, open_waits=(*task.open_waits, OpenWait(node=operation.node, child_run_id=run_id)))
+    return replace(
+        task, open_waits=(*task.open_waits, OpenWait(operation_id=operation.operation_id, child_run_id=run_id))
+    )
 
 
 def _append(
     run: Run,
     task: TaskRun,
-    turn: Turn,
+    effects: Effects,
     *,
     operation: Operation | None = None,
-    node: str = "",
+    operation_id: str = "",
     result: str | None = None,
     error: TaskError | None = None,
     order: int = 0,
@@ -115,15 +121,15 @@ def _append(
         result = json_text(operation.result)
     size = len(result) if result is not None else 0
     _check_limits(task, task_run, size)
-    turn.log.append(
+    effects.log.append(
         LogRecord(
-            id=f"{task_run}#{seq}#{turn.epoch}",
+            id=f"{task_run}#{seq}#{effects.owner_term}",
             task_run_id=task_run,
             seq=seq,
-            epoch=turn.epoch,
-            node=operation.node if operation is not None else node,
+            owner_term=effects.owner_term,
+            operation_id=operation.operation_id if operation is not None else operation_id,
             kind=operation.kind if operation is not None else "done",
-            at=turn.now,
+            at=effects.now,
             fingerprint=operation.fingerprint if operation is not None else "",
             asked=operation.asked if operation is not None else "",
             label=operation.label if operation is not None else None,
@@ -139,8 +145,8 @@ def _append(
         )
     )
     segments = task.log_segments
-    if not segments or segments[-1].epoch != turn.epoch:
-        segments = (*segments, LogSegment(seq, turn.epoch))
+    if not segments or segments[-1].owner_term != effects.owner_term:
+        segments = (*segments, LogSegment(seq, effects.owner_term))
     return replace(task, log_length=seq + 1, log_bytes=task.log_bytes + size, log_segments=segments)
 
 
@@ -164,18 +170,25 @@ def conditions_of(wait: OpenWait) -> list[Condition]:
     return [condition for group in wait.groups for condition in group]
 
 
-def open_wait(task: TaskRun, node: str) -> OpenWait | None:
-    return next((wait for wait in task.open_waits if wait.node == node), None)
+def open_wait(task: TaskRun, operation_id: str) -> OpenWait | None:
+    return next((wait for wait in task.open_waits if wait.operation_id == operation_id), None)
 
 
 def meet(
-    run: Run, task: TaskRun, node: str, key: str, turn: Turn, *, seq: int, payload: msgspec.Raw | None = None
+    run: Run,
+    task: TaskRun,
+    operation_id: str,
+    key: str,
+    effects: Effects,
+    *,
+    seq: int,
+    payload: msgspec.Raw | None = None,
 ) -> TaskRun:
     """A condition of a wait came true. Unknown or repeated ones change nothing.
 
     ``seq`` and ``payload`` are the event's; 0 and None for a sleep.
     """
-    wait = open_wait(task, node)
+    wait = open_wait(task, operation_id)
     if wait is None or any(met == key for met, _ in wait.met):
         return task
     condition = next((c for c in conditions_of(wait) if c.key == key), None)
@@ -184,14 +197,16 @@ def meet(
     value = str(payload, "utf-8") if payload is not None else _sleep_value(condition)
     wait = replace(wait, met=(*wait.met, (key, value)), position=max(wait.position, seq))
     if not complete(wait):
-        return replace(task, open_waits=tuple(wait if w.node == node else w for w in task.open_waits))
-    _withdraw_rest(run, task, wait, turn)
-    position = wait.position if isinstance(condition, EventCondition) else _position_after_sleep(wait, condition, turn)
+        return replace(task, open_waits=tuple(wait if w.operation_id == operation_id else w for w in task.open_waits))
+    _withdraw_rest(run, task, wait, effects)
+    position = (
+        wait.position if isinstance(condition, EventCondition) else _position_after_sleep(wait, condition, effects)
+    )
     result = '{"CREATE":{' + ",".join(f"{_text(k)}:[{v}]" for k, v in wait.met) + "}}"
-    return _close(run, task, node, turn, position=position, result=result)
+    return _close(run, task, operation_id, effects, position=position, result=result)
 
 
-def _position_after_sleep(wait: OpenWait, condition: Condition, turn: Turn) -> int:
+def _position_after_sleep(wait: OpenWait, condition: Condition, effects: Effects) -> int:
     """Where a following wait listens from: the moment when the sleep was over, however late we hear of it. But if this
     one listened as well, then from where it did: an event that came before the sleep was over may still be on its way
     here, and must not fall between the two."""
@@ -199,36 +214,40 @@ def _position_after_sleep(wait: OpenWait, condition: Condition, turn: Turn) -> i
     if any(isinstance(c, EventCondition) and c.key not in met for c in conditions_of(wait)):
         return max(wait.position, wait.since)
     assert isinstance(condition, SleepCondition)
-    return max(wait.position, min(turn.position, position_at(wait.asked_at + condition.duration_s)))
+    return max(wait.position, min(effects.position, position_at(wait.asked_at + condition.duration_s)))
 
 
-def child_ended(run: Run, task: TaskRun, message: ChildFinished, turn: Turn) -> TaskRun:
+def child_ended(run: Run, task: TaskRun, message: ChildFinished, effects: Effects) -> TaskRun:
     """A child that an operation started has ended. Unknown or repeated: nothing changes."""
-    wait = open_wait(task, message.node)
+    wait = open_wait(task, message.operation_id)
     if wait is None or wait.child_run_id != message.child_run_id:
         return task
     result = json_text(message.output)
-    position = turn.position if message.at is None else min(turn.position, position_at(message.at))
-    return _close(run, task, message.node, turn, position=position, result=result, error=message.error)
+    position = effects.position if message.at is None else min(effects.position, position_at(message.at))
+    return _close(run, task, message.operation_id, effects, position=position, result=result, error=message.error)
 
 
 def _close(
     run: Run,
     task: TaskRun,
-    node: str,
-    turn: Turn,
+    operation_id: str,
+    effects: Effects,
     *,
     position: int,
     result: str | None = None,
     error: TaskError | None = None,
 ) -> TaskRun:
-    order = task.satisfied + 1
-    task = _append(run, task, turn, node=node, result=result, error=error, order=order, position=position)
-    task = replace(task, satisfied=order, open_waits=tuple(w for w in task.open_waits if w.node != node))
+    order = task.completed_count + 1
+    task = _append(
+        run, task, effects, operation_id=operation_id, result=result, error=error, order=order, position=position
+    )
+    task = replace(
+        task, completed_count=order, open_waits=tuple(w for w in task.open_waits if w.operation_id != operation_id)
+    )
     if task.lease is not None:
-        done = Done(order, raw_json(result), error, position)
+        done = Completion(order, raw_json(result), error, position)
         lease = ids.lease_id(run.task_run_id(task), task.invocation)
-        turn.to_inbox(task.lease.inbox, Satisfied(lease, node, done))
+        effects.to_inbox(task.lease.inbox, OperationCompleted(lease, operation_id, done))
     return task
 
 
@@ -238,39 +257,39 @@ def complete(wait: OpenWait) -> bool:
     return all(any(condition.key in met for condition in group) for group in wait.groups)
 
 
-def _withdraw_rest(run: Run, task: TaskRun, wait: OpenWait, turn: Turn) -> None:
+def _withdraw_rest(run: Run, task: TaskRun, wait: OpenWait, effects: Effects) -> None:
     met = {key for key, _ in wait.met}
     for condition in conditions_of(wait):
         if condition.key not in met:
-            turn.withdraw(run, task, wait.node, condition)
+            effects.withdraw(run, task, wait.operation_id, condition)
 
 
-def withdraw_all(run: Run, task: TaskRun, turn: Turn) -> None:
+def withdraw_all(run: Run, task: TaskRun, effects: Effects) -> None:
     """The task has ended: nothing may wake it any more. Its children go on. The waits stay on record: a replay of the
     run arms them again."""
     for wait in task.open_waits:
-        _withdraw_rest(run, task, wait, turn)
+        _withdraw_rest(run, task, wait, effects)
 
 
-def rearm(run: Run, task: TaskRun, turn: Turn) -> None:
+def rearm(run: Run, task: TaskRun, effects: Effects) -> None:
     """A finished task runs again: what was open when it ended is armed as it was; sleeps keep their deadlines."""
     for wait in task.open_waits:
         if wait.child_run_id is not None:
-            link = ParentLink(run.task_run_id(task), wait.node)
-            turn.to_run(wait.child_run_id, RunRequest(wait.child_run_id, workflow="", parent=link))
+            link = ParentLink(run.task_run_id(task), wait.operation_id)
+            effects.to_run(wait.child_run_id, RunRequest(wait.child_run_id, workflow="", parent=link))
         met = {key for key, _ in wait.met}
         for condition in conditions_of(wait):
             if condition.key in met:
                 continue
             if isinstance(condition, SleepCondition):
-                turn.set_timer(run, task, wait.node, condition.key, wait.asked_at + condition.duration_s)
+                effects.set_timer(run, task, wait.operation_id, condition.key, wait.asked_at + condition.duration_s)
             else:
-                turn.arm(run, task, wait.node, condition, wait.since)
+                effects.arm(run, task, wait.operation_id, condition, wait.since)
 
 
-def may_go_on(task: TaskRun) -> bool:
+def can_resume(task: TaskRun) -> bool:
     """At least one branch has all that it waited for (or nothing is known to be waited for)."""
-    still_open = {wait.node for wait in task.open_waits}
+    still_open = {wait.operation_id for wait in task.open_waits}
     return not task.blocked or any(still_open.isdisjoint(branch) for branch in task.blocked)
 
 
@@ -302,19 +321,19 @@ def committed(task: TaskRun, records: Iterable[LogRecord]) -> list[LogRecord]:
     segments = task.log_segments
     kept = {}
     for entry in records:
-        if entry.seq < task.log_length and entry.epoch == _epoch_at(segments, entry.seq):
+        if entry.seq < task.log_length and entry.owner_term == _owner_term_at(segments, entry.seq):
             kept[entry.seq] = entry
     assert len(kept) == task.log_length, f"log has {len(kept)} of {task.log_length} entries"
     return [kept[seq] for seq in range(task.log_length)]
 
 
-def _epoch_at(segments: tuple[LogSegment, ...], seq: int) -> str:
-    epoch = ""
+def _owner_term_at(segments: tuple[LogSegment, ...], seq: int) -> str:
+    owner_term = ""
     for segment in segments:
         if segment.first > seq:
             break
-        epoch = segment.epoch
-    return epoch
+        owner_term = segment.owner_term
+    return owner_term
 
 
 def entries_of(records: Iterable[LogRecord]) -> tuple[LogEntry, ...]:
@@ -322,10 +341,10 @@ def entries_of(records: Iterable[LogRecord]) -> tuple[LogEntry, ...]:
     operations: dict[str, LogEntry] = {}
     for entry in records:
         if entry.kind == "done":
-            operations[entry.node] = replace(operations[entry.node], done=done_of(entry))
+            operations[entry.operation_id] = replace(operations[entry.operation_id], done=completion_of(entry))
         else:
-            operations[entry.node] = LogEntry(
-                node=entry.node,
+            operations[entry.operation_id] = LogEntry(
+                operation_id=entry.operation_id,
                 kind=entry.kind,
                 fingerprint=entry.fingerprint,
                 asked=entry.asked,
@@ -336,5 +355,5 @@ def entries_of(records: Iterable[LogRecord]) -> tuple[LogEntry, ...]:
     return tuple(operations.values())
 
 
-def done_of(entry: LogRecord) -> Done:
-    return Done(entry.order, raw_json(entry.result), entry.error, entry.position)
+def completion_of(entry: LogRecord) -> Completion:
+    return Completion(entry.order, raw_json(entry.result), entry.error, entry.position)

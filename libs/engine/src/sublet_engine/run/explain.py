@@ -65,10 +65,10 @@ def _why_pending(run: Run, task: TaskRun, spec: TaskSpec) -> str:
 
 def _why_open(wait: OpenWait) -> str:
     if wait.child_run_id is not None:
-        return f"child run {wait.child_run_id} (node {wait.node})"
+        return f"child run {wait.child_run_id} (node {wait.operation_id})"
     met = {key for key, _ in wait.met}
     open_ones = [_condition(condition) for condition in durable_log.conditions_of(wait) if condition.key not in met]
-    return f"{', '.join(open_ones)} since {_time(wait.asked_at)} (node {wait.node})"
+    return f"{', '.join(open_ones)} since {_time(wait.asked_at)} (node {wait.operation_id})"
 
 
 def _condition(condition: Condition) -> str:

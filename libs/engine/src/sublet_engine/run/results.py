@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from sublet_engine.run.effects import Turn
+from sublet_engine.run.effects import Effects
 from sublet_engine.run.state import Run, TaskRun
 from sublet_protocol import ids
 from sublet_protocol.messages import (
@@ -19,13 +19,13 @@ from sublet_protocol.messages import (
 from sublet_protocol.specs import WorkflowSpec
 
 
-def announce_end(run: Run, workflow: WorkflowSpec | None, turn: Turn) -> None:
+def announce_end(run: Run, workflow: WorkflowSpec | None, effects: Effects) -> None:
     result = result_of(run, workflow)
     for inbox in run.watchers:
-        turn.to_inbox(inbox, result, durable=True)
+        effects.to_inbox(inbox, result, durable=True)
     for link in run.parents:
-        tell_parent(run, link, workflow, turn)
-    turn.emit(f"notice:run.{run.status.lower()}.{run.workflow}", result, durable=False)
+        tell_parent(run, link, workflow, effects)
+    effects.emit(f"notice:run.{run.status.lower()}.{run.workflow}", result, durable=False)
 
 
 def result_of(run: Run, workflow: WorkflowSpec | None) -> RunResult:
@@ -44,15 +44,15 @@ def result_of(run: Run, workflow: WorkflowSpec | None) -> RunResult:
     return RunResult(run.id, run.status, outputs, errors, reason)
 
 
-def tell_parent(run: Run, link: ParentLink, workflow: WorkflowSpec | None, turn: Turn) -> None:
+def tell_parent(run: Run, link: ParentLink, workflow: WorkflowSpec | None, effects: Effects) -> None:
     result = result_of(run, workflow)
     output, error = NULL, None
     if run.status == "COMPLETED":
         output = _output_for_parent(result, workflow)
     else:
         error = _error_for_parent(run, result)
-    ended = ChildFinished(link.task_run_id, link.node, run.id, run.status, output, error, run.finished_at)
-    turn.to_run(ids.run_of(link.task_run_id), ended)
+    ended = ChildFinished(link.task_run_id, link.operation_id, run.id, run.status, output, error, run.finished_at)
+    effects.to_run(ids.run_of(link.task_run_id), ended)
 
 
 def _output_for_parent(result: RunResult, workflow: WorkflowSpec | None) -> msgspec.Raw:
@@ -68,10 +68,10 @@ def _error_for_parent(run: Run, result: RunResult) -> TaskError:
     return TaskError("ChildCancelled", f"child run {run.id} ({run.workflow}) was cancelled: {result.cancelled_reason}")
 
 
-def notify(run: Run, task: TaskRun, turn: Turn) -> None:
+def notify(run: Run, task: TaskRun, effects: Effects) -> None:
     """Tell whoever watches ``sublet.notices``."""
-    notice = TaskNotice(run.id, run.task_run_id(task), run.workflow, task.name, task.status, turn.now, task.reason)
-    turn.emit(f"notice:task.{task.status.lower()}.{run.workflow}.{task.name}", notice, durable=False)
+    notice = TaskNotice(run.id, run.task_run_id(task), run.workflow, task.name, task.status, effects.now, task.reason)
+    effects.emit(f"notice:task.{task.status.lower()}.{run.workflow}.{task.name}", notice, durable=False)
 
 
 def no_such_run(run_id: str) -> RunResult:

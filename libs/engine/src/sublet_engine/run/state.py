@@ -43,7 +43,7 @@ class Lease(msgspec.Struct, frozen=True, omit_defaults=True):
 class OpenWait(msgspec.Struct, frozen=True, omit_defaults=True):
     """An operation of a durable task that has not ended: conditions, or a child."""
 
-    node: str
+    operation_id: str
     groups: Groups = ()
     met: tuple[tuple[str, str], ...] = ()
     """Conditions that came true: (key, value as JSON text)."""
@@ -56,10 +56,10 @@ class OpenWait(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LogSegment(msgspec.Struct, frozen=True, array_like=True):
-    """Log entries ``first`` … (up to the next segment's first) were written in ``epoch``; others are leftovers."""
+    """Log entries ``first`` … (up to the next segment's first) were written in ``owner_term``; others are leftovers."""
 
     first: int
-    epoch: str
+    owner_term: str
 
 
 class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -92,7 +92,7 @@ class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
     blocked: tuple[tuple[str, ...], ...] = ()
     delivered: int = 0
     """The highest order that the evicted code had seen."""
-    satisfied: int = 0
+    completed_count: int = 0
     """Operations that have ended: the order of the last one."""
     log_length: int = 0
     log_bytes: int = 0
@@ -109,7 +109,7 @@ class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
     started_at: float | None = None
     evicted_at: float | None = None
     waits_for: str = ""
-    """Why it is evicted, in one word (see `census.WAITING_REASONS`), as it was at the checkpoint."""
+    """Why it is evicted, in one word (see `counters.WAITING_REASONS`), as it was at the checkpoint."""
     finished_at: float | None = None
 
     @property
@@ -156,11 +156,11 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     finished_at: float | None = None
     outbox: tuple[OutboxItem, ...] = ()
     """Effects of the last update. They are published again when another owner than the writer loads the run."""
-    unasked: bool = False
+    needs_republish: bool = False
     """The last update came from no message about this run that would come again after a crash (time passed, a worker
     got lost): the next owner of the shard has to look for its outbox."""
     revision: int = 0
-    epoch: str = ""
+    owner_term: str = ""
     """Who wrote it: one ownership of the shard by one process."""
 
     @property
@@ -170,7 +170,7 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def live(self) -> bool:
         """Something of it is ready, under a lease or unasked: whoever owns the shard must have it in memory."""
-        return self.unasked or any(task.status in ("READY", "RUNNING") for task in self.tasks)
+        return self.needs_republish or any(task.status in ("READY", "RUNNING") for task in self.tasks)
 
     def task(self, name: str) -> TaskRun:
         for task in self.tasks:
@@ -197,8 +197,8 @@ class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str
     task_run_id: str
     seq: int
-    epoch: str
-    node: str
+    owner_term: str
+    operation_id: str
     kind: Literal["wait", "run", "memo", "done"]
     at: float
     fingerprint: str = ""
@@ -224,4 +224,4 @@ class Effect(msgspec.Struct, frozen=True):
 
 def slot_effect(run_id: str, message: Record) -> Effect:
     """An effect on another run: to the queue of that run's shard."""
-    return Effect(to=f"slot:{ids.slot_key(run_id)}", message=message)
+    return Effect(to=f"slot:{ids.bucket_key(run_id)}", message=message)

@@ -11,24 +11,24 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from sublet_engine.run import completion, durable_log, leases, results
-from sublet_engine.run.effects import Turn, position_at
+from sublet_engine.run.effects import Effects, position_at
 from sublet_engine.run.state import Run, TaskRun
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import (
     ChildFinished,
     EventMatched,
-    Extended,
+    Evicted,
     Failed,
     Finished,
-    HandedBack,
+    GrantDeclined,
     Operation,
     Recorded,
-    Released,
     Revoked,
     RunRequest,
+    SlotReleased,
     Subscribe,
-    Suspended,
     TaskError,
+    TimeoutExtended,
     TimerFired,
     json_text,
 )
@@ -37,7 +37,7 @@ from sublet_protocol.specs import EventCondition, TaskSpec, WorkflowSpec
 # --- creation -------------------------------------------------------------------------------------------------
 
 
-def create(request: RunRequest, workflow: WorkflowSpec | None, turn: Turn) -> Run:
+def create(request: RunRequest, workflow: WorkflowSpec | None, effects: Effects) -> Run:
     """A new run. An unknown workflow gives a run that has failed, so that whoever asks finds the reason."""
     links = (request.parent,) if request.parent is not None and request.notify_parent else ()
     run = Run(
@@ -45,7 +45,7 @@ def create(request: RunRequest, workflow: WorkflowSpec | None, turn: Turn) -> Ru
         workflow=request.workflow,
         version=workflow.version if workflow is not None else "",
         input=str(request.input, "utf-8"),
-        created_at=_requested_at(request, turn),
+        created_at=_requested_at(request, effects),
         metadata=request.metadata,
         priority=request.priority or (workflow.default_priority if workflow is not None else 1),
         parents=links,
@@ -56,117 +56,119 @@ def create(request: RunRequest, workflow: WorkflowSpec | None, turn: Turn) -> Ru
         watchers=(request.reply_to,) if request.reply_to is not None else (),
     )
     if workflow is None:
-        return _finish_unknown(run, turn)
+        return _finish_unknown(run, effects)
     run = replace(run, tasks=tuple(TaskRun(name=spec.name) for spec in workflow.tasks))
     for spec in workflow.tasks:
-        _listen(run, spec, turn, position_at(run.created_at))
-    return completion.settle(run, workflow, turn)
+        _listen(run, spec, effects, position_at(run.created_at))
+    return completion.settle(run, workflow, effects)
 
 
-def _requested_at(request: RunRequest, turn: Turn) -> float:
+def _requested_at(request: RunRequest, effects: Effects) -> float:
     """A run begins when it is asked for, however long the request was under way: whoever asks for a run and then
     publishes the event that it waits for is understood."""
-    return min(request.requested_at or turn.now, turn.now)
+    return min(request.requested_at or effects.now, effects.now)
 
 
-def _finish_unknown(run: Run, turn: Turn) -> Run:
+def _finish_unknown(run: Run, effects: Effects) -> Run:
     error = TaskError(
         "UnknownWorkflow",
         f"no worker has registered a workflow named {run.workflow!r}; start a worker that has it, "
         "or check the name and the namespace",
     )
-    run = replace(run, status="FAILED", error=error, started_at=turn.now, finished_at=turn.now)
-    results.announce_end(run, None, turn)
+    run = replace(run, status="FAILED", error=error, started_at=effects.now, finished_at=effects.now)
+    results.announce_end(run, None, effects)
     return run
 
 
-def _listen(run: Run, spec: TaskSpec, turn: Turn, since: int) -> None:
+def _listen(run: Run, spec: TaskSpec, effects: Effects, since: int) -> None:
     """Event conditions of a DAG task count from the start of the run."""
     for condition in spec.conditions:
         if isinstance(condition, EventCondition):
-            turn.arm(run, run.task(spec.name), completion.DAG_NODE, condition, since)
+            effects.arm(run, run.task(spec.name), completion.DAG_WAIT, condition, since)
 
 
-def add_interest(run: Run, request: RunRequest, workflow: WorkflowSpec | None, turn: Turn) -> Run:
+def add_interest(run: Run, request: RunRequest, workflow: WorkflowSpec | None, effects: Effects) -> Run:
     """The run is there already: only tell one more watcher or parent how it ends (or at once, if it has)."""
     if request.reply_to is not None:
-        run = watch(run, request.reply_to, workflow, turn)
+        run = watch(run, request.reply_to, workflow, effects)
     if request.parent is None or not request.notify_parent:
         return run
     if run.terminal:
-        results.tell_parent(run, request.parent, workflow, turn)
+        results.tell_parent(run, request.parent, workflow, effects)
     elif request.parent not in run.parents:
         run = replace(run, parents=(*run.parents, request.parent))
     return run
 
 
-def watch(run: Run, inbox: str, workflow: WorkflowSpec | None, turn: Turn) -> Run:
+def watch(run: Run, inbox: str, workflow: WorkflowSpec | None, effects: Effects) -> Run:
     if run.terminal:
-        turn.to_inbox(inbox, results.result_of(run, workflow))
+        effects.to_inbox(inbox, results.result_of(run, workflow))
         return run
     return run if inbox in run.watchers else replace(run, watchers=(*run.watchers, inbox))
 
 
 # --- what happens to it ---------------------------------------------------------------------------------------
 
-Report = Finished | Failed | Suspended | Recorded | Released | Extended | HandedBack
+Report = Finished | Failed | Evicted | Recorded | SlotReleased | TimeoutExtended | GrantDeclined
 Fact = TimerFired | EventMatched | ChildFinished
 
 
-def decide(run: Run, message: Report | Fact, workflow: WorkflowSpec, turn: Turn) -> Run:
+def decide(run: Run, message: Report | Fact, workflow: WorkflowSpec, effects: Effects) -> Run:
     """What a message from a worker, the timer, event-ingest or a child changes."""
     match message:
         case Finished():
-            return finish(run, message, workflow, turn)
+            return finish(run, message, workflow, effects)
         case Failed():
-            return fail(run, message, workflow, turn)
-        case Suspended():
-            return suspend(run, message, workflow, turn)
+            return fail(run, message, workflow, effects)
+        case Evicted():
+            return evict(run, message, workflow, effects)
         case Recorded():
-            return record(run, message, workflow, turn)
-        case Released():
+            return record(run, message, workflow, effects)
+        case SlotReleased():
             return leases.release(run, message.lease)
-        case Extended():
+        case TimeoutExtended():
             return leases.extend(run, message.lease, message.by_s, message.number)
-        case HandedBack():
-            return hand_back(run, message.lease, workflow, turn)
+        case GrantDeclined():
+            return grant_declined(run, message.lease, workflow, effects)
         case TimerFired():
-            return timer_fired(run, message, workflow, turn)
+            return timer_fired(run, message, workflow, effects)
         case EventMatched():
-            return event_matched(run, message, workflow, turn)
+            return event_matched(run, message, workflow, effects)
         case ChildFinished():
-            return child_finished(run, message, workflow, turn)
+            return child_finished(run, message, workflow, effects)
 
 
 # --- under a lease --------------------------------------------------------------------------------------------
 
 
-def finish(run: Run, report: Finished, workflow: WorkflowSpec, turn: Turn) -> Run:
+def finish(run: Run, report: Finished, workflow: WorkflowSpec, effects: Effects) -> Run:
     task = leases.holder(run, report.lease)
     if task is None:
         return run
     output = json_text(report.output)
-    return completion.end_task(run, task, "COMPLETED", workflow, turn, output=output)
+    return completion.end_task(run, task, "COMPLETED", workflow, effects, output=output)
 
 
-def fail(run: Run, report: Failed, workflow: WorkflowSpec, turn: Turn) -> Run:
+def fail(run: Run, report: Failed, workflow: WorkflowSpec, effects: Effects) -> Run:
     """The code raised. Retried as long as ``retries`` allow; the log of a durable task is kept."""
     task = leases.holder(run, report.lease)
     if task is None:
         return run
-    return _fail(run, task, report.error, workflow, turn, retryable=report.retryable)
+    return _fail(run, task, report.error, workflow, effects, retryable=report.retryable)
 
 
-def _fail(run: Run, task: TaskRun, error: TaskError, workflow: WorkflowSpec, turn: Turn, *, retryable: bool) -> Run:
+def _fail(
+    run: Run, task: TaskRun, error: TaskError, workflow: WorkflowSpec, effects: Effects, *, retryable: bool
+) -> Run:
     spec = workflow.task(task.name)
     error = replace(error, task_run_id=run.task_run_id(task))
     if not retryable or task.retries_used >= spec.retries:
-        return completion.end_task(run, task, "FAILED", workflow, turn, error=error)
+        return completion.end_task(run, task, "FAILED", workflow, effects, error=error)
     task = replace(_next_attempt(task), retries_used=task.retries_used + 1, error=error)
     if spec.backoff_factor is None:
-        return run.with_task(completion.ready(task, spec, turn.now, resumed=True))
+        return run.with_task(completion.ready(task, spec, effects.now, resumed=True))
     delay_s = backoff_delay_s(spec, task.retries_used)
-    turn.set_timer(run, task, completion.RETRY_NODE, str(task.retry_count), turn.now + delay_s)
+    effects.set_timer(run, task, completion.RETRY_WAIT, str(task.retry_count), effects.now + delay_s)
     return run.with_task(replace(task, status="BACKOFF"))
 
 
@@ -191,7 +193,7 @@ def _next_attempt(task: TaskRun) -> TaskRun:
     )
 
 
-def lose(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
+def worker_lost(run: Run, lease: str, workflow: WorkflowSpec, effects: Effects) -> Run:
     """The worker is gone, or never got the grant: another one begins again, at no cost to the user's retries."""
     task = leases.holder(run, lease)
     if task is None:
@@ -203,26 +205,26 @@ def lose(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
             "look for crashes and memory limits of the workers of its pool",
             task_run_id=run.task_run_id(task),
         )
-        return completion.end_task(run, task, "FAILED", workflow, turn, error=error)
+        return completion.end_task(run, task, "FAILED", workflow, effects, error=error)
     task = replace(_next_attempt(task), losses=task.losses + 1)
-    return run.with_task(_ready_again(task, workflow, turn))
+    return run.with_task(_ready_again(task, workflow, effects))
 
 
-def hand_back(run: Run, lease: str, workflow: WorkflowSpec, turn: Turn) -> Run:
+def grant_declined(run: Run, lease: str, workflow: WorkflowSpec, effects: Effects) -> Run:
     """The worker did not begin: ready again, nothing counted."""
     task = leases.holder(run, lease)
     if task is None:
         return run
-    return run.with_task(_ready_again(task, workflow, turn))
+    return run.with_task(_ready_again(task, workflow, effects))
 
 
-def _ready_again(task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> TaskRun:
+def _ready_again(task: TaskRun, workflow: WorkflowSpec, effects: Effects) -> TaskRun:
     """After it lost its worker. A durable task that has got somewhere must not miss a schedule timeout any more."""
-    ready = completion.ready(task, workflow.task(task.name), turn.now, resumed=True)
+    ready = completion.ready(task, workflow.task(task.name), effects.now, resumed=True)
     return replace(ready, schedule_deadline=None) if task.log_length else ready
 
 
-def suspend(run: Run, report: Suspended, workflow: WorkflowSpec, turn: Turn) -> Run:
+def evict(run: Run, report: Evicted, workflow: WorkflowSpec, effects: Effects) -> Run:
     """The checkpoint: the lease ends. If a wait is over already the task is ready at once: no wake-up can be lost,
     because this one decision sees both."""
     before = leases.holder(run, report.lease)
@@ -233,129 +235,137 @@ def suspend(run: Run, report: Suspended, workflow: WorkflowSpec, turn: Turn) -> 
     if report.operations:  # it got further: what is bounded is the losses at one place
         task = replace(task, losses=0)
     try:
-        task = _record(run, task, report.operations, turn)
+        task = _record(run, task, report.operations, effects)
     except durable_log.LogFull as full:
-        return _log_full(run, before, full, workflow, turn)
-    task = replace(task, status="EVICTED", evicted_at=turn.now, waits_for=durable_log.waiting_for(task))
-    results.notify(run, task, turn)
-    return run.with_task(_wake_if_due(task, workflow, turn))
+        return _log_full(run, before, full, workflow, effects)
+    task = replace(task, status="EVICTED", evicted_at=effects.now, waits_for=durable_log.waiting_for(task))
+    results.notify(run, task, effects)
+    return run.with_task(_wake_if_due(task, workflow, effects))
 
 
-def _record(run: Run, task: TaskRun, operations: tuple[Operation, ...], turn: Turn) -> TaskRun:
-    task = durable_log.record(run, task, operations, turn)
-    return durable_log.meet_what_is_over(run, task, operations, turn)
+def _record(run: Run, task: TaskRun, operations: tuple[Operation, ...], effects: Effects) -> TaskRun:
+    task = durable_log.record(run, task, operations, effects)
+    return durable_log.complete_elapsed_sleeps(run, task, operations, effects)
 
 
-def _log_full(run: Run, task: TaskRun, full: durable_log.LogFull, workflow: WorkflowSpec, turn: Turn) -> Run:
+def _log_full(run: Run, task: TaskRun, full: durable_log.LogFull, workflow: WorkflowSpec, effects: Effects) -> Run:
     """``task`` as it was before. What was decided since does not count: it fails, and its worker is told to stop."""
-    turn.effects.clear()
-    turn.log.clear()
+    effects.messages.clear()
+    effects.log.clear()
     if task.lease is not None:
-        turn.to_inbox(task.lease.inbox, Revoked(ids.lease_id(run.task_run_id(task), task.invocation), "superseded"))
-    return _fail(run, task, TaskError("LogFull", str(full)), workflow, turn, retryable=False)
+        effects.to_inbox(task.lease.inbox, Revoked(ids.lease_id(run.task_run_id(task), task.invocation), "superseded"))
+    return _fail(run, task, TaskError("LogFull", str(full)), workflow, effects, retryable=False)
 
 
-def record(run: Run, report: Recorded, workflow: WorkflowSpec, turn: Turn) -> Run:
+def record(run: Run, report: Recorded, workflow: WorkflowSpec, effects: Effects) -> Run:
     """New operations of a task that stays on its worker; while every branch waits its clock stands still."""
     before = leases.holder(run, report.lease)
     if before is None or before.lease is None or report.number <= before.reports:
         return run
-    task = replace(before, reports=report.number, lease=leases.clock(before.lease, report.waiting, turn.now))
+    task = replace(before, reports=report.number, lease=leases.clock(before.lease, report.waiting, effects.now))
     try:
-        task = _record(run, task, report.operations, turn)
+        task = _record(run, task, report.operations, effects)
     except durable_log.LogFull as full:
-        return _log_full(run, before, full, workflow, turn)
-    return _after_wait(run, before, task, workflow, turn)
+        return _log_full(run, before, full, workflow, effects)
+    return _after_wait(run, before, task, workflow, effects)
 
 
 # --- what comes true ------------------------------------------------------------------------------------------
 
 
-def timer_fired(run: Run, message: TimerFired, workflow: WorkflowSpec, turn: Turn) -> Run:
-    task, node = _asker(run, message)
+def timer_fired(run: Run, message: TimerFired, workflow: WorkflowSpec, effects: Effects) -> Run:
+    task, operation_id = _waiting_task(run, message)
     if task is None:
         return run
-    if node == completion.RETRY_NODE:
+    if operation_id == completion.RETRY_WAIT:
         if task.status != "BACKOFF" or message.key != str(task.retry_count):
             return run
-        return run.with_task(completion.ready(task, workflow.task(task.name), turn.now, resumed=True))
+        return run.with_task(completion.ready(task, workflow.task(task.name), effects.now, resumed=True))
     key = message.key
-    if node == completion.DAG_NODE:
-        return _condition_met(run, task, key, workflow, turn)
-    return _end_wait(run, task, lambda: durable_log.meet(run, task, node, key, turn, seq=0), workflow, turn)
-
-
-def event_matched(run: Run, message: EventMatched, workflow: WorkflowSpec, turn: Turn) -> Run:
-    task, node = _asker(run, message)
-    if task is None:
-        return run
-    key, seq, payload = message.key, message.seq, message.payload
-    if node == completion.DAG_NODE:
-        return _condition_met(run, task, key, workflow, turn)
+    if operation_id == completion.DAG_WAIT:
+        return _condition_met(run, task, key, workflow, effects)
     return _end_wait(
-        run, task, lambda: durable_log.meet(run, task, node, key, turn, seq=seq, payload=payload), workflow, turn
+        run, task, lambda: durable_log.meet(run, task, operation_id, key, effects, seq=0), workflow, effects
     )
 
 
-def child_finished(run: Run, message: ChildFinished, workflow: WorkflowSpec, turn: Turn) -> Run:
+def event_matched(run: Run, message: EventMatched, workflow: WorkflowSpec, effects: Effects) -> Run:
+    task, operation_id = _waiting_task(run, message)
+    if task is None:
+        return run
+    key, seq, payload = message.key, message.seq, message.payload
+    if operation_id == completion.DAG_WAIT:
+        return _condition_met(run, task, key, workflow, effects)
+    return _end_wait(
+        run,
+        task,
+        lambda: durable_log.meet(run, task, operation_id, key, effects, seq=seq, payload=payload),
+        workflow,
+        effects,
+    )
+
+
+def child_finished(run: Run, message: ChildFinished, workflow: WorkflowSpec, effects: Effects) -> Run:
     task = _named(run, message.task_run_id)
     if task is None or task.terminal:
         return run
-    return _end_wait(run, task, lambda: durable_log.child_ended(run, task, message, turn), workflow, turn)
+    return _end_wait(run, task, lambda: durable_log.child_ended(run, task, message, effects), workflow, effects)
 
 
-def _condition_met(run: Run, task: TaskRun, key: str, workflow: WorkflowSpec, turn: Turn) -> Run:
+def _condition_met(run: Run, task: TaskRun, key: str, workflow: WorkflowSpec, effects: Effects) -> Run:
     if task.status != "PENDING" or key in task.met:
         return run
-    return completion.settle(run.with_task(replace(task, met=(*task.met, key))), workflow, turn)
+    return completion.settle(run.with_task(replace(task, met=(*task.met, key))), workflow, effects)
 
 
-def _end_wait(run: Run, task: TaskRun, end: Callable[[], TaskRun], workflow: WorkflowSpec, turn: Turn) -> Run:
+def _end_wait(run: Run, task: TaskRun, end: Callable[[], TaskRun], workflow: WorkflowSpec, effects: Effects) -> Run:
     """``end`` closes a wait of the task, if that is what happened."""
     try:
         after = end()
     except durable_log.LogFull as full:
-        return _log_full(run, task, full, workflow, turn)
-    return _after_wait(run, task, after, workflow, turn)
+        return _log_full(run, task, full, workflow, effects)
+    return _after_wait(run, task, after, workflow, effects)
 
 
-def _after_wait(run: Run, before: TaskRun, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
+def _after_wait(run: Run, before: TaskRun, task: TaskRun, workflow: WorkflowSpec, effects: Effects) -> Run:
     """A wait may have closed: wake an evicted task, or start the clock of a resident one again."""
     if task is before:
         return run
-    if task.lease is not None and task.satisfied > before.satisfied:
-        task = replace(task, lease=leases.clock(task.lease, False, turn.now))
-    return run.with_task(_wake_if_due(task, workflow, turn))
+    if task.lease is not None and task.completed_count > before.completed_count:
+        task = replace(task, lease=leases.clock(task.lease, False, effects.now))
+    return run.with_task(_wake_if_due(task, workflow, effects))
 
 
-def _wake_if_due(task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> TaskRun:
-    if task.status == "EVICTED" and durable_log.may_go_on(task):
-        return replace(completion.ready(task, workflow.task(task.name), turn.now, resumed=True), schedule_deadline=None)
+def _wake_if_due(task: TaskRun, workflow: WorkflowSpec, effects: Effects) -> TaskRun:
+    if task.status == "EVICTED" and durable_log.can_resume(task):
+        return replace(
+            completion.ready(task, workflow.task(task.name), effects.now, resumed=True), schedule_deadline=None
+        )
     return task
 
 
-def awaits(task: TaskRun | None, asked: Subscribe) -> bool:
+def is_waiting_for(task: TaskRun | None, asked: Subscribe) -> bool:
     """The task still waits for the event that it asked for."""
-    if task is None or not _still_there(task, asked.node):
+    if task is None or not _still_there(task, asked.operation_id):
         return False
-    node = ids.node_of(asked.node)
-    if node == completion.DAG_NODE:
+    operation_id = ids.operation_id_of(asked.operation_id)
+    if operation_id == completion.DAG_WAIT:
         return task.status == "PENDING" and asked.condition.key not in task.met
-    wait = durable_log.open_wait(task, node)
+    wait = durable_log.open_wait(task, operation_id)
     return wait is not None and all(key != asked.condition.key for key, _ in wait.met)
 
 
-def _asker(run: Run, message: TimerFired | EventMatched) -> tuple[TaskRun | None, str]:
+def _waiting_task(run: Run, message: TimerFired | EventMatched) -> tuple[TaskRun | None, str]:
     """The task that asked for it, unless it has ended or been replayed since, and the node at which it waits."""
     task = _named(run, message.task_run_id)
-    if task is not None and not _still_there(task, message.node):
+    if task is not None and not _still_there(task, message.operation_id):
         task = None
-    return task, ids.node_of(message.node)
+    return task, ids.operation_id_of(message.operation_id)
 
 
-def _still_there(task: TaskRun, place: str) -> bool:
+def _still_there(task: TaskRun, wait_key: str) -> bool:
     """It has neither ended nor been replayed since it waited at this place."""
-    return not task.terminal and place == ids.waiting_place(ids.node_of(place), task.replays)
+    return not task.terminal and wait_key == ids.wait_key(ids.operation_id_of(wait_key), task.replays)
 
 
 def _named(run: Run, task_run: str) -> TaskRun | None:
@@ -366,43 +376,43 @@ def _named(run: Run, task_run: str) -> TaskRun | None:
 # --- ending from outside --------------------------------------------------------------------------------------
 
 
-def cancel(run: Run, workflow: WorkflowSpec | None, turn: Turn, *, reason: str = "cancelled") -> Run:
+def cancel(run: Run, workflow: WorkflowSpec | None, effects: Effects, *, reason: str = "cancelled") -> Run:
     """Cancel what has not ended, waiting or not. A finished run does not change."""
     if run.terminal or workflow is None:
         return run
     run = replace(run, cancelled_reason=reason)
     for task in run.tasks:
         if not task.terminal:
-            run = completion.close_task(run, task, "CANCELLED", workflow, turn, reason=reason)
-    return completion.settle(run, workflow, turn)
+            run = completion.close_task(run, task, "CANCELLED", workflow, effects, reason=reason)
+    return completion.settle(run, workflow, effects)
 
 
-def cancel_task(run: Run, name: str, workflow: WorkflowSpec, turn: Turn, *, reason: str = "cancelled") -> Run:
+def cancel_task(run: Run, name: str, workflow: WorkflowSpec, effects: Effects, *, reason: str = "cancelled") -> Run:
     task = next((task for task in run.tasks if task.name == name), None)
     if task is None or task.terminal:
         return run
-    return completion.end_task(run, task, "CANCELLED", workflow, turn, reason=reason)
+    return completion.end_task(run, task, "CANCELLED", workflow, effects, reason=reason)
 
 
-def time_out(run: Run, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
+def time_out(run: Run, task: TaskRun, workflow: WorkflowSpec, effects: Effects) -> Run:
     """The execution timeout has passed: a failure like any other, and the worker is told to stop."""
     assert task.lease is not None
     spec = workflow.task(task.name)
     lease = ids.lease_id(run.task_run_id(task), task.invocation)
-    turn.to_inbox(task.lease.inbox, Revoked(lease, "timed_out"))
+    effects.to_inbox(task.lease.inbox, Revoked(lease, "timed_out"))
     limit_s = spec.execution_timeout_s + task.timeout_bonus_s
     error = TaskError("TimeoutError", f"Task exceeded timeout of {limit_s:g} s")
-    return _fail(run, task, error, workflow, turn, retryable=True)
+    return _fail(run, task, error, workflow, effects, retryable=True)
 
 
-def schedule_time_out(run: Run, task: TaskRun, workflow: WorkflowSpec, turn: Turn) -> Run:
+def schedule_time_out(run: Run, task: TaskRun, workflow: WorkflowSpec, effects: Effects) -> Run:
     """No worker had room for it in time."""
     timeout_s = workflow.task(task.name).schedule_timeout_s
     reason = f"not started within its schedule timeout of {timeout_s:g} s: no free slot in its pool"
-    return completion.end_task(run, task, "CANCELLED", workflow, turn, reason=reason)
+    return completion.end_task(run, task, "CANCELLED", workflow, effects, reason=reason)
 
 
-def replay(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
+def replay(run: Run, workflow: WorkflowSpec, effects: Effects) -> Run:
     """Run a finished run again: what did not complete and all after it; everything, if all completed. Durable logs
     are kept, so their recorded operations are not run again.
 
@@ -418,9 +428,9 @@ def replay(run: Run, workflow: WorkflowSpec, turn: Turn) -> Run:
     run = replace(run, tasks=tasks, status="QUEUED", finished_at=None, cancelled_reason=None)
     for spec in workflow.tasks:
         if spec.name in again:
-            _listen(run, spec, turn, turn.position)
-            durable_log.rearm(run, run.task(spec.name), turn)
-    return completion.settle(run, workflow, turn)
+            _listen(run, spec, effects, effects.position)
+            durable_log.rearm(run, run.task(spec.name), effects)
+    return completion.settle(run, workflow, effects)
 
 
 def _tasks_to_replay(run: Run, workflow: WorkflowSpec) -> set[str]:
@@ -440,7 +450,7 @@ def _fresh(task: TaskRun) -> TaskRun:
         replays=task.replays + 1,
         invocation=task.invocation,
         open_waits=task.open_waits,
-        satisfied=task.satisfied,
+        completed_count=task.completed_count,
         log_length=task.log_length,
         log_bytes=task.log_bytes,
         log_segments=task.log_segments,

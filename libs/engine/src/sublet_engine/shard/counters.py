@@ -20,7 +20,7 @@ def waiting_reason(task: TaskRun) -> str | None:
     return None
 
 
-class Census:
+class ShardCounters:
     """``waiting`` is what is; everything else is what was counted since the last :meth:`clear`."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Census:
         """Runs that ended, by status."""
         self.failures: Counter[str] = Counter()
         """Attempts of tasks that ended badly, by error type."""
-        self.findings: defaultdict[str, list[str]] = defaultdict(list)
+        self.anomalies: defaultdict[str, list[str]] = defaultdict(list)
         """What the sweepers found although a message should have told, the leases or tickets by name: a bug's smoke, or
         an outage's."""
         self.resume_s: list[float] = []
@@ -48,14 +48,14 @@ class Census:
         self.ready_s: list[float] = []
         """From ready to granted, new tasks."""
 
-    def finding(self, what: str, *names: str) -> None:
-        self.findings[what].extend(names)
+    def anomaly(self, what: str, *names: str) -> None:
+        self.anomalies[what].extend(names)
 
     def granted(self, task: TaskRun, now: float, *, reused: bool) -> None:
         self.grants += 1
         self.grants_reused += reused
         since = now - (task.ready_at if task.ready_at is not None else now)
-        if task.resumed and task.satisfied:
+        if task.resumed and task.completed_count:
             self.resumes += 1
             self.resume_s.append(since)
         else:

@@ -37,7 +37,7 @@ class Deadlines:
         if deadline is not None:
             heapq.heappush(self._heap, (deadline, run_id, task.name))
 
-    def strike(self, now: float, unclear: Callable[[str, TaskRun, float], bool]) -> Iterator[tuple[str, TaskRun]]:
+    def expire(self, now: float, undecided: Callable[[str, TaskRun, float], bool]) -> Iterator[tuple[str, TaskRun]]:
         """The tasks whose deadline has passed, as (run id, task); those for which it is unclear stay for the next time.
         A task must have changed when the next one is asked for."""
         kept = []
@@ -47,7 +47,7 @@ class Deadlines:
             task = self._task(run_id, name)
             if task is None or deadline_of(task) != at:
                 continue  # it ended, or the deadline has moved; a later entry stands for it
-            if unclear(run_id, task, at):
+            if undecided(run_id, task, at):
                 kept.append(entry)
             else:
                 yield run_id, task

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from sublet_engine.run.state import Lease, TaskRun
-from sublet_engine.shard.queues import Parked, ReadyQueue, Uses
+from sublet_engine.shard.queues import ReadyQueue, RetainedTicket, TicketUse
 from sublet_engine.shard.workers import Worker, Workers
 from sublet_protocol.specs import SLOT_KINDS, SlotKind
 
@@ -17,10 +17,10 @@ class Dispatch:
         self._queues: dict[tuple[str, SlotKind], ReadyQueue] = {}
         self._changed: dict[tuple[str, SlotKind], None] = {}
         """Queues that may need tickets; in order, so that the same messages always give the same tickets."""
-        self._place: dict[str, ReadyQueue | None] = {}
+        self._queue_of: dict[str, ReadyQueue | None] = {}
         """Where each ready task run stands; None: no pool is known that can run it."""
         self._task_run_of: dict[str, str] = {}
-        self._uses: dict[str, Uses] = {}
+        self._uses: dict[str, TicketUse] = {}
 
     def __iter__(self) -> Iterator[ReadyQueue]:
         return iter(self._queues.values())
@@ -33,39 +33,39 @@ class Dispatch:
 
     # --- ready tasks ------------------------------------------------------------------------------------------
 
-    def place(self, task_run: str, task: TaskRun, priority: int, action: str, kind: SlotKind, now: float) -> None:
+    def enqueue(self, task_run: str, task: TaskRun, priority: int, action: str, kind: SlotKind, now: float) -> None:
         """Put a ready task into the queue of a pool that can run it, or on the side until there is one."""
         pool = self._workers.pool_for(action, now)
         if pool is None:
-            self._place[task_run] = None
+            self._queue_of[task_run] = None
             return
         queue = self.queue(pool, kind)
         queue.add(task_run, task, priority)
-        self._place[task_run] = queue
+        self._queue_of[task_run] = queue
         self._changed[pool, kind] = None
 
-    def set_aside(self, task_run: str) -> None:
+    def hold_unroutable(self, task_run: str) -> None:
         """A ready task of a workflow that nobody knows."""
-        self._place[task_run] = None
+        self._queue_of[task_run] = None
 
     def remove(self, task_run: str) -> None:
         """It is not ready any more."""
-        queue = self._place.pop(task_run, None)
+        queue = self._queue_of.pop(task_run, None)
         if queue is not None:
             queue.discard(task_run)
 
-    def displaced(self, now: float) -> list[str]:
+    def misplaced(self, now: float) -> list[str]:
         """Ready tasks whose pool does not live, or that have none."""
         dead = {queue: not self._workers.alive(queue.pool, now) for queue in self._queues.values()}
-        return [task_run for task_run, queue in self._place.items() if queue is None or dead[queue]]
+        return [task_run for task_run, queue in self._queue_of.items() if queue is None or dead[queue]]
 
-    def placed(self) -> dict[str, str | None]:
+    def enqueued(self) -> dict[str, str | None]:
         """Every ready task run, and the pool in whose queue it stands (None: on the side)."""
-        return {task_run: queue.pool if queue is not None else None for task_run, queue in self._place.items()}
+        return {task_run: queue.pool if queue is not None else None for task_run, queue in self._queue_of.items()}
 
-    def stands_at(self, task_run: str) -> str | None:
+    def pool_of(self, task_run: str) -> str | None:
         """The pool in whose queue it stands."""
-        queue = self._place.get(task_run)
+        queue = self._queue_of.get(task_run)
         return queue.pool if queue is not None else None
 
     # --- leases -----------------------------------------------------------------------------------------------
@@ -96,11 +96,11 @@ class Dispatch:
         """Tickets whose uses are counted."""
         return set(self._uses)
 
-    def uses(self, lease: Lease) -> Uses:
+    def uses(self, lease: Lease) -> TicketUse:
         """Of the ticket that this lease stands on."""
-        return self._uses.get(lease.ticket, Uses(1, lease.granted_at))
+        return self._uses.get(lease.ticket, TicketUse(1, lease.granted_at))
 
-    def used(self, ticket: str, uses: Uses) -> None:
+    def used(self, ticket: str, uses: TicketUse) -> None:
         self._uses[ticket] = uses
 
     # --- tickets ----------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class Dispatch:
         """It is not in the pool's queue any more."""
         queue = self.queue(pool, kind)
         queue.tickets.pop(ticket, None)
-        queue.parked.pop(ticket, None)
+        queue.retained.pop(ticket, None)
         self._changed[pool, kind] = None
 
     def pool_changed(self, pool: str, now: float) -> None:
@@ -142,7 +142,7 @@ class Dispatch:
 
     # --- parked tickets ---------------------------------------------------------------------------------------
 
-    def park(self, ticket: str, worker: Worker, kind: SlotKind, uses: Uses, now: float) -> bool:
+    def retain(self, ticket: str, worker: Worker, kind: SlotKind, uses: TicketUse, now: float) -> bool:
         """Keep a ticket for which there is nothing to do now; False if it must go.
 
         What becomes ready next is then granted with its creation, without a ticket, a claim and a commit. A parked
@@ -150,25 +150,25 @@ class Dispatch:
         """
         queue = self.queue(worker.pool, kind)
         allowed = self._workers.capacity(worker.pool, kind, now) // (2 * self._shards)
-        if len(queue.parked) >= allowed or uses.spent(now) or worker.draining:
+        if len(queue.retained) >= allowed or uses.exhausted(now) or worker.draining:
             return False
-        queue.parked[ticket] = Parked(worker.id, uses, now)
+        queue.retained[ticket] = RetainedTicket(worker.id, uses, now)
         return True
 
-    def to_serve(self) -> Iterator[tuple[ReadyQueue, str, Parked]]:
+    def to_serve(self) -> Iterator[tuple[ReadyQueue, str, RetainedTicket]]:
         """Parked tickets that can be served now. Each must be served when the next one is asked for."""
         for key in list(self._changed):
             queue = self._queues[key]
-            while queue.parked and queue.best() is not None:
-                ticket = next(reversed(queue.parked))
-                yield queue, ticket, queue.parked.pop(ticket)
+            while queue.retained and queue.best() is not None:
+                ticket = next(reversed(queue.retained))
+                yield queue, ticket, queue.retained.pop(ticket)
 
-    def unpark(self, whose: Callable[[Parked], bool]) -> list[tuple[str, Parked]]:
+    def dismiss_retained(self, whose: Callable[[RetainedTicket], bool]) -> list[tuple[str, RetainedTicket]]:
         """Take out the parked tickets that are to go."""
         gone = []
         for queue in self._queues.values():
-            going = [(ticket, parked) for ticket, parked in queue.parked.items() if whose(parked)]
+            going = [(ticket, retained) for ticket, retained in queue.retained.items() if whose(retained)]
             for ticket, _ in going:
-                del queue.parked[ticket]
+                del queue.retained[ticket]
             gone += going
         return gone

@@ -30,17 +30,17 @@ class Liveness:
 
     # --- workers ----------------------------------------------------------------------------------------------
 
-    def greeted(self, hello: Hello) -> None:
+    def on_hello(self, hello: Hello) -> None:
         state = self._state
         for each in hello.workflows:
             spec = replace(each, tasks=topological(each.tasks))
             if state.is_outdated(spec, hello.at):
                 continue
             state.load_workflow(spec, hello.at)
-            state.draft.workflows[spec.name, spec.version] = (spec, hello.at)
+            state.unit_of_work.workflows[spec.name, spec.version] = (spec, hello.at)
             if self._first:
                 triggers = RegisterTriggers(spec.name, spec.on_events, spec.default_filters, hello.at)
-                state.draft.send("ingest", triggers, durable=True)
+                state.unit_of_work.send("ingest", triggers, durable=True)
         worker = state.workers.add(hello.worker, hello.pool, hello.inbox, state.now)
         worker.slots = {"task": hello.slots, "durable": hello.durable_slots}
         worker.name, worker.started_at = hello.name, hello.at
@@ -49,7 +49,7 @@ class Liveness:
         state.route_again()
         state.dispatch.pool_changed(hello.pool, state.now)
 
-    def heard(self, beat: Heartbeat) -> None:
+    def on_heartbeat(self, beat: Heartbeat) -> None:
         state = self._state
         worker = state.workers.get(beat.worker)
         if worker is None:
@@ -62,7 +62,7 @@ class Liveness:
         worker.taken = {"task": beat.taken, "durable": beat.durable_taken}
         state.dispatch.pool_changed(beat.pool, state.now)
         if worker.draining:
-            self._granting.unpark(lambda parked: parked.worker == worker.id)
+            self._granting.dismiss_retained(lambda retained: retained.worker == worker.id)
         if state.now - worker.saved_at > limits.WORKER_SAVE_INTERVAL_S:
             self._save_worker(worker)
         self._compare_leases(worker, {held.lease: held.delivered for held in beat.leases})
@@ -83,14 +83,14 @@ class Liveness:
             if lease not in held:
                 worker.unlisted[lease] = unlisted.get(lease, state.now)
                 if state.now - worker.unlisted[lease] > limits.GRANT_UNSEEN_S:
-                    state.census.finding("grant_unseen", lease)
+                    state.counters.anomaly("grant_unseen", lease)
                     self._lose(run, lease)
-            elif 0 <= held[lease] < task.satisfied and state.satisfied_long_ago(task_run):
-                state.census.finding("result_unseen", lease)
-                state.draft.resends.append(Resend(worker.inbox, lease, task, held[lease]))
+            elif 0 <= held[lease] < task.completed_count and state.completed_long_ago(task_run):
+                state.counters.anomaly("result_unseen", lease)
+                state.unit_of_work.resends.append(Resend(worker.inbox, lease, task, held[lease]))
         worker.listed = frozenset(held)
 
-    def left(self, worker_id: str) -> None:
+    def on_goodbye(self, worker_id: str) -> None:
         """In good order, or because it was silent for too long: it holds nothing any more."""
         state = self._state
         worker = state.workers.get(worker_id)
@@ -107,19 +107,19 @@ class Liveness:
         state = self._state
         spec = state.workflow_of(run)
         assert spec is not None
-        turn = state.turn()
-        state.census.leases_lost += 1
-        state.put(run, transitions.lose(run, lease, spec, turn), turn)
+        effects = state.effects()
+        state.counters.leases_lost += 1
+        state.put(run, transitions.worker_lost(run, lease, spec, effects), effects)
 
     def _save_worker(self, worker: Worker, *, gone: bool = False) -> None:
         if self._first:
             worker.saved_at = self._state.now
             actions = self._state.workers.actions(worker.pool)
-            self._state.draft.workers.append(WorkerChange(worker, actions, gone))
+            self._state.unit_of_work.workers.append(WorkerChange(worker, actions, gone))
 
     # --- time -------------------------------------------------------------------------------------------------
 
-    def ticked(self, at: float) -> None:
+    def on_tick(self, at: float) -> None:
         """Time passes as the queue knows it. What arrived before this tick has been handled, so a worker or a report
         is never late because we were.
 
@@ -130,29 +130,29 @@ class Liveness:
         if at - self._ticked_at > limits.WORKER_SILENT_S:
             self._patient_until = state.now + limits.WORKER_SILENT_S
             self._fresh_since = state.now
-            state.workers.excuse(state.now)
+            state.workers.reset_silence(state.now)
         self._fresh_since = min(self._fresh_since, state.now)
         self._ticked_at = max(self._ticked_at, at)
         if at >= self._patient_until:
-            self._strike_deadlines(at)
+            self._expire_deadlines(at)
         for worker in state.workers.lost(at):
-            self.left(worker.id)
-        self._granting.unpark(lambda parked: parked.since <= state.now - limits.TICKET_PARKED_S)
+            self.on_goodbye(worker.id)
+        self._granting.dismiss_retained(lambda retained: retained.since <= state.now - limits.TICKET_RETAINED_S)
         if state.now - self._swept_at >= limits.SWEEP_INTERVAL_S:
             self._swept_at = state.now
             self._sweep()
 
-    def _strike_deadlines(self, at: float) -> None:
+    def _expire_deadlines(self, at: float) -> None:
         state = self._state
-        for run_id, task in state.deadlines.strike(at, self._unclear):
+        for run_id, task in state.deadlines.expire(at, self._undecided):
             run = state.runs[run_id]
             spec = state.workflow_of(run)
             assert spec is not None
-            turn = state.turn()
-            strike = transitions.time_out if task.lease is not None else transitions.schedule_time_out
-            state.put(run, strike(run, task, spec, turn), turn)
+            effects = state.effects()
+            expire = transitions.time_out if task.lease is not None else transitions.schedule_time_out
+            state.put(run, expire(run, task, spec, effects), effects)
 
-    def _unclear(self, run_id: str, task: TaskRun, deadline: float) -> bool:
+    def _undecided(self, run_id: str, task: TaskRun, deadline: float) -> bool:
         """Not yet: its worker has not been heard since, but for what may be the last words of the dead, which an outage
         delayed; it speaks soon, or is lost. Or the worker does not list the lease: then the grant has not arrived, and
         will be found lost, or the end is on its way."""
@@ -167,5 +167,5 @@ class Liveness:
         """Find what no message told: tickets that got lost, ready tasks of pools that are gone."""
         lost = self._state.dispatch.forget_lost_tickets(self._state.now)
         if lost:
-            self._state.census.finding("ticket_lost", *lost)
+            self._state.counters.anomaly("ticket_lost", *lost)
         self._state.route_again()

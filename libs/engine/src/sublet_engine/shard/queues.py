@@ -13,25 +13,25 @@ from sublet_protocol import limits
 from sublet_protocol.specs import SlotKind
 
 
-class Uses(NamedTuple):
+class TicketUse(NamedTuple):
     """Of a ticket: grants under it so far, and when the first of them was made."""
 
     grants: int
     since: float
 
-    def spent(self, now: float) -> bool:
+    def exhausted(self, now: float) -> bool:
         """It must go back to its queue."""
         return self.grants >= limits.TICKET_REUSE_MAX or now - self.since > limits.TICKET_REUSED_MAX_S
 
-    def another(self) -> Uses:
-        return Uses(self.grants + 1, self.since)
+    def next(self) -> TicketUse:
+        return TicketUse(self.grants + 1, self.since)
 
 
-class Parked(NamedTuple):
+class RetainedTicket(NamedTuple):
     """A ticket that a shard keeps although nothing is ready: who holds it, how it was used, since when."""
 
     worker: str
-    uses: Uses
+    uses: TicketUse
     since: float
 
 
@@ -46,7 +46,7 @@ class ReadyQueue:
         self.kind = kind
         self.tickets: dict[str, float] = {}
         """Tickets that are out and not claimed: id to the time of issue."""
-        self.parked: dict[str, Parked] = {}
+        self.retained: dict[str, RetainedTicket] = {}
         """Tickets that workers hold for us although nothing was ready."""
         self.running = 0
         """Leases of this shard that hold a slot of this pool and kind."""

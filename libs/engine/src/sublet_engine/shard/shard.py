@@ -23,20 +23,20 @@ from sublet_protocol.messages import (
     ChildFinished,
     Claim,
     EventMatched,
-    Extended,
+    Evicted,
     Failed,
     Finished,
     Goodbye,
-    HandedBack,
+    GrantDeclined,
     Heartbeat,
     Hello,
     Recorded,
-    Released,
     ReplayRun,
     Reply,
     RunRequest,
-    Suspended,
+    SlotReleased,
     Tick,
+    TimeoutExtended,
     TimerFired,
     ToShard,
     WatchRun,
@@ -51,16 +51,16 @@ class Shard:
     def __init__(
         self,
         *,
-        epoch: str,
+        owner_term: str,
         claim_key: str,
         slot: str,
         first: bool,
         new_id: Callable[[], str],
         now: float,
-        shards: int = ids.HASH_SLOTS,
+        shards: int = ids.BUCKETS,
     ) -> None:
-        self.state = ShardState(epoch=epoch, slot=slot, shards=shards, now=now)
-        self.runs, self.census = self.state.runs, self.state.census
+        self.state = ShardState(owner_term=owner_term, slot=slot, shards=shards, now=now)
+        self.runs, self.counters = self.state.runs, self.state.counters
         self.workers, self.dispatch = self.state.workers, self.state.dispatch
         self._granting = Granting(self.state, claim_key, new_id)
         self._liveness = Liveness(self.state, self._granting, first=first)
@@ -105,7 +105,7 @@ class Shard:
         started_at: float = 0.0,
     ) -> None:
         """A worker that an earlier owner knew: taken to live until it has been silent for long enough from now on."""
-        worker = self.workers.presume(worker_id, pool, inbox, self.state.now)
+        worker = self.workers.get_or_add(worker_id, pool, inbox, self.state.now)
         worker.slots = slots
         worker.name, worker.started_at = name, started_at
         self.dispatch.pool_changed(pool, self.state.now)
@@ -118,7 +118,7 @@ class Shard:
                 return message.run_id
             case TimerFired() | EventMatched() | ChildFinished():
                 return ids.run_of(message.task_run_id)
-            case Finished() | Failed() | Suspended() | Recorded() | Released() | Extended() | HandedBack():
+            case Finished() | Failed() | Evicted() | Recorded() | SlotReleased() | TimeoutExtended() | GrantDeclined():
                 return ids.run_of(message.lease)
             case _:
                 return None
@@ -128,26 +128,26 @@ class Shard:
     def handle(self, message: ToShard, now: float) -> None:
         """Decide what a message changes. Its run must have been loaded (`run_needed`), if there is one."""
         self.state.now = max(self.state.now, now)
-        self.state.draft.asked = self.run_needed(message) is not None
+        self.state.unit_of_work.asked = self.run_needed(message) is not None
         match message:
             case RunRequest():
                 self._requested(message)
-            case Finished() | Failed() | Suspended():
+            case Finished() | Failed() | Evicted():
                 self._ended(message)
-            case Recorded() | Released() | Extended() | HandedBack():
+            case Recorded() | SlotReleased() | TimeoutExtended() | GrantDeclined():
                 self._happened(message, ids.run_of(message.lease))
             case TimerFired() | EventMatched() | ChildFinished():
                 self._happened(message, ids.run_of(message.task_run_id))
             case Claim():
                 self._granting.claimed(message)
             case Heartbeat():
-                self._liveness.heard(message)
+                self._liveness.on_heartbeat(message)
             case Hello():
-                self._liveness.greeted(message)
+                self._liveness.on_hello(message)
             case Goodbye():
-                self._liveness.left(message.worker)
+                self._liveness.on_goodbye(message.worker)
             case Tick():
-                self._liveness.ticked(message.at)
+                self._liveness.on_tick(message.at)
             case WatchRun():
                 self._watched(message)
             case CancelRun():
@@ -161,13 +161,13 @@ class Shard:
         if "." in message.run_id:
             raise ValueError(f"run id {message.run_id!r} contains a dot: task run ids would be ambiguous")
         state = self.state
-        turn = state.turn()
+        effects = state.effects()
         run = self.runs.get(message.run_id)
         if run is None:
-            after = transitions.create(message, state.current(message.workflow), turn)
+            after = transitions.create(message, state.current(message.workflow), effects)
         else:
-            after = transitions.add_interest(run, message, state.workflow_of(run), turn)
-        state.put(run, after, turn)
+            after = transitions.add_interest(run, message, state.workflow_of(run), effects)
+        state.put(run, after, effects)
 
     def _watched(self, message: WatchRun) -> None:
         state = self.state
@@ -175,35 +175,35 @@ class Shard:
         if run is None:
             state.send(message.reply_to, results.no_such_run(message.run_id))
             return
-        turn = state.turn()
-        state.put(run, transitions.watch(run, message.reply_to, state.workflow_of(run), turn), turn)
+        effects = state.effects()
+        state.put(run, transitions.watch(run, message.reply_to, state.workflow_of(run), effects), effects)
 
     def _cancelled(self, message: CancelRun) -> None:
         state = self.state
         run = self.runs.get(message.run_id)
         spec = state.workflow_needed(run)
-        turn, error = state.turn(), None
+        effects, error = state.effects(), None
         if run is None:
             error = f"there is no run {message.run_id}"
         elif spec is not None and message.task_run_id is not None:
-            state.put(run, transitions.cancel_task(run, ids.task_of(message.task_run_id), spec, turn), turn)
+            state.put(run, transitions.cancel_task(run, ids.task_of(message.task_run_id), spec, effects), effects)
         else:
-            state.put(run, transitions.cancel(run, spec, turn), turn)
+            state.put(run, transitions.cancel(run, spec, effects), effects)
         self._reply(message.reply_to, message.correlation_id, error)
 
     def _replayed(self, message: ReplayRun) -> None:
         state = self.state
         run = self.runs.get(message.run_id)
         spec = state.workflow_of(run)
-        turn, error = state.turn(), None
+        effects, error = state.effects(), None
         if run is None:
             error = f"there is no run {message.run_id}"
         elif spec is None:
             error = f"workflow {run.workflow!r} in version {run.version or '?'} is not known any more"
         elif message.correlation_id is None or message.correlation_id != run.replayed_by:
             try:
-                after = transitions.replay(run, spec, turn)
-                state.put(run, replace(after, replayed_by=message.correlation_id), turn)
+                after = transitions.replay(run, spec, effects)
+                state.put(run, replace(after, replayed_by=message.correlation_id), effects)
             except ValueError as refused:
                 error = str(refused)
         self._reply(message.reply_to, message.correlation_id, error)
@@ -214,20 +214,20 @@ class Shard:
 
     # --- what happens to runs ---------------------------------------------------------------------------------
 
-    def _ended(self, report: Finished | Failed | Suspended) -> None:
+    def _ended(self, report: Finished | Failed | Evicted) -> None:
         """A report that ends a lease, and perhaps asks for the next task under the same ticket."""
         state = self.state
         run = self.runs.get(ids.run_of(report.lease))
         spec = state.workflow_needed(run)
         task = leases.holder(run, report.lease) if run is not None else None
         if run is None or spec is None or task is None or task.lease is None:
-            self.census.stale_reports += 1
+            self.counters.stale_reports += 1
             return  # its worker asks again for the ticket, with a claim
-        turn, lease = state.turn(), task.lease
-        after = transitions.decide(run, report, spec, turn)
+        effects, lease = state.effects(), task.lease
+        after = transitions.decide(run, report, spec, effects)
         worker = self.workers.add(lease.worker, lease.pool, lease.inbox, state.now)
         uses = self.dispatch.uses(lease)
-        state.put(run, after, turn)
+        state.put(run, after, effects)
         if report.ticket is not None and report.next:
             self._granting.serve_next(report.ticket, worker, spec.task(task.name).slot_kind, uses)
 
@@ -237,7 +237,7 @@ class Shard:
         run = self.runs.get(run_id)
         spec = state.workflow_needed(run)
         if run is None or spec is None:
-            self.census.stale_reports += 1
+            self.counters.stale_reports += 1
             return
-        turn = state.turn()
-        state.put(run, transitions.decide(run, message, spec, turn), turn)
+        effects = state.effects()
+        state.put(run, transitions.decide(run, message, spec, effects), effects)

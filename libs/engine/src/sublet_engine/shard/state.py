@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sublet_engine.run.effects import Turn
+from sublet_engine.run.effects import Effects
 from sublet_engine.run.state import Run, TaskRun
-from sublet_engine.shard.counters import Census
+from sublet_engine.shard.counters import ShardCounters
 from sublet_engine.shard.deadlines import Deadlines
 from sublet_engine.shard.dispatch import Dispatch
-from sublet_engine.shard.unit_of_work import Batch, Draft, Publication
+from sublet_engine.shard.unit_of_work import Batch, Publication, UnitOfWork
 from sublet_engine.shard.workers import Workers
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import Record
@@ -21,22 +21,22 @@ from sublet_protocol.specs import WorkflowSpec
 
 class ShardState:
     """``slot``: the routing key of the shard's queue. ``shards``: how many there are. ``now``: epoch seconds, when the
-    message that is being handled came. ``draft``: what has changed since the last commit."""
+    message that is being handled came. ``unit_of_work``: what has changed since the last commit."""
 
-    def __init__(self, *, epoch: str, slot: str, shards: int, now: float) -> None:
+    def __init__(self, *, owner_term: str, slot: str, shards: int, now: float) -> None:
         self.runs: dict[str, Run] = {}
-        self.census = Census()
+        self.counters = ShardCounters()
         self.workers = Workers()
         self.dispatch = Dispatch(self.workers, shards)
         self.deadlines = Deadlines(self._task)
-        self.draft = Draft(epoch, self.runs)
+        self.unit_of_work = UnitOfWork(owner_term, self.runs)
         self.now = now
         self.slot, self.shards = slot, shards
-        self._epoch = epoch
+        self._owner_term = owner_term
         self._workflows: dict[tuple[str, str], WorkflowSpec] = {}
         self._current: dict[str, tuple[float, WorkflowSpec]] = {}
         self._idle: dict[str, None] = {}
-        self._satisfied_at: dict[str, tuple[int, float]] = {}
+        self._completed_at: dict[str, tuple[int, float]] = {}
 
     # --- runs -------------------------------------------------------------------------------------------------
 
@@ -45,32 +45,32 @@ class ShardState:
         for run in runs:
             if run.id in self.runs:
                 continue
-            if run.epoch != self._epoch:
-                self.draft.publish_again(run)
+            if run.owner_term != self._owner_term:
+                self.unit_of_work.republish(run)
             self.runs[run.id] = run
             for task in run.tasks:
                 self._index(run, task)
             self._keep(run)
 
-    def put(self, before: Run | None, after: Run, turn: Turn) -> None:
+    def put(self, before: Run | None, after: Run, effects: Effects) -> None:
         """Take over what a decision gave."""
-        self.draft.add(after.id, turn)
+        self.unit_of_work.add(after.id, effects)
         if after is before:
             return
-        self.draft.changed(after.id, before)
+        self.unit_of_work.changed(after.id, before)
         self.runs[after.id] = after
         old_tasks: tuple[TaskRun | None, ...] = before.tasks if before is not None else (None,) * len(after.tasks)
         for old, new in zip(old_tasks, after.tasks, strict=True):
             if old is not new:
                 self._unindex(after, old)
                 self._index(after, new)
-                self.census.changed(old, new)
-        self.census.run_changed(before, after)
+                self.counters.changed(old, new)
+        self.counters.run_changed(before, after)
         self._keep(after)
 
     def take(self, tickets: list[Publication]) -> Batch:
         """What has changed since the last call, to be committed."""
-        batch = self.draft.take(tickets)
+        batch = self.unit_of_work.take(tickets)
         for _, run in batch.changes:
             self._keep(run)
         self.deadlines.trim()
@@ -79,14 +79,14 @@ class ShardState:
             del self._idle[oldest], self.runs[oldest]
         return batch
 
-    def turn(self) -> Turn:
-        return Turn(self.now, self._epoch)
+    def effects(self) -> Effects:
+        return Effects(self.now, self._owner_term)
 
     def send(self, inbox: str, message: Record) -> None:
-        self.draft.send(f"inbox:{inbox}", message)
+        self.unit_of_work.send(f"inbox:{inbox}", message)
 
     def owns(self, run_id: str) -> bool:
-        return ids.slot_key(run_id, self.shards) == self.slot
+        return ids.bucket_key(run_id, self.shards) == self.slot
 
     def find(self, task_run: str) -> tuple[Run, TaskRun]:
         """A task run that is ready or under a lease, and so is here."""
@@ -142,19 +142,19 @@ class ShardState:
 
     # --- where tasks stand ------------------------------------------------------------------------------------
 
-    def satisfied_long_ago(self, task_run: str) -> bool:
+    def completed_long_ago(self, task_run: str) -> bool:
         """The last result went to the worker so long ago that it must have arrived."""
-        _, at = self._satisfied_at[task_run]
+        _, at = self._completed_at[task_run]
         return self.now - at > limits.HEARTBEAT_INTERVAL_S
 
     def route_again(self) -> None:
         """Pools have come or gone: move ready tasks to where they can run."""
-        for task_run in self.dispatch.displaced(self.now):
+        for task_run in self.dispatch.misplaced(self.now):
             run, task = self.find(task_run)
             pool = self.workers.pool_for(f"{run.workflow}:{task.name}", self.now)
-            if pool is not None and pool != self.dispatch.stands_at(task_run):
+            if pool is not None and pool != self.dispatch.pool_of(task_run):
                 self.dispatch.remove(task_run)
-                self._place(run, task)
+                self._enqueue(run, task)
 
     def _unindex(self, run: Run, task: TaskRun | None) -> None:
         if task is None:
@@ -172,22 +172,22 @@ class ShardState:
         task_run = run.task_run_id(task)
         spec = self.workflow_of(run)
         if task.status == "READY":
-            self._place(run, task)
+            self._enqueue(run, task)
         elif task.lease is not None:
             lease = task.lease
-            self.workers.presume(lease.worker, lease.pool, lease.inbox, self.now).leases.add(task_run)
+            self.workers.get_or_add(lease.worker, lease.pool, lease.inbox, self.now).leases.add(task_run)
             if spec is not None:
                 self.dispatch.begin(task_run, lease, spec.task(task.name).slot_kind)
         self.deadlines.add(run.id, task)
-        if task.satisfied == 0 or task.lease is None:
-            self._satisfied_at.pop(task_run, None)
-        elif self._satisfied_at.get(task_run, (0, 0.0))[0] != task.satisfied:
-            self._satisfied_at[task_run] = (task.satisfied, self.now)
+        if task.completed_count == 0 or task.lease is None:
+            self._completed_at.pop(task_run, None)
+        elif self._completed_at.get(task_run, (0, 0.0))[0] != task.completed_count:
+            self._completed_at[task_run] = (task.completed_count, self.now)
 
-    def _place(self, run: Run, task: TaskRun) -> None:
+    def _enqueue(self, run: Run, task: TaskRun) -> None:
         spec = self.workflow_of(run)
         if spec is None:
-            self.dispatch.set_aside(run.task_run_id(task))
+            self.dispatch.hold_unroutable(run.task_run_id(task))
         else:
             action, kind = f"{run.workflow}:{task.name}", spec.task(task.name).slot_kind
-            self.dispatch.place(run.task_run_id(task), task, run.priority, action, kind, self.now)
+            self.dispatch.enqueue(run.task_run_id(task), task, run.priority, action, kind, self.now)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 
 from sublet_engine.run import leases
 from sublet_engine.run.state import Run, TaskRun
-from sublet_engine.shard.queues import Parked, Uses
+from sublet_engine.shard.queues import RetainedTicket, TicketUse
 from sublet_engine.shard.state import ShardState
 from sublet_engine.shard.unit_of_work import DurableGrant, Publication
 from sublet_engine.shard.workers import Worker
 from sublet_protocol import ids
-from sublet_protocol.messages import Claim, NothingToDo, Ping, Ticket, encode_one
+from sublet_protocol.messages import Claim, NoTask, Ping, Ticket, encode_one
 from sublet_protocol.specs import SLOT_KINDS, SlotKind
 
 
@@ -47,38 +47,38 @@ class Granting:
         """A ticket came back although a lease stands on it: its worker's connection broke, or it is dead."""
         lease, state = task.lease, self._state
         assert lease is not None
-        holder = state.workers.presume(lease.worker, lease.pool, lease.inbox, state.now)
+        holder = state.workers.get_or_add(lease.worker, lease.pool, lease.inbox, state.now)
         if holder.suspected_at is None:
             holder.suspected_at = state.now
             state.send(lease.inbox, Ping())
 
     # --- grants -----------------------------------------------------------------------------------------------
 
-    def serve(self, ticket: str, worker: Worker, kind: SlotKind, uses: Uses | None = None) -> None:
+    def serve(self, ticket: str, worker: Worker, kind: SlotKind, uses: TicketUse | None = None) -> None:
         """Grant the best ready task under this ticket, or let the ticket go. ``uses``: how it was used before."""
         dispatch = self._state.dispatch
         task_run = dispatch.queue(worker.pool, kind).best()
         if task_run is not None and not worker.draining:
             self._grant(task_run, ticket, worker, uses)
-        elif uses is None or not dispatch.park(ticket, worker, kind, uses, self._state.now):
-            self._state.send(worker.inbox, NothingToDo(ticket))
+        elif uses is None or not dispatch.retain(ticket, worker, kind, uses, self._state.now):
+            self._state.send(worker.inbox, NoTask(ticket))
 
-    def serve_next(self, ticket: str, worker: Worker, kind: SlotKind, uses: Uses) -> None:
+    def serve_next(self, ticket: str, worker: Worker, kind: SlotKind, uses: TicketUse) -> None:
         """The worker asks for more under a ticket that it has used already."""
-        if uses.spent(self._state.now):
-            self._state.send(worker.inbox, NothingToDo(ticket))
+        if uses.exhausted(self._state.now):
+            self._state.send(worker.inbox, NoTask(ticket))
         else:
             self.serve(ticket, worker, kind, uses)
 
-    def _grant(self, task_run: str, ticket: str, worker: Worker, uses: Uses | None) -> None:
+    def _grant(self, task_run: str, ticket: str, worker: Worker, uses: TicketUse | None) -> None:
         state = self._state
         run, task = state.find(task_run)
         spec = state.workflow_of(run)
         assert spec is not None
         after = leases.grant(run, task.name, worker.id, worker.inbox, worker.pool, ticket, spec, state.now)
-        state.census.granted(task, state.now, reused=uses is not None)
-        state.put(run, after, state.turn())
-        state.dispatch.used(ticket, uses.another() if uses is not None else Uses(1, state.now))
+        state.counters.granted(task, state.now, reused=uses is not None)
+        state.put(run, after, state.effects())
+        state.dispatch.used(ticket, uses.next() if uses is not None else TicketUse(1, state.now))
         self._send_grant(after, after.task(task.name))
 
     def _send_grant(self, run: Run, task: TaskRun) -> None:
@@ -88,7 +88,7 @@ class Granting:
         assert lease is not None
         grant = leases.grant_message(run, task, spec, state.now, scheduler=self._claim_key, shards=state.shards)
         if task.log_length:
-            state.draft.durable_grants.append(DurableGrant(lease.inbox, grant, task, run.task_run_id(task)))
+            state.unit_of_work.durable_grants.append(DurableGrant(lease.inbox, grant, task, run.task_run_id(task)))
         else:
             state.send(lease.inbox, grant)
 
@@ -97,23 +97,23 @@ class Granting:
     def issue_tickets(self) -> list[Publication]:
         """For what has become ready. What can be served under tickets that were kept for it is, and needs none."""
         state = self._state
-        for queue, ticket, parked in state.dispatch.to_serve():
-            worker = state.workers.get(parked.worker)
+        for queue, ticket, retained in state.dispatch.to_serve():
+            worker = state.workers.get(retained.worker)
             if worker is not None and worker.live(state.now):
-                self.serve(ticket, worker, queue.kind, parked.uses)
+                self.serve(ticket, worker, queue.kind, retained.uses)
         issued = [
             Publication(f"pool:{queue.pool}:{queue.kind}", encode_one(Ticket(ticket, self._claim_key, state.slot)))
             for queue, ticket in state.dispatch.issue(state.now, self._new_id)
         ]
-        state.census.tickets_issued += len(issued)
+        state.counters.tickets_issued += len(issued)
         return issued
 
-    def unpark(self, whose: Callable[[Parked], bool]) -> None:
+    def dismiss_retained(self, whose: Callable[[RetainedTicket], bool]) -> None:
         """Let tickets go that were kept."""
-        for ticket, parked in self._state.dispatch.unpark(whose):
-            worker = self._state.workers.get(parked.worker)
+        for ticket, retained in self._state.dispatch.dismiss_retained(whose):
+            worker = self._state.workers.get(retained.worker)
             if worker is not None:
-                self._state.send(worker.inbox, NothingToDo(ticket))
+                self._state.send(worker.inbox, NoTask(ticket))
 
     def occupancy(self) -> Iterable[tuple[str, SlotKind, int, int]]:
         """For each pool and kind: its slots, and how many of them leases of this shard hold."""

@@ -8,7 +8,7 @@ from collections.abc import MutableMapping
 import msgspec
 from msgspec.structs import replace
 
-from sublet_engine.run.effects import Turn
+from sublet_engine.run.effects import Effects
 from sublet_engine.run.state import Effect, LogRecord, OutboxItem, Run, TaskRun
 from sublet_engine.shard.workers import Worker
 from sublet_protocol.messages import Grant, Record, encode_one
@@ -66,7 +66,7 @@ class Batch(msgspec.Struct):
     """Workers to save, for people and later owners. Only the first shard names any."""
 
 
-class Draft:
+class UnitOfWork:
     """The batch that is being decided. ``runs`` are those of the shard; sealed ones replace them there.
 
     Effects that no message asked for (a deadline, a lost worker) have nobody to ask again, should this process die
@@ -74,10 +74,10 @@ class Draft:
     owner finds it and publishes its outbox.
     """
 
-    def __init__(self, epoch: str, runs: MutableMapping[str, Run]) -> None:
-        self._epoch = epoch
+    def __init__(self, owner_term: str, runs: MutableMapping[str, Run]) -> None:
+        self._owner_term = owner_term
         self._runs = runs
-        self._published_unasked: dict[str, None] = {}
+        self._published_needing_republish: dict[str, None] = {}
         self.asked = True
         """Whether the message that is being handled comes again if we die."""
         self._begin()
@@ -85,7 +85,7 @@ class Draft:
     def _begin(self) -> None:
         self._before: dict[str, Run | None] = {}
         self._outbox: dict[str, list[OutboxItem]] = defaultdict(list)
-        self._unasked: dict[str, None] = {}
+        self._needs_republish: dict[str, None] = {}
         self._log: list[LogRecord] = []
         self._publications: list[Publication] = []
         self.durable_grants: list[DurableGrant] = []
@@ -97,11 +97,11 @@ class Draft:
         """This run is to be committed; ``before`` is what was stored (None: nothing) if it is the first change."""
         self._before.setdefault(run_id, before)
 
-    def add(self, run_id: str, turn: Turn) -> None:
+    def add(self, run_id: str, effects: Effects) -> None:
         """What a decision about a run gave besides its new state."""
-        for effect in turn.effects:
+        for effect in effects.messages:
             self._publish(run_id, effect)
-        self._log.extend(turn.log)
+        self._log.extend(effects.log)
 
     def _publish(self, run_id: str, effect: Effect) -> None:
         body = encode_one(effect.message)
@@ -110,13 +110,13 @@ class Draft:
             self._outbox[run_id].append(OutboxItem(effect.to, body.decode()))
             self._before.setdefault(run_id, self._runs.get(run_id))
             if not self.asked:
-                self._unasked[run_id] = None
+                self._needs_republish[run_id] = None
 
     def send(self, to: str, message: Record, *, durable: bool = False) -> None:
         """A message that belongs to no run: somebody asks again if it is lost."""
         self._publications.append(Publication(to, encode_one(message), durable))
 
-    def publish_again(self, run: Run) -> None:
+    def republish(self, run: Run) -> None:
         """What another owner wrote last may not have been published. It stays in the outbox until this has succeeded,
         whatever else happens to the run meanwhile.
 
@@ -126,18 +126,18 @@ class Draft:
         """
         self._publications.extend(Publication(item.to, item.message.encode(), durable=True) for item in run.outbox)
         self._outbox[run.id].extend(run.outbox)
-        if run.unasked:
-            self._unasked[run.id] = None
+        if run.needs_republish:
+            self._needs_republish[run.id] = None
         if run.outbox and not run.live:
             self._before.setdefault(run.id, run)
 
     def take(self, tickets: list[Publication]) -> Batch:
         """The batch; the next one begins."""
-        for run_id in self._published_unasked:  # the last batch is published: its runs need no mark any more
+        for run_id in self._published_needing_republish:  # the last batch is published: its runs need no mark any more
             self._before.setdefault(run_id, self._runs[run_id])
-        self._published_unasked = self._unasked
+        self._published_needing_republish = self._needs_republish
         batch = Batch(
-            changes=[(before, self._sealed(run_id, before)) for run_id, before in self._before.items()],
+            changes=[(before, self._next_revision(run_id, before)) for run_id, before in self._before.items()],
             log=self._log,
             publications=self._publications,
             tickets=tickets,
@@ -149,15 +149,15 @@ class Draft:
         self._begin()
         return batch
 
-    def _sealed(self, run_id: str, before: Run | None) -> Run:
+    def _next_revision(self, run_id: str, before: Run | None) -> Run:
         """The run as it is stored: next revision, this epoch, and the effects that must not be lost."""
         outbox = tuple(self._outbox.get(run_id, ()))
         run = replace(
             self._runs[run_id],
             revision=before.revision + 1 if before is not None else 1,
-            epoch=self._epoch,
+            owner_term=self._owner_term,
             outbox=before.outbox if before is not None and before.outbox == outbox else outbox,
-            unasked=run_id in self._unasked,
+            needs_republish=run_id in self._needs_republish,
         )
         self._runs[run_id] = run
         return run

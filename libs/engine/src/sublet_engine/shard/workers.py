@@ -27,7 +27,7 @@ class Worker:
     name: str = ""
     started_at: float = 0.0
     saved_at: float = 0.0
-    excused_until: float = -math.inf
+    silent_not_before: float = -math.inf
     """It could not be heard before."""
     listed: frozenset[str] = frozenset()
     """The leases in its last heartbeat."""
@@ -41,9 +41,9 @@ class Worker:
         self.last_seen = now
         self.suspected_at = None
 
-    def excuse(self, now: float) -> None:
+    def reset_silence(self, now: float) -> None:
         """Its silence counts from now on."""
-        self.excused_until = now
+        self.silent_not_before = now
         self.suspected_at = None
 
     def live(self, now: float) -> bool:
@@ -56,7 +56,7 @@ class Worker:
     @property
     def silent_since(self) -> float:
         """Its last sign of life, or a later time before which it could not be heard."""
-        return max(self.last_seen, self.excused_until)
+        return max(self.last_seen, self.silent_not_before)
 
 
 class Workers:
@@ -74,16 +74,16 @@ class Workers:
 
     def add(self, worker_id: str, pool: str, inbox: str, now: float) -> Worker:
         """The worker of this id, new if it was not known; seen now."""
-        worker = self.presume(worker_id, pool, inbox, now)
+        worker = self.get_or_add(worker_id, pool, inbox, now)
         worker.inbox = inbox
         worker.seen(now)
         return worker
 
-    def presume(self, worker_id: str, pool: str, inbox: str, now: float) -> Worker:
+    def get_or_add(self, worker_id: str, pool: str, inbox: str, now: float) -> Worker:
         """The worker of this id; if it was not known, it is excused until now."""
         worker = self._by_id.get(worker_id)
         if worker is None:
-            worker = self._by_id[worker_id] = Worker(worker_id, pool, inbox, last_seen=-math.inf, excused_until=now)
+            worker = self._by_id[worker_id] = Worker(worker_id, pool, inbox, last_seen=-math.inf, silent_not_before=now)
             self._by_pool[pool][worker_id] = worker
         return worker
 
@@ -92,10 +92,10 @@ class Workers:
         if worker is not None:
             self._by_pool[worker.pool].pop(worker_id, None)
 
-    def excuse(self, now: float) -> None:
+    def reset_silence(self, now: float) -> None:
         """Nobody could be heard until now."""
         for worker in self:
-            worker.excuse(now)
+            worker.reset_silence(now)
 
     def drop_lease(self, worker_id: str, task_run: str) -> None:
         worker = self._by_id.get(worker_id)

@@ -51,7 +51,7 @@ class MemoryBroker(MemoryConnection):
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
         for subscription, tags in self._by_channel(deliveries).items():
-            self._give_back(subscription, tags)
+            self._requeue(subscription, tags)
 
     def is_void(self, delivery: Delivery) -> bool:
         return not _subscription_of(delivery).open
@@ -71,7 +71,7 @@ class MemoryBroker(MemoryConnection):
         except Unconfirmed as error:
             raise BrokerUnavailable(str(error)) from error
 
-    def publish_soon(self, messages: Sequence[Outgoing]) -> None:
+    def publish_nowait(self, messages: Sequence[Outgoing]) -> None:
         self._send([_message(each) for each in messages])
 
 

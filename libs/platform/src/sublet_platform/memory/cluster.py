@@ -202,7 +202,7 @@ class MemoryCluster:
             subscription.unacked.pop(tag, None)
         subscription.queue.pump()
 
-    def give_back(self, subscription: Subscription, tags: list[int]) -> None:
+    def requeue(self, subscription: Subscription, tags: list[int]) -> None:
         """Return messages to their places in the queue, marked redelivered, or dead-letter those returned too often."""
         self._return(subscription, tags)
         subscription.queue.pump()

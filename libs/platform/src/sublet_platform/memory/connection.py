@@ -149,8 +149,8 @@ class MemoryConnection:
     def _settle(self, subscription: Subscription, tags: list[int]) -> None:
         self._up.send(lambda: self._cluster.settle(subscription, tags))
 
-    def _give_back(self, subscription: Subscription, tags: list[int]) -> None:
-        self._up.send(lambda: self._cluster.give_back(subscription, tags))
+    def _requeue(self, subscription: Subscription, tags: list[int]) -> None:
+        self._up.send(lambda: self._cluster.requeue(subscription, tags))
 
     # --- publishing ---------------------------------------------------------------------------------------
 

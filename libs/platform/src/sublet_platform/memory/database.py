@@ -42,7 +42,7 @@ class MemoryDatabase:
         self.settings: dict[str, int | str] | None = None
         self.timers: dict[str, StoredTimer] = {}
         self.events: dict[str, StoredEvent] = {}
-        self.passed_seq = 0
+        self.advanced_seq = 0
         self.subscriptions: dict[str, StoredSubscription] = {}
-        self.shapes: dict[str, list[tuple[str, ...]]] = {}
+        self.field_sets: dict[str, list[tuple[str, ...]]] = {}
         self.triggers: dict[str, tuple[float, TriggerRecord]] = {}

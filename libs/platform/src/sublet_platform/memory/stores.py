@@ -51,7 +51,7 @@ class MemoryRunStore:
     async def load_live(self, slots: Sequence[int]) -> AsyncIterator[list[Run]]:
         await self._database.before("load_live")
         owned = frozenset(slots)
-        live = [run for run in self._database.runs.values() if run.live and ids.slot_of(run.id) in owned]
+        live = [run for run in self._database.runs.values() if run.live and ids.bucket_of(run.id) in owned]
         live.sort(key=lambda run: run.created_at)
         await self._database.after("load_live")
         for start in range(0, len(live), _LIVE_CHUNK):
@@ -60,7 +60,7 @@ class MemoryRunStore:
     async def count_waiting(self, slots: Sequence[int]) -> Mapping[str, int]:
         await self._database.before("count_waiting")
         owned = frozenset(slots)
-        runs = (run for run in self._database.runs.values() if ids.slot_of(run.id) in owned)
+        runs = (run for run in self._database.runs.values() if ids.bucket_of(run.id) in owned)
         counts = Counter(reason for run in runs for reason in waiting_reasons(run))
         await self._database.after("count_waiting")
         return counts
@@ -215,14 +215,14 @@ class MemoryEventStore:
     async def last_seq(self) -> int:
         await self._database.before("last_seq")
         newest = max((event.seq for event in self._database.events.values()), default=0)
-        passed = self._database.passed_seq
+        passed = self._database.advanced_seq
         await self._database.after("last_seq")
         return max(newest, passed)
 
-    async def pass_by(self, seq: int) -> None:
-        await self._database.before("pass_by")
-        self._database.passed_seq = max(self._database.passed_seq, seq)
-        await self._database.after("pass_by")
+    async def advance_past(self, seq: int) -> None:
+        await self._database.before("advance_past")
+        self._database.advanced_seq = max(self._database.advanced_seq, seq)
+        await self._database.after("advance_past")
 
     async def events_after(self, after: Mapping[str, int], limit: int) -> list[StoredEvent]:
         await self._database.before("events_after")
@@ -256,18 +256,18 @@ class MemoryEventStore:
         await self._database.after("count_subscriptions")
         return len(self._database.subscriptions)
 
-    async def save_shapes(self, shapes: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
-        await self._database.before("save_shapes")
-        for key, added in shapes.items():
-            stored = self._database.shapes.setdefault(key, [])
+    async def save_field_sets(self, field_sets: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
+        await self._database.before("save_field_sets")
+        for key, added in field_sets.items():
+            stored = self._database.field_sets.setdefault(key, [])
             stored += [paths for paths in dict.fromkeys(added) if paths not in stored]
-        await self._database.after("save_shapes")
+        await self._database.after("save_field_sets")
 
-    async def load_shapes(self, event_keys: Sequence[str]) -> Mapping[str, Sequence[tuple[str, ...]]]:
-        await self._database.before("load_shapes")
-        shapes = self._database.shapes
-        found = {key: list(shapes[key]) for key in event_keys if key in shapes}
-        await self._database.after("load_shapes")
+    async def load_field_sets(self, event_keys: Sequence[str]) -> Mapping[str, Sequence[tuple[str, ...]]]:
+        await self._database.before("load_field_sets")
+        field_sets = self._database.field_sets
+        found = {key: list(field_sets[key]) for key in event_keys if key in field_sets}
+        await self._database.after("load_field_sets")
         return found
 
     async def save_trigger(self, trigger: TriggerRecord, at: float) -> None:

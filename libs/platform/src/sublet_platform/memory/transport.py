@@ -61,7 +61,7 @@ class MemoryTransport(MemoryConnection):
         except TimeoutError as error:
             raise self._unavailable(f"not confirmed within {self._publish_timeout_s:g} s") from error
 
-    def publish_soon(self, exchange: str, routing_key: str, body: bytes) -> None:
+    def publish_nowait(self, exchange: str, routing_key: str, body: bytes) -> None:
         self._send([Message(body, exchange, routing_key, persistent=False, message_id=None, headers={})])
 
     async def open_inbox(self, name: str, on_message: Callable[[bytes], None]) -> None:
@@ -91,9 +91,9 @@ class MemoryTransport(MemoryConnection):
         if ticket.channel.open:
             self._settle(ticket.channel, [ticket.tag])
 
-    def give_back(self, ticket: Any) -> None:
+    def requeue(self, ticket: Any) -> None:
         if ticket.channel.open:
-            self._give_back(ticket.channel, [ticket.tag])
+            self._requeue(ticket.channel, [ticket.tag])
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._reconnected.append(callback)

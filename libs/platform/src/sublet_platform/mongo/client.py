@@ -295,7 +295,7 @@ class Mongo:
 
     async def initiate_replica_set(self, name: str, members: Sequence[str]) -> bool:
         """Make the servers a replica set; False when they were one already."""
-        config = {"_id": name, "members": [{"_id": place, "host": member} for place, member in enumerate(members)]}
+        config = {"_id": name, "members": [{"_id": index, "host": member} for index, member in enumerate(members)]}
         try:
             await self._ask("initiate", self._client.admin.command("replSetInitiate", config))
         except OperationFailure as error:
@@ -319,11 +319,11 @@ def _spliced(name: str, elements: Mapping[int, Any]) -> Document:
     """The array of this name with other elements at some places."""
     parts: list[Any] = []
     start = 0
-    for place in sorted(elements):
-        if place > start:
-            parts.append({"$slice": [f"${name}", start, place - start]})
-        parts.append([{"$literal": elements[place]}])
-        start = place + 1
+    for index in sorted(elements):
+        if index > start:
+            parts.append({"$slice": [f"${name}", start, index - start]})
+        parts.append([{"$literal": elements[index]}])
+        start = index + 1
     parts.append({"$slice": [f"${name}", start, _ARRAY_MAX]})
     return {"$concatArrays": parts}
 

@@ -1,4 +1,4 @@
-"""The store of event-ingest in MongoDB: ``events``, ``sequence``, ``subscriptions``, ``shapes``, ``triggers``."""
+"""The store of event-ingest in MongoDB: ``events``, ``sequence``, ``subscriptions``, ``field_sets``, ``triggers``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MongoEventStore:
 
     async def insert_events(self, events: Sequence[StoredEvent]) -> set[str]:
         written = await self._mongo.write("events", inserts=[_event_document(event) for event in events])
-        return {events[place].id for place in written.duplicates}
+        return {events[index].id for index in written.duplicates}
 
     async def get_events(self, ids: Sequence[str]) -> list[StoredEvent]:
         if not ids:
@@ -48,7 +48,7 @@ class MongoEventStore:
         passed = await self._mongo.find_one("sequence", {"_id": "events"})
         return max(newest["seq"] if newest else 0, passed["passed"] if passed else 0)
 
-    async def pass_by(self, seq: int) -> None:
+    async def advance_past(self, seq: int) -> None:
         await self._mongo.raise_to("sequence", "events", "passed", seq)
 
     async def events_after(self, after: Mapping[str, int], limit: int) -> list[StoredEvent]:
@@ -77,15 +77,15 @@ class MongoEventStore:
     async def count_subscriptions(self) -> int:
         return await self._mongo.count("subscriptions")
 
-    async def save_shapes(self, shapes: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
+    async def save_field_sets(self, field_sets: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
         await self._mongo.add_to_sets(
-            "shapes", "paths", {key: [list(paths) for paths in added] for key, added in shapes.items() if added}
+            "field_sets", "paths", {key: [list(paths) for paths in added] for key, added in field_sets.items() if added}
         )
 
-    async def load_shapes(self, event_keys: Sequence[str]) -> Mapping[str, Sequence[tuple[str, ...]]]:
+    async def load_field_sets(self, event_keys: Sequence[str]) -> Mapping[str, Sequence[tuple[str, ...]]]:
         if not event_keys:
             return {}
-        documents = await self._mongo.find("shapes", {"_id": {"$in": list(event_keys)}})
+        documents = await self._mongo.find("field_sets", {"_id": {"$in": list(event_keys)}})
         return {each["_id"]: [tuple(paths) for paths in each["paths"]] for each in documents}
 
     async def save_trigger(self, trigger: TriggerRecord, at: float) -> None:

@@ -42,7 +42,7 @@ def document_of(run: Run) -> dict[str, Any]:
     """A whole run. Fields that have their default are left out, but for those that are queried."""
     document: dict[str, Any] = msgspec.to_builtins(run)
     document["_id"] = document.pop("id")
-    document["slot"] = ids.slot_of(run.id)
+    document["slot"] = ids.bucket_of(run.id)
     document["live"] = run.live
     if waiting := waiting_reasons(run):
         document["waiting"] = waiting
@@ -75,8 +75,8 @@ def update_of(before: Run, after: Run) -> Update:
         changes["tasks"] = msgspec.to_builtins(after.tasks)
         return Update(after.id, before.revision, changes)
     tasks = {
-        place: msgspec.to_builtins(new)
-        for place, (old, new) in enumerate(zip(before.tasks, after.tasks, strict=True))
+        index: msgspec.to_builtins(new)
+        for index, (old, new) in enumerate(zip(before.tasks, after.tasks, strict=True))
         if old is not new
     }
     return Update(after.id, before.revision, changes, {"tasks": tasks} if tasks else {})

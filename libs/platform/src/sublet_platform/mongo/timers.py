@@ -37,6 +37,6 @@ def _document(timer: StoredTimer) -> Document:
         "_id": timer.id,
         "due": timer.due,
         "task_run_id": timer.task_run_id,
-        "node": timer.node,
+        "operation_id": timer.operation_id,
         "key": timer.key,
     }

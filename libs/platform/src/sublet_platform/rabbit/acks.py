@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
-class Settlement:
+class AckTracker:
     """The books of one channel. Tags count from 1."""
 
     def __init__(self) -> None:

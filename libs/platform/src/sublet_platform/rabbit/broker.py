@@ -28,8 +28,8 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from sublet_platform.ports import BrokerUnavailable, Delivery, Handler, Outgoing
-from sublet_platform.rabbit.acks import Settlement
-from sublet_platform.rabbit.decoding import read_leniently
+from sublet_platform.rabbit.acks import AckTracker
+from sublet_platform.rabbit.decoding import lenient_decoding
 from sublet_platform.rabbit.failover import NodeConnection, nodes_of
 from sublet_protocol import limits
 from sublet_protocol.addresses import CONNECT_TIMEOUT_S
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 RECONNECT_INTERVAL_S = 1.0
 CONFIRM_TIMEOUT_S = 10.0
 """A majority of a healthy cluster confirms within milliseconds; a blocked broker (no disk, no memory) never does."""
-HINTS_AT_ONCE = 100
+UNCONFIRMED_AT_ONCE = 100
 """Written together."""
 REQUEST_TIMEOUT_S = 10.0
 """Starting or ending a consumer."""
@@ -62,18 +62,18 @@ class _DistinctQueue(RabbitQueue):
         return self is other
 
 
-class _Ledger:
+class ChannelAcks:
     """One AMQP channel, and what is settled on it. Deliveries carry it as their channel."""
 
     def __init__(self, channel: aiormq.Channel) -> None:
         self.channel = channel
-        self.settlement = Settlement()
+        self.ack_tracker = AckTracker()
         self._frames: deque[tuple[int, bool, bool]] = deque()
         self._sending = False
 
     def settle(self, tags: list[int], *, ack: bool) -> bool:
         """Note what is to be sent; True if :meth:`send` must be started for it."""
-        self._frames.extend((tag, multiple, ack) for tag, multiple in self.settlement.settle(tags))
+        self._frames.extend((tag, multiple, ack) for tag, multiple in self.ack_tracker.settle(tags))
         start = bool(self._frames) and not self._sending
         self._sending = self._sending or start
         return start
@@ -124,7 +124,7 @@ class Rabbit:
     call of `publish` took."""
 
     def __init__(self, url: str, *, name: str = "sublet", on_published: Callable[[float], None] | None = None) -> None:
-        read_leniently()
+        lenient_decoding()
         self._on_published = on_published
         urls = nodes_of(url)
         self.faststream = RabbitBroker(
@@ -143,26 +143,26 @@ class Rabbit:
         self.faststream._connection_kwargs["connection_class"] = partial(NodeConnection, urls=urls)
         self._connection: AbstractRobustConnection | None = None
         self._confirmed: AbstractRobustChannel | None = None
-        self._hints: AbstractRobustChannel | None = None
-        self._hints_until = 0.0
-        self._waiting_hints: deque[Outgoing] = deque()
+        self._unconfirmed: AbstractRobustChannel | None = None
+        self._unconfirmed_until = 0.0
+        self._waiting_unconfirmed: deque[Outgoing] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._opened: dict[Channel, AbstractRobustChannel] = {}
         self._closing_later: set[asyncio.Task[None]] = set()
-        self._sending_hints = False
+        self._sending_unconfirmed = False
 
     async def open(self) -> None:
         """Connect, and open the channels for publishing, once. Waits for as long as the broker is away."""
-        if self._hints is not None:
+        if self._unconfirmed is not None:
             return
         self._connection = await self.faststream.connect()
         self._confirmed = await self._connection.channel(on_return_raises=True)
-        await self._renew_hints()
+        await self._renew_unconfirmed()
 
-    async def _renew_hints(self) -> None:
+    async def _renew_unconfirmed(self) -> None:
         assert self._connection is not None  # by open
-        old, self._hints = self._hints, await self._connection.channel(publisher_confirms=False)
-        self._hints_until = asyncio.get_running_loop().time() + limits.HINTS_CHANNEL_S
+        old, self._unconfirmed = self._unconfirmed, await self._connection.channel(publisher_confirms=False)
+        self._unconfirmed_until = asyncio.get_running_loop().time() + limits.UNCONFIRMED_CHANNEL_S
         if old is not None:
             await old.close()
 
@@ -175,11 +175,11 @@ class Rabbit:
         for later in self._closing_later:
             later.cancel()
         await self._drain_tasks()
-        for channel in (self._confirmed, self._hints):
+        for channel in (self._confirmed, self._unconfirmed):
             if channel is not None and self.connected:
                 await channel.close()
         await self.faststream.stop()
-        self._connection = self._confirmed = self._hints = None
+        self._connection = self._confirmed = self._unconfirmed = None
 
     # --- consuming ----------------------------------------------------------------------------------------
 
@@ -287,7 +287,7 @@ class Rabbit:
                 self._soon(ledger.send())
 
     def is_void(self, delivery: Delivery) -> bool:
-        return _ledger_of(delivery).channel.is_closed
+        return _acks_of(delivery).channel.is_closed
 
     def _soon(self, call: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(call)
@@ -329,29 +329,32 @@ class Rabbit:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    def publish_soon(self, messages: Sequence[Outgoing]) -> None:
-        self._waiting_hints.extend(messages)
-        if not self._sending_hints:
-            self._sending_hints = True
-            self._soon(self._send_hints())
+    def publish_nowait(self, messages: Sequence[Outgoing]) -> None:
+        self._waiting_unconfirmed.extend(messages)
+        if not self._sending_unconfirmed:
+            self._sending_unconfirmed = True
+            self._soon(self._send_unconfirmed_messages())
 
-    async def _send_hints(self) -> None:
+    async def _send_unconfirmed_messages(self) -> None:
         try:
-            if self._hints is None or not self.connected:
+            if self._unconfirmed is None or not self.connected:
                 raise BrokerUnavailable("not connected")
             async with asyncio.timeout(CONFIRM_TIMEOUT_S):
-                if asyncio.get_running_loop().time() > self._hints_until:
-                    await self._renew_hints()
-            while self._waiting_hints:
-                taken = [self._waiting_hints.popleft() for _ in range(min(len(self._waiting_hints), HINTS_AT_ONCE))]
+                if asyncio.get_running_loop().time() > self._unconfirmed_until:
+                    await self._renew_unconfirmed()
+            while self._waiting_unconfirmed:
+                taken = [
+                    self._waiting_unconfirmed.popleft()
+                    for _ in range(min(len(self._waiting_unconfirmed), UNCONFIRMED_AT_ONCE))
+                ]
                 async with asyncio.timeout(CONFIRM_TIMEOUT_S):
-                    await _send_unconfirmed(await _opened(self._hints), taken)
+                    await _send_unconfirmed(await _opened(self._unconfirmed), taken)
         except (BrokerUnavailable, *_UNREACHABLE) as error:
-            log.info("hints lost: %s", error or type(error).__name__, extra={"count": len(self._waiting_hints)})
-            self._waiting_hints.clear()
+            log.info("hints lost: %s", error or type(error).__name__, extra={"count": len(self._waiting_unconfirmed)})
+            self._waiting_unconfirmed.clear()
         finally:
             # Not when the task is done: what comes between its last look and that would lie here.
-            self._sending_hints = False
+            self._sending_unconfirmed = False
 
 
 def _raise_if_cancelled() -> None:
@@ -367,13 +370,13 @@ async def _as_it_is(message: Any) -> Any:
 
 
 def _receiver(handler: Handler) -> Callable[[Any], Awaitable[None]]:
-    ledger: _Ledger | None = None
+    ledger: ChannelAcks | None = None
 
     async def receive(message: Any) -> None:
         nonlocal ledger
         raw: aio_pika.IncomingMessage = message.raw_message
         if ledger is None or ledger.channel is not raw.channel:
-            ledger = _Ledger(cast("aiormq.Channel", raw.channel))
+            ledger = ChannelAcks(cast("aiormq.Channel", raw.channel))
         try:
             handler(_delivery(raw, ledger))
         except Exception:
@@ -382,7 +385,7 @@ def _receiver(handler: Handler) -> Callable[[Any], Awaitable[None]]:
     return receive
 
 
-def _delivery(raw: aio_pika.IncomingMessage, ledger: _Ledger) -> Delivery:
+def _delivery(raw: aio_pika.IncomingMessage, ledger: ChannelAcks) -> Delivery:
     return Delivery(
         body=raw.body,
         exchange=raw.exchange or "",
@@ -395,15 +398,15 @@ def _delivery(raw: aio_pika.IncomingMessage, ledger: _Ledger) -> Delivery:
     )
 
 
-def _ledger_of(delivery: Delivery) -> _Ledger:
-    assert isinstance(delivery.channel, _Ledger), "a delivery of another broker"
+def _acks_of(delivery: Delivery) -> ChannelAcks:
+    assert isinstance(delivery.channel, ChannelAcks), "a delivery of another broker"
     return delivery.channel
 
 
-def _by_channel(deliveries: Sequence[Delivery]) -> dict[_Ledger, list[int]]:
-    tags: dict[_Ledger, list[int]] = {}
+def _by_channel(deliveries: Sequence[Delivery]) -> dict[ChannelAcks, list[int]]:
+    tags: dict[ChannelAcks, list[int]] = {}
     for delivery in deliveries:
-        ledger = _ledger_of(delivery)
+        ledger = _acks_of(delivery)
         if not ledger.channel.is_closed:
             tags.setdefault(ledger, []).append(delivery.tag)
     return tags
@@ -470,10 +473,10 @@ async def declare(url: str, wanted: Topology) -> None:
         ValueError: something is there already with other arguments.
     """
     backoff = Backoff()
-    nodes = cycle(nodes_of(url))
+    operation_ids = cycle(nodes_of(url))
     while True:
         try:
-            async with await aio_pika.connect(next(nodes), timeout=CONNECT_TIMEOUT_S) as connection:
+            async with await aio_pika.connect(next(operation_ids), timeout=CONNECT_TIMEOUT_S) as connection:
                 return await _declare(connection, wanted)
         except ChannelPreconditionFailed as error:
             raise ValueError(f"the broker has something else under one of our names: {error}") from error

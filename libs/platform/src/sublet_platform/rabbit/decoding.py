@@ -31,7 +31,7 @@ class Unreadable:
     __repr__ = __str__
 
 
-def read_leniently() -> None:
+def lenient_decoding() -> None:
     """From now on the client library reads every message, in all of this process. Calling it again does nothing."""
     decode.METHODS["shortstr"] = _short_text
     decode.METHODS["timestamp"] = _property_time

@@ -25,7 +25,7 @@ from aio_pika.exceptions import (
     PublishError,
 )
 
-from sublet._amqp.connection_scope import Lifeline
+from sublet._amqp.connection_scope import ConnectionScope
 from sublet._amqp.transport import TicketDelivery, TransportUnavailable
 from sublet_protocol import limits
 from sublet_protocol.addresses import CONNECT_TIMEOUT_S, addresses, with_heartbeat
@@ -55,7 +55,7 @@ _REFUSED = (AuthenticationError, ProbableAuthenticationError)
 _log = logging.getLogger(__name__)
 
 Consume = Callable[["_Session"], Awaitable[None]]
-Errand = Callable[[], Coroutine[Any, Any, Any]]
+PendingSend = Callable[[], Coroutine[Any, Any, Any]]
 
 
 class _Session:
@@ -64,7 +64,7 @@ class _Session:
     def __init__(self, connection: aio_pika.abc.AbstractConnection) -> None:
         self.connection = connection
         self.closed = asyncio.Event()
-        self.lifeline = Lifeline()
+        self.scope = ConnectionScope()
         """Held by all that goes on in this session."""
         self.unacked: dict[Hashable, set[int]] = {}
         """Tags of tickets that are out, by channel."""
@@ -97,13 +97,13 @@ class _Session:
             await channel.close(AMQPError("RabbitMQ refused a message on this channel"))
             raise
 
-    async def hint(self, exchange: str, routing_key: str, body: bytes) -> None:
+    async def publish_nowait(self, exchange: str, routing_key: str, body: bytes) -> None:
         if exchange not in self._exchanges:
             await self._check_exchange(exchange)
         old, now = self._unconfirmed, asyncio.get_running_loop().time()
         if self._unconfirmed is None or self._unconfirmed.is_closed or now > self._unconfirmed_until:
             self._unconfirmed = await self.plain_channel()
-            self._unconfirmed_until = now + limits.HINTS_CHANNEL_S
+            self._unconfirmed_until = now + limits.UNCONFIRMED_CHANNEL_S
             if old is not None:
                 await old.close()
         channel: Any = await self._unconfirmed.get_underlay_channel()
@@ -131,7 +131,7 @@ class _Session:
     def abort(self) -> None:
         """End it now."""
         self.closed.set()
-        self.lifeline.cut()
+        self.scope.close()
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
 
@@ -181,10 +181,10 @@ class AmqpTransport:
         self._closed = False
         self._consumers: dict[str, Consume] = {}
         self._reconnect_callbacks: list[Callable[[], None]] = []
-        self._errands: deque[tuple[_Session, Errand]] = deque()
-        self._errand_added = asyncio.Event()
-        self._errands_done = asyncio.Event()
-        self._errands_done.set()
+        self._pending_sends: deque[tuple[_Session, PendingSend]] = deque()
+        self._send_added = asyncio.Event()
+        self._sends_done = asyncio.Event()
+        self._sends_done.set()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -205,17 +205,19 @@ class AmqpTransport:
         self._use(session)
         self._tasks = [
             asyncio.create_task(self._keep_connected(session)),
-            asyncio.create_task(self._run_errands()),
+            asyncio.create_task(self._send_loop()),
         ]
 
     async def close(self) -> None:
         """Sends what was acknowledged until now, then closes the connection."""
-        if self._session is not None and self._errands:
+        if self._session is not None and self._pending_sends:
             try:
                 async with asyncio.timeout(1.0):
-                    await self._errands_done.wait()
+                    await self._sends_done.wait()
             except TimeoutError:
-                _log.warning("closed with %d acknowledgements unsent: their tickets come again", len(self._errands))
+                _log.warning(
+                    "closed with %d acknowledgements unsent: their tickets come again", len(self._pending_sends)
+                )
         self._closed = True
         session, self._session = self._session, None
         self._changed.set()
@@ -254,7 +256,7 @@ class AmqpTransport:
                 while True:
                     session = await self._usable_session()
                     try:
-                        with session.lifeline.held():
+                        with session.scope.held():
                             await session.publish(exchange, routing_key, body, properties)
                         return
                     except _BROKEN as error:
@@ -268,10 +270,10 @@ class AmqpTransport:
                 " The message may or may not have arrived."
             ) from None
 
-    def publish_soon(self, exchange: str, routing_key: str, body: bytes) -> None:
+    def publish_nowait(self, exchange: str, routing_key: str, body: bytes) -> None:
         session = self._session
         if session is not None:
-            self._run_soon(session, partial(session.hint, exchange, routing_key, body))
+            self._run_soon(session, partial(session.publish_nowait, exchange, routing_key, body))
 
     # --- consuming ------------------------------------------------------------------------------------------------
 
@@ -290,7 +292,7 @@ class AmqpTransport:
     def ack(self, ticket: TicketDelivery) -> None:
         self._settle(ticket, "basic_ack")
 
-    def give_back(self, ticket: TicketDelivery) -> None:
+    def requeue(self, ticket: TicketDelivery) -> None:
         self._settle(ticket, "basic_nack", requeue=True)
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
@@ -311,7 +313,7 @@ class AmqpTransport:
         while name in self._consumers:
             session = await self._usable_session()
             try:
-                with session.lifeline.held():
+                with session.scope.held():
                     await session.consume(name, start)
                 return
             except _BROKEN as error:
@@ -336,7 +338,7 @@ class AmqpTransport:
         while True:
             url = with_heartbeat(self._url)
             try:
-                with Lifeline().held():
+                with ConnectionScope().held():
                     return _Session(await aio_pika.connect(url, timeout=CONNECT_TIMEOUT_S, name=self._name))
             except give_up:
                 raise
@@ -356,7 +358,7 @@ class AmqpTransport:
             session = await self._open_session()
             self._use(session)
             try:
-                with session.lifeline.held():
+                with session.scope.held():
                     for name, start in list(self._consumers.items()):
                         await session.consume(name, start)
             except _BROKEN as error:
@@ -374,24 +376,24 @@ class AmqpTransport:
         except Exception:
             _log.exception("what was to be done after the reconnect failed")
 
-    def _run_soon(self, session: _Session, errand: Errand) -> None:
-        self._errands.append((session, errand))
-        self._errand_added.set()
-        self._errands_done.clear()
+    def _run_soon(self, session: _Session, pending_send: PendingSend) -> None:
+        self._pending_sends.append((session, pending_send))
+        self._send_added.set()
+        self._sends_done.clear()
 
-    async def _run_errands(self) -> None:
+    async def _send_loop(self) -> None:
         """Acknowledgements and hints: one after the other, as they were asked for."""
         while True:
-            await self._errand_added.wait()
-            self._errand_added.clear()
-            while self._errands:
-                session, errand = self._errands.popleft()
+            await self._send_added.wait()
+            self._send_added.clear()
+            while self._pending_sends:
+                session, pending_send = self._pending_sends.popleft()
                 try:
-                    with session.lifeline.held():
-                        await errand()
+                    with session.scope.held():
+                        await pending_send()
                 except _BROKEN as error:
                     _log.debug("an acknowledgement or hint was lost with its connection: %s", error)
-            self._errands_done.set()
+            self._sends_done.set()
 
     def _shown_url(self) -> str:
         scheme, _, rest = self._url.partition("://")
@@ -449,7 +451,7 @@ class _PoolConsumer:
         session, channel, tag = self._consuming
         self._consuming = None
         try:
-            with session.lifeline.held():
+            with session.scope.held():
                 await channel.basic_cancel(tag)
         except _BROKEN:
             _log.debug("the consumer was gone already", exc_info=True)

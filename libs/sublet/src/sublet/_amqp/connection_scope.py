@@ -10,41 +10,41 @@ import asyncio
 from types import TracebackType
 
 
-class LifelineCut(ConnectionError):
+class ConnectionScopeClosed(ConnectionError):
     """What this code depended on has died."""
 
 
-class Lifeline:
+class ConnectionScope:
     """Of one thing that can die, once."""
 
     def __init__(self) -> None:
-        self._holds: set[_Hold] = set()
-        self._cut = False
+        self._guards: set[_Guard] = set()
+        self._closed = False
 
-    def held(self) -> _Hold:
-        """A ``with`` block that ends with `LifelineCut` when the line is cut, and when its code is cancelled by
-        something else than a call of ``cancel()`` on its task."""
-        return _Hold(self)
+    def held(self) -> _Guard:
+        """A ``with`` block that ends with `ConnectionScopeClosed` when the scope is closed, and when its code is
+        cancelled by something else than a call of ``cancel()`` on its task."""
+        return _Guard(self)
 
-    def cut(self) -> None:
-        self._cut = True
-        holds, self._holds = self._holds, set()
+    def close(self) -> None:
+        self._closed = True
+        holds, self._guards = self._guards, set()
         for hold in holds:
-            hold.let_go()
+            hold.cancel()
 
-    def _take(self, hold: _Hold) -> None:
-        if self._cut:
-            raise LifelineCut("the connection has been lost")
-        self._holds.add(hold)
+    def _take(self, hold: _Guard) -> None:
+        if self._closed:
+            raise ConnectionScopeClosed("the connection has been lost")
+        self._guards.add(hold)
 
-    def _leave(self, hold: _Hold) -> None:
-        self._holds.discard(hold)
+    def _leave(self, hold: _Guard) -> None:
+        self._guards.discard(hold)
 
 
-class _Hold:
+class _Guard:
     __slots__ = ("_cancelled_before", "_interrupted", "_line", "_task")
 
-    def __init__(self, line: Lifeline) -> None:
+    def __init__(self, line: ConnectionScope) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("only code of an asyncio task can hold a lifeline")
@@ -62,9 +62,9 @@ class _Hold:
         self._line._leave(self)
         cancelled = self._task.uncancel() if self._interrupted else self._task.cancelling()
         if isinstance(error, asyncio.CancelledError) and cancelled <= self._cancelled_before:
-            raise LifelineCut("the connection was lost") from error
+            raise ConnectionScopeClosed("the connection was lost") from error
 
-    def let_go(self) -> None:
+    def cancel(self) -> None:
         # Code that cuts the line that it holds itself does not wait: it goes on to its end.
         if self._task is not asyncio.current_task():
             self._interrupted = True

@@ -50,7 +50,7 @@ class Transport(Protocol):
             TransportUnavailable: not confirmed within the transport's ``publish_timeout_s``.
         """
 
-    def publish_soon(self, exchange: str, routing_key: str, body: bytes) -> None:
+    def publish_nowait(self, exchange: str, routing_key: str, body: bytes) -> None:
         """A transient hint: sent without waiting; lost if the connection is down."""
 
     async def open_inbox(self, name: str, on_message: Callable[[bytes], None]) -> None:
@@ -65,7 +65,7 @@ class Transport(Protocol):
     def ack(self, ticket: TicketDelivery) -> None:
         """Acknowledge; ignored when its channel is gone."""
 
-    def give_back(self, ticket: TicketDelivery) -> None:
+    def requeue(self, ticket: TicketDelivery) -> None:
         """Requeue, for another worker; ignored when its channel is gone."""
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:

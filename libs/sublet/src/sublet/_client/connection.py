@@ -37,7 +37,7 @@ REQUESTS = "sublet.requests"
 EVENTS = "sublet.events"
 QUERY_KEY = "query"
 
-PATROL_INTERVAL_S = 1.0
+POLL_INTERVAL_S = 1.0
 """How often the open results are looked through for those that have waited long."""
 
 WATCH_AGAIN_S = 10.0
@@ -63,7 +63,7 @@ def _after_fork() -> None:
     # never closed from here.
     for connection in _forkable:
         _of_the_parent.append(vars(connection).copy())
-        connection._start_afresh()
+        connection._reset()
 
 
 if hasattr(os, "register_at_fork"):
@@ -99,16 +99,16 @@ class Connection:
         self._config = config
         self._transport_factory = transport_factory
         self._background = background
-        self._start_afresh()
+        self._reset()
         _forkable.add(self)
 
-    def _start_afresh(self) -> None:
+    def _reset(self) -> None:
         """Nothing is connected, and nobody waits: at first, and in a process that was forked off."""
         self._home: Loop = BackgroundLoop(at_exit=self.close) if self._background else CallersLoop()
         self._inbox = f"sublet.inbox.client.{self.new_id()}"
         self._transport: Transport | None = None
-        self._connected = _Once(self._connect, self._config.connect_timeout_s, _NOT_CONNECTED)
-        self._inbox_open = _Once(self._open_inbox, self._config.connect_timeout_s, _NO_INBOX)
+        self._connected = SingleFlight(self._connect, self._config.connect_timeout_s, _NOT_CONNECTED)
+        self._inbox_open = SingleFlight(self._open_inbox, self._config.connect_timeout_s, _NO_INBOX)
         self._outbox = Outbox(self._publish)
         self._watches: dict[str, _Watch] = {}
         self._questions: dict[str, asyncio.Future[Reply]] = {}
@@ -127,7 +127,7 @@ class Connection:
         """For a while everything goes elsewhere, by ``home``'s loop. What was connected is afterwards as it was."""
         before = vars(self).copy()
         self.now, self.new_id, self._transport_factory = now, new_id, transport_factory
-        self._start_afresh()
+        self._reset()
         self._home = home
         try:
             yield
@@ -160,7 +160,7 @@ class Connection:
         """As `request`, and wait for the results, in the same order."""
         await self._listening()
         run_ids = [request.run_id for request in requests]
-        with self._watching(run_ids) as watches:
+        with self._pending_results(run_ids) as watches:
             await self.request([msgspec.structs.replace(request, reply_to=self._inbox) for request in requests])
             for watch in watches:
                 watch.requested = True
@@ -169,7 +169,7 @@ class Connection:
     async def results(self, run_ids: Sequence[str]) -> list[RunResult]:
         """Wait for the results of runs that were requested earlier, by whomever."""
         await self._listening()
-        with self._watching(run_ids) as watches:
+        with self._pending_results(run_ids) as watches:
             for watch in watches:
                 watch.requested = True
             await self._ask_for_results(run_ids)
@@ -284,7 +284,7 @@ class Connection:
     # --- waiting ------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _watching(self, run_ids: Sequence[str]) -> Iterator[list[_Watch]]:
+    def _pending_results(self, run_ids: Sequence[str]) -> Iterator[list[_Watch]]:
         loop = asyncio.get_running_loop()
         watches = []
         for run_id in run_ids:
@@ -295,7 +295,7 @@ class Connection:
             watches.append(watch)
         if self._patrol is None or self._patrol.done():
             # In no context of users' code: it outlives whoever happens to need it first.
-            self._patrol = asyncio.create_task(self._patrol_while_watching(), context=Context())
+            self._patrol = asyncio.create_task(self._poll_loop(), context=Context())
         try:
             yield watches
         finally:
@@ -304,9 +304,9 @@ class Connection:
                 if not watch.waiting and self._watches.get(run_id) is watch:
                     del self._watches[run_id]
 
-    async def _patrol_while_watching(self) -> None:
+    async def _poll_loop(self) -> None:
         while self._watches:
-            await asyncio.sleep(PATROL_INTERVAL_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
             await self._ask_for_what_is_due()
 
     async def _ask_for_what_is_due(self) -> None:
@@ -332,7 +332,7 @@ class Connection:
         await self._connected()
         by_key: dict[str, list[bytes]] = defaultdict(list)
         for record in records:
-            by_key[ids.slot_key(record.run_id)].append(messages.encode_one(record))
+            by_key[ids.bucket_key(record.run_id)].append(messages.encode_one(record))
         sending = [self._outbox.send(key, encoded) for key, encoded in by_key.items()]
         if len(sending) == 1:
             await sending[0]
@@ -356,7 +356,7 @@ async def _all(watches: Sequence[_Watch]) -> list[RunResult]:
     return [await asyncio.shield(watch.result) for watch in watches]
 
 
-class _Once(Generic[T]):
+class SingleFlight(Generic[T]):
     """A step that is taken once, by whoever needs it first, and goes on when they give up waiting.
 
     A step that failed is taken again by the next.

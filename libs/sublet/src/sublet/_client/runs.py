@@ -246,7 +246,7 @@ class RunsClient:
         def question(correlation_id: str, inbox: str) -> Record:
             return CancelRun(run_id=run_id, task_run_id=task_run_id, reply_to=inbox, correlation_id=correlation_id)
 
-        await self._connection.ask(question, ids.slot_key(run_id), f"cancelling {run_or_task_run_id}")
+        await self._connection.ask(question, ids.bucket_key(run_id), f"cancelling {run_or_task_run_id}")
 
     async def _bulk_cancel(self, opts: BulkCancelReplayOpts) -> None:
         run_ids = opts.ids if opts.ids is not None else await self._found(opts)
@@ -281,7 +281,7 @@ class RunsClient:
         def question(correlation_id: str, inbox: str) -> Record:
             return ReplayRun(run_id=run_id, reply_to=inbox, correlation_id=correlation_id)
 
-        await self._connection.ask(question, ids.slot_key(run_id), f"replaying run {run_id}", repeatable=False)
+        await self._connection.ask(question, ids.bucket_key(run_id), f"replaying run {run_id}", repeatable=False)
 
 
 def _by_name(details: WorkflowRunDetails) -> WorkflowRunDetail:

@@ -19,7 +19,7 @@ from sublet._durable.context import DurableContext
 from sublet._worker.context import Context
 from sublet._worker.context_vars import ChildSpawn, current_context
 from sublet_protocol import ids, limits
-from sublet_protocol.messages import Done, Grant
+from sublet_protocol.messages import Completion, Grant
 from sublet_protocol.specs import Groups
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class MockDesk:
+class MockTaskServices:
     """A `sublet.context.Desk` that does nothing, at once."""
 
     worker_id = "mock-worker"
@@ -68,17 +68,17 @@ def _done() -> asyncio.Future[None]:
 class MockDurableContext(DurableContext):
     """There is no log, so nothing can be waited for."""
 
-    def __init__(self, grant: Grant, task: Task[Any, Any], desk: MockDesk) -> None:
-        super().__init__(grant, task, desk, stay=cast("Any", None))
+    def __init__(self, grant: Grant, task: Task[Any, Any], services: MockTaskServices) -> None:
+        super().__init__(grant, task, services, stay=cast("Any", None))
 
-    async def _wait(self, groups: Groups, label: str | None) -> Done:
+    async def _wait(self, groups: Groups, label: str | None) -> Completion:
         raise ValueError("a mocked durable task cannot wait: test it in a SubletTestEnvironment (sublet.testing)")
 
     async def _aio_spawn(self, spawns: Sequence[ChildSpawn], wait: bool) -> list[Any]:
         raise ValueError("a mocked durable task has no children: test it in a SubletTestEnvironment (sublet.testing)")
 
     async def aio_now(self) -> datetime:
-        return datetime.fromtimestamp(self._desk.now(), UTC)
+        return datetime.fromtimestamp(self._services.now(), UTC)
 
     async def aio_memo(
         self, fn: Callable[..., T | Awaitable[T]], result_validator: type[T], /, *args: Any, **kwargs: Any
@@ -158,5 +158,5 @@ def _context(
             for name, output in (parent_outputs or {}).items()
         },
     )
-    desk = MockDesk(task, lifespan)
-    return MockDurableContext(grant, task, desk) if task.is_durable else Context(grant, task, desk)
+    services = MockTaskServices(task, lifespan)
+    return MockDurableContext(grant, task, services) if task.is_durable else Context(grant, task, services)

@@ -17,15 +17,15 @@ from sublet._declare.serialization import Codec, check_size
 from sublet._durable.replay import memo_operation, run_operation, wait_operation
 from sublet._durable.task_tree import Branch
 from sublet._errors import TaskRunError
-from sublet._worker.context import Context, Desk
+from sublet._worker.context import Context, TaskServices
 from sublet._worker.context_vars import ChildSpawn
 from sublet_protocol import ids, limits
-from sublet_protocol.messages import ChildRequest, Done, Grant, Operation, json_bytes
+from sublet_protocol.messages import ChildRequest, Completion, Grant, Operation, json_bytes
 from sublet_protocol.specs import Groups, SleepCondition
 
 if TYPE_CHECKING:
     from sublet._declare.task import Task
-    from sublet._durable.invocation import Stay
+    from sublet._durable.invocation import DurableInvocation
 
 T = TypeVar("T")
 
@@ -53,9 +53,9 @@ class DurableContext(Context):
 
     is_durable = True
 
-    def __init__(self, grant: Grant, task: Task[Any, Any], desk: Desk, stay: Stay) -> None:
-        super().__init__(grant, task, desk)
-        self._stay = stay
+    def __init__(self, grant: Grant, task: Task[Any, Any], services: TaskServices, stay: DurableInvocation) -> None:
+        super().__init__(grant, task, services)
+        self._invocation = stay
         self._waits = 0
 
     @property
@@ -93,7 +93,7 @@ class DurableContext(Context):
         if not conditions_:
             raise ValueError(f"{where} needs at least one condition")
         conditions.check_unique_keys([conditions_], where)
-        done = await self._wait(conditions.spec_of(conditions_, self._desk.config), label or signal_key)
+        done = await self._wait(conditions.spec_of(conditions_, self._services.config), label or signal_key)
         return cast("dict[str, Any]", _decoded(done))
 
     async def aio_wait_for_event(
@@ -118,26 +118,28 @@ class DurableContext(Context):
             raise ValueError("give scope and lookback_window together, or neither")
         since = await self.aio_now() - lookback_window if lookback_window is not None else None
         condition = UserEventCondition(key, expression, scope=scope, consider_events_since=since)
-        done = await self._wait(conditions.spec_of([condition], self._desk.config), label)
+        done = await self._wait(conditions.spec_of([condition], self._services.config), label)
         payload = _decoded(done)["CREATE"][condition.readable_data_key][0]
         return payload if payload_validator is None else Codec[T](payload_validator).check(payload)
 
-    async def _wait(self, groups: Groups, label: str | None) -> Done:
-        branch = await self._stay.branch()
+    async def _wait(self, groups: Groups, label: str | None) -> Completion:
+        branch = await self._invocation.branch()
         self._waits += 1
-        (done,) = await self._stay.wait(branch, [wait_operation(branch.next_node(), groups, branch.position, label)])
+        (done,) = await self._invocation.wait(
+            branch, [wait_operation(branch.next_operation_id(), groups, branch.position, label)]
+        )
         return done
 
     # --- remembering ----------------------------------------------------------------------------------------------
 
     async def aio_now(self) -> datetime:
         """The time (UTC) when the code first came here."""
-        branch = await self._stay.branch()
-        operation = memo_operation(branch.next_node(), "now", [])
-        recorded = self._stay.log.recall(operation)
+        branch = await self._invocation.branch()
+        operation = memo_operation(branch.next_operation_id(), "now", [])
+        recorded = self._invocation.log.recall(operation)
         if recorded is None:
-            recorded = msgspec.json.encode(datetime.fromtimestamp(self._desk.now(), UTC))
-            self._stay.log.ask(msgspec.structs.replace(operation, result=msgspec.Raw(recorded)))
+            recorded = msgspec.json.encode(datetime.fromtimestamp(self._services.now(), UTC))
+            self._invocation.log.ask(msgspec.structs.replace(operation, result=msgspec.Raw(recorded)))
         return msgspec.json.decode(recorded, type=datetime)
 
     async def aio_memo(
@@ -145,11 +147,11 @@ class DurableContext(Context):
     ) -> T:
         """Call ``fn``, once, and remember what it gives; later invocations get that. If the worker dies at the wrong
         moment it is called again, so it should be harmless to repeat."""
-        branch = await self._stay.branch()
+        branch = await self._invocation.branch()
         name = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
-        operation = memo_operation(branch.next_node(), name, [args, kwargs])
+        operation = memo_operation(branch.next_operation_id(), name, [args, kwargs])
         codec = Codec[T](result_validator)
-        recorded = self._stay.log.recall(operation)
+        recorded = self._invocation.log.recall(operation)
         if recorded is not None:
             return codec.decode(recorded)
         value = fn(*args, **kwargs)
@@ -157,8 +159,8 @@ class DurableContext(Context):
             value = await value
         raw = codec.encode(cast("T", value))
         check_size(raw, f"the result of {name}", limits.PAYLOAD_MAX_BYTES)
-        self._stay.log.ask(msgspec.structs.replace(operation, result=msgspec.Raw(raw)))
-        await self._stay.record()
+        self._invocation.log.ask(msgspec.structs.replace(operation, result=msgspec.Raw(raw)))
+        await self._invocation.record()
         return codec.decode(raw)
 
     _aio_memo = aio_memo
@@ -167,15 +169,15 @@ class DurableContext(Context):
 
     async def _aio_spawn(self, spawns: Sequence[ChildSpawn], wait: bool) -> list[Any]:
         """See `ChildSpawn`."""
-        branch = await self._stay.branch()
+        branch = await self._invocation.branch()
         operations = [self._run_operation(branch, spawn) for spawn in spawns]
         if wait:
             self._waits += 1
-            done = await self._stay.wait(branch, operations)
+            done = await self._invocation.wait(branch, operations)
             return [_outcome(spawn, end) for spawn, end in zip(spawns, done, strict=True)]
         for operation in operations:
-            self._stay.log.ask(operation)
-        await self._stay.record()
+            self._invocation.log.ask(operation)
+        await self._invocation.record()
         return [self._child_run_id(operation) for operation in operations]
 
     def _run_operation(self, branch: Branch, spawn: ChildSpawn) -> Operation:
@@ -187,22 +189,22 @@ class DurableContext(Context):
             child_key=spawn.child_key,
             child_index=self._next_child_index(),
         )
-        return run_operation(branch.next_node(), child)
+        return run_operation(branch.next_operation_id(), child)
 
     def _child_run_id(self, operation: Operation) -> str:
         assert operation.child is not None
         child_key = operation.child.child_key
-        key = f"node:{operation.node}" if child_key is None else f"key:{child_key}"
+        key = f"node:{operation.operation_id}" if child_key is None else f"key:{child_key}"
         return ids.child_run_id(self.task_run_id, key)
 
 
-def _decoded(done: Done) -> Any:
+def _decoded(done: Completion) -> Any:
     if done.error is not None:
         raise TaskRunError(done.error.message, done.error.type, done.error.trace, done.error.task_run_id)
     return msgspec.json.decode(done.result)
 
 
-def _outcome(spawn: ChildSpawn, done: Done) -> Any:
+def _outcome(spawn: ChildSpawn, done: Completion) -> Any:
     if done.error is not None:
         return TaskRunError(done.error.message, done.error.type, done.error.trace, done.error.task_run_id)
     return spawn.decode(json_bytes(done.result))

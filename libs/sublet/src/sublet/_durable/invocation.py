@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sublet._declare.types import EvictionPolicy
-from sublet._durable.quiescence import DurableWait, Standing, standing_of
+from sublet._durable.quiescence import DurableWait, TreeState, tree_state
 from sublet._durable.replay import Log
 from sublet._durable.task_tree import Branch, BranchTask, Tree, current_branch
 from sublet._worker.clock import ActiveClock
-from sublet_protocol.messages import Done, Grant, Operation
+from sublet_protocol.messages import Completion, Grant, Operation
 
 POLL_INTERVAL_S = 0.05
 """While some branch waits and another works on something that cannot tell us when it is over: how often to look."""
@@ -53,7 +53,7 @@ class Checkpoint:
     cause: str
 
 
-class Host(Protocol):
+class InvocationHost(Protocol):
     """What a stay needs of the worker."""
 
     @property
@@ -63,17 +63,17 @@ class Host(Protocol):
     def record(self, operations: tuple[Operation, ...], *, waiting: bool) -> asyncio.Future[None]:
         """Report new operations of code that stays. The future ends with the broker's confirm."""
 
-    def suspend(self, checkpoint: Checkpoint) -> None:
-        """Report the checkpoint; `Stay.drop` is called once it is safe."""
+    def report_eviction(self, checkpoint: Checkpoint) -> None:
+        """Report the checkpoint; `DurableInvocation.drop` is called once it is safe."""
 
     def begins_to_wait(self) -> None:
         """Every branch waits, and the code stays: if slots run short it can be evicted."""
 
 
-class Stay:
-    """``start`` it, and tell it what the scheduler says by ``satisfy``. ``waiting_since`` is in loop time."""
+class DurableInvocation:
+    """``start`` it, and tell it what the scheduler says by ``complete``. ``waiting_since`` is in loop time."""
 
-    def __init__(self, grant: Grant, policy: EvictionPolicy | None, clock: ActiveClock, host: Host) -> None:
+    def __init__(self, grant: Grant, policy: EvictionPolicy | None, clock: ActiveClock, host: InvocationHost) -> None:
         self._loop = asyncio.get_running_loop()
         self._policy = policy
         self._clock = clock
@@ -114,16 +114,16 @@ class Stay:
             )
         return branch
 
-    async def wait(self, branch: Branch, operations: Sequence[Operation]) -> list[Done]:
+    async def wait(self, branch: Branch, operations: Sequence[Operation]) -> list[Completion]:
         """Ask for operations, and wait until all of them have ended. In the order given."""
         if not operations:
             return []
         for operation in operations:
             self.log.ask(operation)
-        nodes = tuple(operation.node for operation in operations)
-        await self._until_delivered(nodes)
-        done = [self.log.done(node) for node in nodes]
-        branch.reach(max((end.position for end in done), default=0))
+        operation_ids = tuple(operation.operation_id for operation in operations)
+        await self._until_delivered(operation_ids)
+        done = [self.log.done(operation_id) for operation_id in operation_ids]
+        branch.advance_position(max((end.position for end in done), default=0))
         return done
 
     async def record(self) -> None:
@@ -135,13 +135,13 @@ class Stay:
             if self.over:
                 await self._refuse()
 
-    async def _until_delivered(self, nodes: tuple[str, ...]) -> None:
+    async def _until_delivered(self, operation_ids: tuple[str, ...]) -> None:
         alone = len(self._tree.live) == 1 and not self._open
-        if alone and self.log.rank(nodes) is not None and self._uninterrupted < UNINTERRUPTED_RESULTS:
+        if alone and self.log.rank(operation_ids) is not None and self._uninterrupted < UNINTERRUPTED_RESULTS:
             self._uninterrupted += 1
             return
         self._uninterrupted = 0
-        wait = DurableWait(nodes, loop=self._loop)
+        wait = DurableWait(operation_ids, loop=self._loop)
         self._open[wait] = None
         self._look_soon()
         try:
@@ -161,10 +161,10 @@ class Stay:
 
     # --- for the worker -------------------------------------------------------------------------------------------
 
-    def satisfy(self, node: str, done: Done) -> None:
+    def complete(self, operation_id: str, done: Completion) -> None:
         """An operation has ended. Ignored once the code is leaving: it will find the result when it comes back."""
         if not self.over:
-            self.log.end(node, done)
+            self.log.end(operation_id, done)
             self._told_waiting = False
             self._look_soon()
 
@@ -172,14 +172,15 @@ class Stay:
         """Decide again: the worker is draining, for instance."""
         self._look_soon()
 
-    def evict(self, cause: str, *, parked: bool = False) -> None:
-        """Leave; while every branch waits. ``parked``: not all of them for operations, so begin again at once."""
+    def evict(self, cause: str, *, blocked_locally: bool = False) -> None:
+        """Leave the worker while every branch waits. ``blocked_locally``: not all of them wait for operations, so
+        the task is ready again at once."""
         self._close()
-        blocked = () if parked else tuple(wait.nodes for wait in self._open)
-        self._host.suspend(Checkpoint(self.log.take_new(), blocked, self.log.received, cause))
+        blocked = () if blocked_locally else tuple(wait.operation_ids for wait in self._open)
+        self._host.report_eviction(Checkpoint(self.log.take_new(), blocked, self.log.received, cause))
 
     @property
-    def may_be_evicted_for_room(self) -> bool:
+    def may_be_evicted_for_capacity(self) -> bool:
         waits = self.waiting_since is not None and not self.over
         return waits and self._policy is not None and self._policy.allow_capacity_eviction
 
@@ -232,34 +233,36 @@ class Stay:
     def _decide(self) -> None:
         """Hand over the next result, wait for the code, or leave. Runs after every operation and end of a branch."""
         self._look = None
-        standing = standing_of(self._tree.live)
-        if standing is Standing.RUNNABLE and self._spins < SPINS_MAX:
+        state = tree_state(self._tree.live)
+        if state is TreeState.RUNNABLE and self._spins < SPINS_MAX:
             self._spins += 1
             self._look_soon()
             return
         self._spins = 0
         first = self._first_deliverable()
-        if first is not None and not self._held_back(first[0], standing):
+        if first is not None and not self._held_back(first[0], state):
             self._deliver(first[1])
         elif not self._open:
             return
-        elif standing is Standing.BLOCKED:
+        elif state is TreeState.BLOCKED:
             self._all_wait()
-        elif standing is Standing.PARKED and self._host.draining:
-            self.evict("worker_shutdown", parked=True)
+        elif state is TreeState.BLOCKED_LOCALLY and self._host.draining:
+            self.evict("worker_shutdown", blocked_locally=True)
         else:
             self._some_work()
 
     def _first_deliverable(self) -> tuple[int, DurableWait] | None:
         """The wait that was over first, if any is, and its rank."""
         ranked = [
-            (rank, wait) for wait in self._open if not wait.done() and (rank := self.log.rank(wait.nodes)) is not None
+            (rank, wait)
+            for wait in self._open
+            if not wait.done() and (rank := self.log.rank(wait.operation_ids)) is not None
         ]
         return min(ranked, key=lambda pair: pair[0], default=None)
 
-    def _held_back(self, rank: int, standing: Standing) -> bool:
+    def _held_back(self, rank: int, state: TreeState) -> bool:
         """On the first pass something else came before, and a branch works that may be on its way to it."""
-        if standing is Standing.BLOCKED or not self.log.runs_ahead(rank):
+        if state is TreeState.BLOCKED or not self.log.runs_ahead(rank):
             self._held_since = None
             return False
         if self._held_since is None:
@@ -270,14 +273,14 @@ class Stay:
         self._held_since = None
         self.waiting_since = None
         self._told_waiting = False
-        self._clock.go_on()
+        self._clock.resume()
         wait.set_result(None)
         self._look_soon()
 
     def _some_work(self) -> None:
         """What waits must be armed although the code stays."""
         self.waiting_since = None
-        self._clock.go_on()
+        self._clock.resume()
         if self.log.has_news or self._told_waiting:
             self._told_waiting = False
             self._host.record(self.log.take_new(), waiting=False)

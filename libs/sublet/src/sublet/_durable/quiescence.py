@@ -16,12 +16,12 @@ from typing import Any
 from sublet._durable.task_tree import BranchTask
 
 
-class Standing(IntEnum):
+class TreeState(IntEnum):
     """How far something is from going on. Of several together, the greatest counts."""
 
     BLOCKED = 0
     """Only the end of a durable operation can move it."""
-    PARKED = 1
+    BLOCKED_LOCALLY = 1
     """Suspended on a lock, an event or the like of this process. Whoever has that in hand can move it."""
     WORKING = 2
     """Suspended on something that we do not know: I/O, a timer, a thread."""
@@ -30,51 +30,51 @@ class Standing(IntEnum):
 
 
 class DurableWait(asyncio.Future[None]):
-    """What a branch is suspended on while the operations at ``nodes`` are open. It needs all of them."""
+    """What a branch is suspended on while the operations at ``operation_ids`` are open. It needs all of them."""
 
-    def __init__(self, nodes: tuple[str, ...], *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, operation_ids: tuple[str, ...], *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
-        self.nodes = nodes
+        self.operation_ids = operation_ids
 
 
-def standing_of(live: Collection[BranchTask]) -> Standing:
+def tree_state(live: Collection[BranchTask]) -> TreeState:
     """How the tree of these unfinished tasks stands."""
-    worst = Standing.BLOCKED
+    worst = TreeState.BLOCKED
     for task in live:
         # One that is done is about to tell those that wait for it: the first of several may be enough for them.
-        worst = max(worst, Standing.RUNNABLE if task.done() else _standing_of_task(task, live))
-    if worst < Standing.WORKING and _has_timer(live):
-        return Standing.WORKING
+        worst = max(worst, TreeState.RUNNABLE if task.done() else _state_of_task(task, live))
+    if worst < TreeState.WORKING and _has_timer(live):
+        return TreeState.WORKING
     return worst
 
 
-def _standing_of_task(task: BranchTask, live: Collection[BranchTask]) -> Standing:
+def _state_of_task(task: BranchTask, live: Collection[BranchTask]) -> TreeState:
     waiter = task._fut_waiter  # type: ignore[attr-defined]
     if waiter is None or waiter.done():
-        return Standing.RUNNABLE
-    standing = _standing_of_future(waiter, live)
-    return _standing_by_code(task, live) if standing is Standing.WORKING else standing
+        return TreeState.RUNNABLE
+    state = _state_of_future(waiter, live)
+    return _state_by_code(task, live) if state is TreeState.WORKING else state
 
 
-def _standing_of_future(future: asyncio.Future[Any], live: Collection[BranchTask]) -> Standing:
+def _state_of_future(future: asyncio.Future[Any], live: Collection[BranchTask]) -> TreeState:
     if isinstance(future, DurableWait):
-        return Standing.BLOCKED
+        return TreeState.BLOCKED
     if isinstance(future, BranchTask):
         # Whether that task is blocked is asked for itself: it is in ``live`` too.
-        return Standing.BLOCKED if future in live else Standing.WORKING
+        return TreeState.BLOCKED if future in live else TreeState.WORKING
     children = getattr(future, "_children", None)  # asyncio.gather
     if children is not None:
-        return _standing_of_all(children, live)
+        return _state_of_all(children, live)
     shielded = _shielded(future)
-    return Standing.WORKING if shielded is None else _standing_of_all([shielded], live)
+    return TreeState.WORKING if shielded is None else _state_of_all([shielded], live)
 
 
-def _standing_of_all(futures: Iterable[asyncio.Future[Any]], live: Collection[BranchTask]) -> Standing:
+def _state_of_all(futures: Iterable[asyncio.Future[Any]], live: Collection[BranchTask]) -> TreeState:
     """Of something that waits for these. All of them done: the callback that ends the wait is about to run."""
     undone = [future for future in futures if not future.done()]
     if not undone:
-        return Standing.RUNNABLE
-    return max(_standing_of_future(future, live) for future in undone)
+        return TreeState.RUNNABLE
+    return max(_state_of_future(future, live) for future in undone)
 
 
 def _shielded(future: asyncio.Future[Any]) -> asyncio.Future[Any] | None:
@@ -90,7 +90,7 @@ _TASK_GROUP_EXITS = {
     getattr(asyncio.TaskGroup, name).__code__ for name in ("__aexit__", "_aexit") if hasattr(asyncio.TaskGroup, name)
 }
 _WAIT = asyncio_tasks._wait.__code__  # type: ignore[attr-defined]
-_PARKING = {
+_BLOCKING_LOCALLY = {
     method.__code__
     for method in (
         asyncio.Lock.acquire,
@@ -103,21 +103,21 @@ _PARKING = {
 }
 
 
-def _standing_by_code(task: BranchTask, live: Collection[BranchTask]) -> Standing:
+def _state_by_code(task: BranchTask, live: Collection[BranchTask]) -> TreeState:
     """Of a task that is suspended on a plain future: the code that awaits it tells what that stands for."""
     frames = _innermost_frames(task)
     if not frames:
-        return Standing.WORKING
+        return TreeState.WORKING
     code, variables = frames[0].f_code, frames[0].f_locals
     if code in _TASK_GROUP_EXITS:
-        return _standing_of_all(variables["self"]._tasks, live)
+        return _state_of_all(variables["self"]._tasks, live)
     if code is _WAIT and variables["timeout"] is None:
-        return _standing_of_all(variables["fs"], live)
-    if code not in _PARKING:
-        return Standing.WORKING
+        return _state_of_all(variables["fs"], live)
+    if code not in _BLOCKING_LOCALLY:
+        return TreeState.WORKING
     if len(frames) > 1 and frames[1].f_code.co_qualname in _ONE_BY_ONE:
-        return _standing_of_the_first(frames[1].f_locals, live)
-    return Standing.PARKED
+        return _state_of_the_first(frames[1].f_locals, live)
+    return TreeState.BLOCKED_LOCALLY
 
 
 def _innermost_frames(task: BranchTask) -> list[FrameType]:
@@ -134,16 +134,16 @@ _ONE_BY_ONE = {"as_completed.<locals>._wait_for_one", "_AsCompletedIterator._wai
 """Where a result of ``asyncio.as_completed`` is awaited: before Python 3.13, and since."""
 
 
-def _standing_of_the_first(variables: dict[str, Any], live: Collection[BranchTask]) -> Standing:
+def _state_of_the_first(variables: dict[str, Any], live: Collection[BranchTask]) -> TreeState:
     """Of a task that awaits a result of ``asyncio.as_completed``; ``variables`` are those of the code in there."""
     if "self" in variables:
         todo, timeout = variables["self"]._todo, variables["self"]._timeout_handle
     else:
         feeder = _feeder(variables["done"], live)
         if feeder is None:
-            return Standing.WORKING
+            return TreeState.WORKING
         todo, timeout = feeder["todo"], feeder["timeout_handle"]
-    return Standing.WORKING if timeout is not None else _standing_of_all(todo, live)
+    return TreeState.WORKING if timeout is not None else _state_of_all(todo, live)
 
 
 def _feeder(queue: asyncio.Queue[Any], live: Collection[BranchTask]) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from sublet._errors import NonDeterminismError
 from sublet_protocol import ids
-from sublet_protocol.messages import ChildRequest, Done, Grant, LogEntry, Operation
+from sublet_protocol.messages import ChildRequest, Completion, Grant, LogEntry, Operation
 from sublet_protocol.specs import Condition, EventCondition, Groups, SleepCondition
 
 
@@ -23,16 +23,16 @@ class Log:
     def __init__(self, grant: Grant) -> None:
         self._task_run_id = ids.task_run_of(grant.lease)
         self._invocation = grant.invocation
-        self._entries: dict[str, LogEntry | Operation] = {entry.node: entry for entry in grant.log}
-        self._done: dict[str, Done] = {}
-        self._node_by_order: dict[int, str] = {}
+        self._entries: dict[str, LogEntry | Operation] = {entry.operation_id: entry for entry in grant.log}
+        self._done: dict[str, Completion] = {}
+        self._operation_id_by_order: dict[int, str] = {}
         self._asked: set[str] = set()
         self._new: list[Operation] = []
         self._first_unasked = 1
         self.received = 0
         for entry in grant.log:
             if entry.done is not None:
-                self.end(entry.node, entry.done)
+                self.end(entry.operation_id, entry.done)
 
     def ask(self, operation: Operation) -> None:
         """The code asks for this operation: it is the one that the log holds at this node, or it is new.
@@ -40,9 +40,9 @@ class Log:
         Raises:
             NonDeterminismError: the log holds another one.
         """
-        self._asked.add(operation.node)
+        self._asked.add(operation.operation_id)
         if self._recorded(operation) is None:
-            self._entries[operation.node] = operation
+            self._entries[operation.operation_id] = operation
             self._new.append(operation)
 
     def recall(self, memo: Operation) -> bytes | None:
@@ -54,37 +54,37 @@ class Log:
         recorded = self._recorded(memo)
         if recorded is None:
             return None
-        self._asked.add(memo.node)
+        self._asked.add(memo.operation_id)
         return bytes(recorded.result)
 
     def _recorded(self, operation: Operation) -> LogEntry | Operation | None:
-        recorded = self._entries.get(operation.node)
+        recorded = self._entries.get(operation.operation_id)
         if recorded is not None and (recorded.kind, recorded.fingerprint) != (operation.kind, operation.fingerprint):
             version = f" by version {recorded.version}" if isinstance(recorded, LogEntry) and recorded.version else ""
             message = (
-                f"node {operation.node} of {self._task_run_id}: recorded{version} is {recorded.asked}, "
+                f"node {operation.operation_id} of {self._task_run_id}: recorded{version} is {recorded.asked}, "
                 f"but invocation {self._invocation} asks for {operation.asked}"
             )
-            raise NonDeterminismError(self._task_run_id, self._invocation, message, operation.node)
+            raise NonDeterminismError(self._task_run_id, self._invocation, message, operation.operation_id)
         return recorded
 
-    def end(self, node: str, done: Done) -> None:
+    def end(self, operation_id: str, done: Completion) -> None:
         """An operation has ended. Told twice, the first counts."""
-        if node in self._done:
+        if operation_id in self._done:
             return
-        self._done[node] = done
-        self._node_by_order[done.order] = node
-        while self.received + 1 in self._node_by_order:
+        self._done[operation_id] = done
+        self._operation_id_by_order[done.order] = operation_id
+        while self.received + 1 in self._operation_id_by_order:
             self.received += 1
 
-    def done(self, node: str) -> Done:
-        return self._done[node]
+    def done(self, operation_id: str) -> Completion:
+        return self._done[operation_id]
 
-    def rank(self, nodes: Iterable[str]) -> int | None:
+    def rank(self, operation_ids: Iterable[str]) -> int | None:
         """When these operations had all ended, as an order; None while one is open, or an earlier result is missing."""
         rank = 0
-        for node in nodes:
-            done = self._done.get(node)
+        for operation_id in operation_ids:
+            done = self._done.get(operation_id)
             if done is None or done.order > self.received:
                 return None
             rank = max(rank, done.order)
@@ -92,7 +92,7 @@ class Log:
 
     def runs_ahead(self, rank: int) -> bool:
         """Something that ended before ``rank`` has not been asked for yet: on the first pass the code was further."""
-        while self._node_by_order.get(self._first_unasked) in self._asked:
+        while self._operation_id_by_order.get(self._first_unasked) in self._asked:
             self._first_unasked += 1
         return self._first_unasked < rank
 
@@ -110,11 +110,11 @@ class Log:
 # --- what an operation asks for, as a digest and for a person ---------------------------------------------------
 
 
-def wait_operation(node: str, groups: Groups, since: int, label: str | None) -> Operation:
+def wait_operation(operation_id: str, groups: Groups, since: int, label: str | None) -> Operation:
     """Wait until in every group a condition has come true. The order in which they are given does not matter."""
     canonical = sorted(sorted(_canonical(condition) for condition in group) for group in groups)
     return Operation(
-        node=node,
+        operation_id=operation_id,
         kind="wait",
         fingerprint=_digest("wait", canonical),
         asked=" and ".join(_group_text(group) for group in groups),
@@ -124,11 +124,11 @@ def wait_operation(node: str, groups: Groups, since: int, label: str | None) -> 
     )
 
 
-def run_operation(node: str, child: ChildRequest) -> Operation:
+def run_operation(operation_id: str, child: ChildRequest) -> Operation:
     """Run a child. Metadata and priority may differ from one invocation to the next."""
     key = f" with key {child.child_key!r}" if child.child_key is not None else ""
     return Operation(
-        node=node,
+        operation_id=operation_id,
         kind="run",
         fingerprint=_digest("run", [child.workflow, bytes(child.input).decode(), child.child_key]),
         asked=f"run workflow {child.workflow!r}{key} on input {_short(bytes(child.input).decode())}",
@@ -136,11 +136,14 @@ def run_operation(node: str, child: ChildRequest) -> Operation:
     )
 
 
-def memo_operation(node: str, name: str, arguments: object) -> Operation:
+def memo_operation(operation_id: str, name: str, arguments: object) -> Operation:
     """Remember the value of a call; the value is filled in later. ``arguments`` that are not JSON count by type."""
     text = to_json(arguments, fallback=lambda value: type(value).__qualname__, inf_nan_mode="constants").decode()
     return Operation(
-        node=node, kind="memo", fingerprint=_digest("memo", [name, text]), asked=f"memo {name} on {_short(text)}"
+        operation_id=operation_id,
+        kind="memo",
+        fingerprint=_digest("memo", [name, text]),
+        asked=f"memo {name} on {_short(text)}",
     )
 
 

@@ -31,7 +31,7 @@ class Branch:
         self._branches = 0
         self._groups: list[tuple[asyncio.TaskGroup, int]] = []
 
-    def next_node(self) -> str:
+    def next_operation_id(self) -> str:
         """The name of the next operation of this branch."""
         self._leave_groups()
         self._operations += 1
@@ -44,7 +44,7 @@ class Branch:
         self._branches += 1
         return Branch(name, self.tree, self.position, self)
 
-    def reach(self, position: int) -> None:
+    def advance_position(self, position: int) -> None:
         """It has now seen what happened up to ``position``."""
         self.position = max(self.position, position)
 
@@ -55,7 +55,7 @@ class Branch:
     def _leave_groups(self) -> None:
         for group, position in self._groups:
             if _is_over(group):
-                self.reach(position)
+                self.advance_position(position)
         self._groups = [ended for ended in self._groups if not _is_over(ended[0])]
 
     def _within(self, name: str) -> str:
@@ -76,12 +76,12 @@ class BranchTask(asyncio.Task[Any]):
 
     def __await__(self) -> Generator[Any, None, Any]:
         result = yield from super().__await__()
-        self._tell_taker()
+        self._propagate_position()
         return result
 
     def result(self) -> Any:
         result = super().result()
-        self._tell_taker()
+        self._propagate_position()
         return result
 
     def add_done_callback(self, fn: Callable[..., object], /, *, context: Context | None = None) -> None:
@@ -90,10 +90,10 @@ class BranchTask(asyncio.Task[Any]):
             self.group = group
         super().add_done_callback(fn, context=context or copy_context())
 
-    def _tell_taker(self) -> None:
+    def _propagate_position(self) -> None:
         taker = current_branch()
         if taker is not None and taker.tree is self.branch.tree:
-            taker.reach(self.branch.position)
+            taker.advance_position(self.branch.position)
 
 
 class Tree:
@@ -109,16 +109,16 @@ class Tree:
 
     def start(self, coro: Coroutine[Any, Any, Any], context: Context) -> BranchTask:
         """Run the durable function itself."""
-        return self._grow(coro, self._root, asyncio.get_running_loop(), context)
+        return self._spawn(coro, self._root, asyncio.get_running_loop(), context)
 
-    def grow(
+    def spawn(
         self, coro: Coroutine[Any, Any, Any], parent: Branch, loop: asyncio.AbstractEventLoop, **options: Any
     ) -> BranchTask:
         """An asyncio task that ``parent`` starts."""
         context = options.pop("context", None) or copy_context()
-        return self._grow(coro, parent.fork(), loop, context, **options)
+        return self._spawn(coro, parent.fork(), loop, context, **options)
 
-    def _grow(
+    def _spawn(
         self,
         coro: Coroutine[Any, Any, Any],
         branch: Branch,
@@ -175,7 +175,7 @@ class _TaskFactory:
         context: Context | None = options.get("context")
         parent = context.get(_branch) if context is not None else _branch.get()
         if parent is not None:
-            return parent.tree.grow(coro, parent, loop, **options)
+            return parent.tree.spawn(coro, parent, loop, **options)
         if self._previous is not None:
             task: asyncio.Task[Any] = self._previous(loop, coro, **options)
             return task

@@ -24,7 +24,7 @@ class ActiveClock:
     def is_spent(self) -> bool:
         return self._since is not None and self.active_s >= self.allowed_s
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         if self._since is None:
             self._since = self._time()
 

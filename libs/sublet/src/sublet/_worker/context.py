@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sublet._declare.task import Task
 
 
-class Desk(Protocol):
+class TaskServices(Protocol):
     """What the worker does for the code of one task. The methods are called on the worker's event loop."""
 
     @property
@@ -57,10 +57,10 @@ class Context:
 
     is_durable = False
 
-    def __init__(self, grant: Grant, task: Task[Any, Any], desk: Desk) -> None:
+    def __init__(self, grant: Grant, task: Task[Any, Any], services: TaskServices) -> None:
         self._grant = grant
         self._task = task
-        self._desk = desk
+        self._services = services
         self._children = itertools.count()
 
     # --- who this is ----------------------------------------------------------------------------------------------
@@ -93,11 +93,11 @@ class Context:
 
     @property
     def worker_id(self) -> str:
-        return self._desk.worker_id
+        return self._services.worker_id
 
     @property
     def worker_labels(self) -> dict[str, str | int]:
-        return dict(self._desk.worker_labels)
+        return dict(self._services.worker_labels)
 
     @property
     def retry_count(self) -> int:
@@ -137,12 +137,12 @@ class Context:
     @property
     def lifespan(self) -> Any:
         """What the worker's lifespan function yielded."""
-        return self._desk.lifespan
+        return self._services.lifespan
 
     @property
     def is_cancelled(self) -> bool:
         """True from the moment on when the task should stop: sync code has to look, async code is cancelled soon."""
-        return self._desk.is_cancelled
+        return self._services.is_cancelled
 
     # --- what started the run -------------------------------------------------------------------------------------
 
@@ -197,26 +197,26 @@ class Context:
         It can still be cancelled and timed out, and begins again elsewhere if the worker dies. A second call does
         nothing. Called in async code it returns at once, and the slot is free soon; see `aio_release_slot`.
         """
-        self._desk.from_sync(self._desk.release_slot)
+        self._services.from_sync(self._services.release_slot)
 
     async def aio_release_slot(self) -> None:
         """As `release_slot`; returns when the slot is free."""
-        await asyncio.shield(self._desk.release_slot())
+        await asyncio.shield(self._services.release_slot())
 
     def refresh_timeout(self, increment_by: Duration) -> None:
         """Give this attempt more time than its execution timeout."""
         by_s = positive_seconds_of(increment_by, "increment_by")
-        self._desk.from_sync(lambda: self._desk.extend(by_s))
+        self._services.from_sync(lambda: self._services.extend(by_s))
 
     async def aio_refresh_timeout(self, increment_by: Duration) -> None:
-        await asyncio.shield(self._desk.extend(positive_seconds_of(increment_by, "increment_by")))
+        await asyncio.shield(self._services.extend(positive_seconds_of(increment_by, "increment_by")))
 
     def cancel(self) -> None:
         """Cancel this task: its run goes on as if somebody else had done so."""
-        self._desk.from_sync(self._desk.cancel)
+        self._services.from_sync(self._services.cancel)
 
     async def aio_cancel(self) -> None:
-        await asyncio.shield(self._desk.cancel())
+        await asyncio.shield(self._services.cancel())
 
     def log(self, line: str | Mapping[str, Any], raise_on_error: bool = False) -> None:
         """Write to the worker's log (logger ``sublet.task``), with the ids of run and task.

@@ -14,18 +14,18 @@ import msgspec
 from sublet._client.config import ClientConfig
 from sublet._declare.task import Task
 from sublet._durable.context import DurableContext
-from sublet._durable.invocation import Checkpoint, Stay
+from sublet._durable.invocation import Checkpoint, DurableInvocation
 from sublet._worker.clock import ActiveClock
 from sublet._worker.context import Context
 from sublet._worker.context_vars import current_context
 from sublet._worker.failures import is_retryable, task_error
-from sublet._worker.reports import in_portions
+from sublet._worker.reports import chunked
 from sublet._worker.tickets import HeldTicket
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import (
     NULL,
     CancelRun,
-    Extended,
+    Evicted,
     Failed,
     Finished,
     Grant,
@@ -33,9 +33,9 @@ from sublet_protocol.messages import (
     Operation,
     Record,
     Recorded,
-    Released,
-    Suspended,
+    SlotReleased,
     TaskError,
+    TimeoutExtended,
 )
 from sublet_protocol.specs import SlotKind
 
@@ -66,21 +66,25 @@ class Execution:
         self.ended = False
         self.is_cancelled = False
         self.clock = ActiveClock(self._loop.time, grant.timeout_s)
-        self.stay = Stay(grant, task.eviction_policy, self.clock, self) if task.is_durable else None
+        self.durable_invocation = (
+            DurableInvocation(grant, task.eviction_policy, self.clock, self) if task.is_durable else None
+        )
 
     @property
     def state(self) -> Literal["running", "waiting", "released"]:
         """Waiting: a durable task that stays on the worker although it waits. Released: it runs without a slot."""
         if self.released:
             return "released"
-        return "running" if self.stay is None or self.stay.waiting_since is None else "waiting"
+        return (
+            "running" if self.durable_invocation is None or self.durable_invocation.waiting_since is None else "waiting"
+        )
 
     # --- running --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        if self.stay is not None:
-            context: Context = DurableContext(self._grant, self._task, self, self.stay)
-            self._code = self.stay.start(self._run(context), self._runner.variables.copy())
+        if self.durable_invocation is not None:
+            context: Context = DurableContext(self._grant, self._task, self, self.durable_invocation)
+            self._code = self.durable_invocation.start(self._run(context), self._runner.variables.copy())
         else:
             context = Context(self._grant, self._task, self)
             self._code = self._loop.create_task(self._run(context), context=self._runner.variables.copy())
@@ -135,8 +139,8 @@ class Execution:
     def _end(self) -> None:
         self.ended = True
         self.clock.pause()
-        if self.stay is not None:
-            self.stay.finish()
+        if self.durable_invocation is not None:
+            self.durable_invocation.finish()
 
     def forget(self) -> None:
         """The lease is not ours any more: nothing is reported."""
@@ -144,8 +148,8 @@ class Execution:
 
     async def stop_code(self) -> None:
         """Cancel what runs. A thread cannot be cancelled: what it gives is ignored."""
-        if self.stay is not None:
-            await self.stay.drop()
+        if self.durable_invocation is not None:
+            await self.durable_invocation.drop()
         elif self._code is not None and not self._code.done():
             self._code.cancel()
             await asyncio.wait([self._code], timeout=limits.CANCEL_GRACE_S)
@@ -158,25 +162,29 @@ class Execution:
 
     @property
     def held_lease(self) -> HeldLease:
-        return HeldLease(self.lease, self.stay.log.received) if self.stay is not None else HeldLease(self.lease)
+        return (
+            HeldLease(self.lease, self.durable_invocation.log.received)
+            if self.durable_invocation is not None
+            else HeldLease(self.lease)
+        )
 
     def record(self, operations: tuple[Operation, ...], *, waiting: bool) -> asyncio.Future[None]:
-        rest = self._record_all_but_the_last(operations)
+        rest = self._report_leading_chunks(operations)
         return self._report(Recorded(self.lease, rest, waiting, self.clock.active_s, number=self._next_number()))
 
-    def _record_all_but_the_last(self, operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    def _report_leading_chunks(self, operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
         """Report what one message cannot hold; returns the last portion."""
-        *portions, last = in_portions(operations)
+        *portions, last = chunked(operations)
         for portion in portions:
             self._report(Recorded(self.lease, portion, number=self._next_number()))
         return last
 
-    def suspend(self, checkpoint: Checkpoint) -> None:
-        rest = self._record_all_but_the_last(checkpoint.operations)
+    def report_eviction(self, checkpoint: Checkpoint) -> None:
+        rest = self._report_leading_chunks(checkpoint.operations)
         self.ended = True
 
         def report(ticket: str | None, more: bool) -> Record:
-            return Suspended(
+            return Evicted(
                 self.lease,
                 ticket,
                 rest,
@@ -187,15 +195,15 @@ class Execution:
                 next=more,
             )
 
-        assert self.stay is not None
+        assert self.durable_invocation is not None
         confirmed = self._runner.report_end(self, report)
-        drop = self.stay.drop
+        drop = self.durable_invocation.drop
         confirmed.add_done_callback(lambda _: self._runner.spawn(drop()), context=Variables())
 
     def begins_to_wait(self) -> None:
-        self._runner.make_room()
+        self._runner.evict_for_capacity()
 
-    # --- what the code asks of us (see `context.Desk`) ------------------------------------------------------------
+    # --- for the task's code (see `context.TaskServices`) ---------------------------------------------------------
 
     @property
     def worker_id(self) -> str:
@@ -228,13 +236,13 @@ class Execution:
             self._runner.releases.release()
             raise asyncio.CancelledError(f"{self.lease} has ended")
         self.released = True
-        await self._report(Released(self.lease))
+        await self._report(SlotReleased(self.lease))
         self._runner.free_slot(self)
 
     def extend(self, by_s: float) -> asyncio.Future[None]:
         if not self.ended:
             self.clock.extend(by_s)
-        return self._report(Extended(self.lease, by_s, number=self._next_number()))
+        return self._report(TimeoutExtended(self.lease, by_s, number=self._next_number()))
 
     def cancel(self) -> asyncio.Future[None]:
         return self._report(CancelRun(ids.run_of(self.lease), ids.task_run_of(self.lease)))

@@ -66,7 +66,7 @@ class Reports:
             await asyncio.sleep(RETRY_PAUSE_S)
 
 
-def in_portions(operations: tuple[Operation, ...]) -> list[tuple[Operation, ...]]:
+def chunked(operations: tuple[Operation, ...]) -> list[tuple[Operation, ...]]:
     """Operations for as many reports as they need, in order; at least one portion, which may be empty."""
     portions: list[list[Operation]] = [[]]
     size = 0

@@ -19,22 +19,22 @@ from sublet._declare.task import Task
 from sublet._durable import task_tree
 from sublet._worker.execution import Execution
 from sublet._worker.reports import Reports
-from sublet._worker.tickets import ANSWER_TIMEOUT_S, HeldTicket, Tickets
+from sublet._worker.tickets import CLAIM_REPEATED_S, HeldTicket, Tickets
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import (
     Claim,
     Failed,
     Goodbye,
     Grant,
-    HandedBack,
+    GrantDeclined,
     Heartbeat,
     Hello,
     MalformedMessage,
-    NothingToDo,
+    NoTask,
+    OperationCompleted,
     Ping,
     Record,
     Revoked,
-    Satisfied,
     TaskError,
     decode_for_worker,
     encode,
@@ -99,7 +99,7 @@ class Runner:
         self._busy = asyncio.Event()
         """Something runs, or an answer is due."""
         self._consumers: list[PoolConsumer] = []
-        self._shards = ids.HASH_SLOTS
+        self._shards = ids.BUCKETS
         self.config = config
         self.lifespan = lifespan
         self.now = now
@@ -130,17 +130,17 @@ class Runner:
         self.draining = True
         self._tickets.drain()
         self._send_heartbeat()
-        answers_until = self._loop.time() + ANSWER_TIMEOUT_S
+        answers_until = self._loop.time() + CLAIM_REPEATED_S
         while (
             self._executions
             or not self._reports.idle
             or (self._tickets.unanswered and self._loop.time() < answers_until)
         ):
             for execution in list(self._executions.values()):
-                if execution.stay is not None:
-                    execution.stay.look()
+                if execution.durable_invocation is not None:
+                    execution.durable_invocation.look()
             await asyncio.sleep(SWEEP_INTERVAL_S)
-        self._tickets.give_back_all()
+        self._tickets.requeue_all()
         await self._publish_to_schedulers(Goodbye(self._registration.worker_id))
 
     def close(self) -> None:
@@ -177,7 +177,7 @@ class Runner:
 
     def report(self, lease: str, report: Record) -> asyncio.Future[None]:
         """Tell the scheduler of this lease. The future ends with the broker's confirm."""
-        return self._reports.add(ids.slot_key(ids.run_of(lease), self._shards), report)
+        return self._reports.add(ids.bucket_key(ids.run_of(lease), self._shards), report)
 
     def report_end(self, execution: Execution, build: Callable[[str | None, bool], Record]) -> asyncio.Future[None]:
         """Report how it ended, and ask for the next task if its ticket can be kept."""
@@ -206,14 +206,20 @@ class Runner:
         else:
             self._tickets.give_up(ticket)
 
-    def make_room(self) -> None:
+    def evict_for_capacity(self) -> None:
         """When every durable slot is taken by a task that waits, one of them has to go."""
-        stays = [e.stay for e in self._executions.values() if e.stay is not None and not e.released and not e.ended]
-        if len(stays) < self._registration.durable_slots or any(stay.waiting_since is None for stay in stays):
+        stays = [
+            e.durable_invocation
+            for e in self._executions.values()
+            if e.durable_invocation is not None and not e.released and not e.ended
+        ]
+        if len(stays) < self._registration.durable_slots or any(
+            invocation.waiting_since is None for invocation in stays
+        ):
             return
-        candidates = [stay for stay in stays if stay.may_be_evicted_for_room]
+        candidates = [invocation for invocation in stays if invocation.may_be_evicted_for_capacity]
         if candidates:
-            min(candidates, key=lambda stay: stay.eviction_order).evict("capacity_pressure")
+            min(candidates, key=lambda invocation: invocation.eviction_order).evict("capacity_pressure")
 
     def _confirmed(self, execution: Execution, more: bool) -> None:
         """The broker has the end of this lease."""
@@ -243,12 +249,12 @@ class Runner:
             match record:
                 case Grant():
                     self._granted(record)
-                case NothingToDo():
-                    self._tickets.nothing_to_do(record.ticket)
-                case Satisfied():
+                case NoTask():
+                    self._tickets.no_task(record.ticket)
+                case OperationCompleted():
                     execution = self._executions.get(record.lease)
-                    if execution is not None and execution.stay is not None:
-                        execution.stay.satisfy(record.node, record.done)
+                    if execution is not None and execution.durable_invocation is not None:
+                        execution.durable_invocation.complete(record.operation_id, record.done)
                 case Revoked():
                     self._revoke(record)
                 case Ping():
@@ -285,9 +291,9 @@ class Runner:
     def _hand_back(self, grant: Grant, ticket: HeldTicket | None) -> None:
         """We are leaving, or have no room: the task is ready again."""
         self._remember(grant.lease)
-        confirmed = self.report(grant.lease, HandedBack(grant.lease, ticket.id if ticket is not None else None))
+        confirmed = self.report(grant.lease, GrantDeclined(grant.lease, ticket.id if ticket is not None else None))
         if ticket is not None:
-            confirmed.add_done_callback(lambda _: self._tickets.give_back(ticket), context=Variables())
+            confirmed.add_done_callback(lambda _: self._tickets.requeue(ticket), context=Variables())
 
     def _refuse(self, grant: Grant, ticket: HeldTicket | None) -> None:
         """A task that this worker does not know: two programs share a pool."""
@@ -348,7 +354,7 @@ class Runner:
 
     def _answer_ping(self, ping: Ping) -> None:
         if ping.hello:
-            self._transport.publish_soon(WORKERS, "", encode([self._hello()]))
+            self._transport.publish_nowait(WORKERS, "", encode([self._hello()]))
         self._send_heartbeat()
 
     def _send_heartbeat(self) -> None:
@@ -364,7 +370,7 @@ class Runner:
             taken=self._taken("task"),
             durable_taken=self._taken("durable"),
         )
-        self._transport.publish_soon(WORKERS, "", encode([heartbeat]))
+        self._transport.publish_nowait(WORKERS, "", encode([heartbeat]))
 
     def _hello(self) -> Hello:
         return Hello(

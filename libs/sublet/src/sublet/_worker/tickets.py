@@ -14,10 +14,10 @@ from sublet_protocol.specs import SlotKind
 
 INBOXES = "sublet.inboxes"
 
-ANSWER_TIMEOUT_S = 3.0
+CLAIM_REPEATED_S = 3.0
 """A claim is repeated, to the shard's queue, when it has not been answered for this long; then after twice as long."""
 
-ANSWER_TIMEOUT_MAX_S = 30.0
+CLAIM_REPEATED_MAX_S = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class HeldTicket:
         self.dismissed = False
         """It said that there is nothing to do, before the broker has confirmed the last report under this ticket."""
         self.ask_again_at = 0.0
-        self.pause_s = ANSWER_TIMEOUT_S
+        self.pause_s = CLAIM_REPEATED_S
         self.void = False
 
 
@@ -109,7 +109,7 @@ class Tickets:
         if ticket.id in self._held:
             self._transport.ack(delivery)  # doubled: a hint that we follow already
         elif self.draining:
-            self._transport.give_back(delivery)
+            self._transport.requeue(delivery)
         elif self._orphans[kind]:
             self._orphans[kind] -= 1
             self._adopted[kind].append(ticket)
@@ -134,7 +134,7 @@ class Tickets:
         ticket.asked = ticket.dismissed = False
         return ticket
 
-    def nothing_to_do(self, ticket_id: str) -> None:
+    def no_task(self, ticket_id: str) -> None:
         ticket = self._held.get(ticket_id)
         if ticket is None or ticket.serving:
             return
@@ -173,19 +173,19 @@ class Tickets:
         if not ticket.void:
             self._transport.ack(ticket.delivery)
 
-    def give_back(self, ticket: HeldTicket) -> None:
+    def requeue(self, ticket: HeldTicket) -> None:
         """Let another worker have it."""
         if self._held.get(ticket.id) is ticket:
             del self._held[ticket.id]
         if not ticket.void:
-            self._transport.give_back(ticket.delivery)
+            self._transport.requeue(ticket.delivery)
 
     def orphan_ended(self, kind: SlotKind) -> None:
         """A task without a ticket is over: the ticket that stood for it may be used."""
         if not self._adopted[kind]:
             self._orphans[kind] -= 1
         elif self.draining:
-            self._transport.give_back(self._adopted[kind].popleft().delivery)
+            self._transport.requeue(self._adopted[kind].popleft().delivery)
         else:
             self._ask(self._adopted[kind].popleft())
 
@@ -193,14 +193,14 @@ class Tickets:
         """No more claims. What has been asked is still answered."""
         self.draining = True
 
-    def give_back_all(self) -> None:
+    def requeue_all(self) -> None:
         """The end: whatever was not answered, another worker may have."""
         for ticket in list(self._held.values()):
             if not ticket.serving:
-                self.give_back(ticket)
+                self.requeue(ticket)
         for adopted in self._adopted.values():
             while adopted:
-                self._transport.give_back(adopted.popleft().delivery)
+                self._transport.requeue(adopted.popleft().delivery)
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
@@ -209,7 +209,7 @@ class Tickets:
         now = self._loop.time()
         for ticket in self._held.values():
             if ticket.asked and ticket.ask_again_at <= now:
-                ticket.pause_s = min(ticket.pause_s * 2, ANSWER_TIMEOUT_MAX_S)
+                ticket.pause_s = min(ticket.pause_s * 2, CLAIM_REPEATED_MAX_S)
                 ticket.ask_again_at = now + ticket.pause_s
                 self._report(ticket.slot, self._claim(ticket))
 
@@ -222,13 +222,13 @@ class Tickets:
 
     def _await_answer(self, ticket: HeldTicket) -> None:
         ticket.asked = True
-        ticket.pause_s = ANSWER_TIMEOUT_S
-        ticket.ask_again_at = self._loop.time() + ANSWER_TIMEOUT_S
+        ticket.pause_s = CLAIM_REPEATED_S
+        ticket.ask_again_at = self._loop.time() + CLAIM_REPEATED_S
 
     def _send_claims(self) -> None:
         unsent, self._unsent = self._unsent, defaultdict(list)
         for scheduler, claims in unsent.items():
-            self._transport.publish_soon(INBOXES, scheduler, encode(claims))
+            self._transport.publish_nowait(INBOXES, scheduler, encode(claims))
 
     # --- losing ---------------------------------------------------------------------------------------------------
 

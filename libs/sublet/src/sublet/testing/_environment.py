@@ -18,7 +18,7 @@ from sublet._declare.task import Task
 from sublet._declare.types import JSON, Priority
 from sublet._worker.worker import LifespanFn
 from sublet.testing._export import aio_export_log
-from sublet.testing._system import World
+from sublet.testing._system import InMemorySystem
 from sublet.testing._workers import EnvironmentWorker, Mishaps
 
 STARTS_AT = datetime(2030, 1, 1, tzinfo=UTC)
@@ -67,10 +67,10 @@ class SubletTestEnvironment:
         self._starts_at = starts_at.timestamp()
         self._mishaps = Mishaps()
         self._redirections = ExitStack()
-        self._world: World
+        self._world: InMemorySystem
 
     async def __aenter__(self) -> SubletTestEnvironment:
-        self._world = World(self._starts_at)
+        self._world = InMemorySystem(self._starts_at)
         self._redirections.enter_context(self._world.redirecting(self.client._connection))
         try:
             await self._world.driver.run(self._world.start())

@@ -15,13 +15,13 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from sublet._declare.mocks import MockDesk
+from sublet._declare.mocks import MockTaskServices
 from sublet._declare.standalone import Standalone
 from sublet._declare.task import Task
 from sublet._declare.types import EvictionPolicy
 from sublet._durable import task_tree
 from sublet._durable.context import DurableContext
-from sublet._durable.invocation import Checkpoint, Stay
+from sublet._durable.invocation import Checkpoint, DurableInvocation
 from sublet._durable.replay import Log
 from sublet._errors import NonDeterminismError
 from sublet._worker.clock import ActiveClock
@@ -192,9 +192,9 @@ class _Replay:
         loop = asyncio.get_running_loop()
         task_tree.install(loop)
         self._all_wait = loop.create_future()
-        stay = Stay(self._grant, EvictionPolicy(ttl=timedelta(0)), ActiveClock(loop.time, math.inf), self)
+        stay = DurableInvocation(self._grant, EvictionPolicy(ttl=timedelta(0)), ActiveClock(loop.time, math.inf), self)
         stay.log = self._log
-        context = _ReplayedContext(self._grant, self._task, MockDesk(self._task), stay)
+        context = _ReplayedContext(self._grant, self._task, MockTaskServices(self._task), stay)
         code = stay.start(self._run(context), copy_context())
         await asyncio.wait([code, self._all_wait], timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
         if code.done():
@@ -215,7 +215,7 @@ class _Replay:
     def record(self, operations: tuple[Operation, ...], *, waiting: bool) -> asyncio.Future[None]:
         return asyncio.get_running_loop().create_future()
 
-    def suspend(self, checkpoint: Checkpoint) -> None:
+    def report_eviction(self, checkpoint: Checkpoint) -> None:
         self._all_wait.set_result(None)
 
     def begins_to_wait(self) -> None:
@@ -224,9 +224,9 @@ class _Replay:
     def _report(self, outcome: Literal["waits", "returned", "raised", "works"]) -> ReplayReport:
         log, completed = self._log, self._exported.status == "COMPLETED"
         divergence = log.divergence
-        unasked = [entry for entry in self._exported.entries if entry.node not in log.answered]
+        unasked = [entry for entry in self._exported.entries if entry.operation_id not in log.answered]
         if divergence is None and unasked:
-            divergence = Divergence(unasked[0].node, unasked[0].asked, log.new.get(unasked[0].node))
+            divergence = Divergence(unasked[0].operation_id, unasked[0].asked, log.new.get(unasked[0].operation_id))
         if divergence is None and log.new and completed:
             node, asked = next(iter(log.new.items()))
             divergence = Divergence(node, None, asked)
@@ -248,7 +248,7 @@ class _ReplayedLog(Log):
 
     def __init__(self, grant: Grant) -> None:
         super().__init__(grant)
-        self._recorded_nodes = {entry.node for entry in grant.log}
+        self._recorded_nodes = {entry.operation_id for entry in grant.log}
         self.answered: set[str] = set()
         self.new: dict[str, str] = {}
         self.divergence: Divergence | None = None
@@ -266,13 +266,13 @@ class _ReplayedLog(Log):
         try:
             yield
         except NonDeterminismError:
-            recorded = self._entries[operation.node].asked
-            self.divergence = self.divergence or Divergence(operation.node, recorded, operation.asked)
+            recorded = self._entries[operation.operation_id].asked
+            self.divergence = self.divergence or Divergence(operation.operation_id, recorded, operation.asked)
             raise
-        if operation.node in self._recorded_nodes:
-            self.answered.add(operation.node)
+        if operation.operation_id in self._recorded_nodes:
+            self.answered.add(operation.operation_id)
         else:
-            self.new.setdefault(operation.node, operation.asked)
+            self.new.setdefault(operation.operation_id, operation.asked)
 
 
 class _ReplayedContext(DurableContext):
@@ -280,8 +280,8 @@ class _ReplayedContext(DurableContext):
 
     @property
     def _log(self) -> _ReplayedLog:
-        assert isinstance(self._stay.log, _ReplayedLog)
-        return self._stay.log
+        assert isinstance(self._invocation.log, _ReplayedLog)
+        return self._invocation.log
 
     async def aio_now(self) -> datetime:
         beyond = len(self._log.new)
@@ -306,16 +306,16 @@ class _ReplayedContext(DurableContext):
     async def _aio_spawn(self, spawns: Sequence[ChildSpawn], wait: bool) -> list[Any]:
         if wait:
             return await super()._aio_spawn(spawns, wait)
-        branch = await self._stay.branch()
+        branch = await self._invocation.branch()
         operations = [self._run_operation(branch, spawn) for spawn in spawns]
         for operation in operations:
             self._log.ask(operation)
-        if any(operation.node in self._log.new for operation in operations):
+        if any(operation.operation_id in self._log.new for operation in operations):
             await self._wait_for_ever()
         return [self._child_run_id(operation) for operation in operations]
 
     async def _wait_for_ever(self) -> None:
-        await self._stay._until_delivered(("beyond the log",))
+        await self._invocation._until_delivered(("beyond the log",))
 
 
 def _grant(exported: _Exported, task: Task[Any, Any]) -> Grant:

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from sublet._amqp.transport import TransportUnavailable
 from sublet._client.config import ClientConfig
 from sublet._client.connection import Connection
-from sublet._durable.invocation import Stay
+from sublet._durable.invocation import DurableInvocation
 from sublet._worker.context_vars import current_context
 from sublet.testing._driver import Driver
 from sublet.testing._loop import Process, WorldLoop
 from sublet_engine.run.explain import why
 from sublet_engine.run.state import Run
 from sublet_engine.shard.deadlines import deadline_of
-from sublet_event_ingest.service import IngestShell
+from sublet_event_ingest.service import IngestService
 from sublet_platform.memory import (
     MemoryBroker,
     MemoryCluster,
@@ -35,7 +35,7 @@ from sublet_platform.metrics import IngestMetrics, ServiceMetrics, TimerMetrics
 from sublet_protocol import limits
 from sublet_protocol.topology import topology
 from sublet_scheduler.scheduler import Scheduler
-from sublet_timer.service import TimerShell
+from sublet_timer.service import TimerService
 
 SHARDS = 1
 
@@ -92,7 +92,7 @@ class ProcessTransport(MemoryTransport):
             self._cluster.connections.remove(self)
 
 
-class World:
+class InMemorySystem:
     """Attributes:
 
     live_workers: the ids of those that have not died.
@@ -143,7 +143,7 @@ class World:
             new_id=self.new_id,
             metrics=metrics,
         ).start()
-        await TimerShell(
+        await TimerService(
             store=MemoryTimerStore(self.database),
             broker=MemoryBroker(self.cluster),
             clock=self.clock,
@@ -151,7 +151,7 @@ class World:
             metrics=metrics,
             timer_metrics=TimerMetrics(metrics.registry),
         ).start()
-        await IngestShell(
+        await IngestService(
             store=MemoryEventStore(self.database),
             runs=MemoryRunStore(self.database, self.clock),
             broker=MemoryBroker(self.cluster),
@@ -200,7 +200,7 @@ class World:
         """The user's code set it, or a durable task's stay that will end."""
         if handle._context.get(current_context) is not None:  # type: ignore[attr-defined]
             return True
-        stays = isinstance(getattr(handle._callback, "__self__", None), Stay)  # type: ignore[attr-defined]
+        stays = isinstance(getattr(handle._callback, "__self__", None), DurableInvocation)  # type: ignore[attr-defined]
         return stays and handle.when() - self.loop.time() > FOR_LONG_S
 
     def _unfinished(self) -> Iterator[Run]:

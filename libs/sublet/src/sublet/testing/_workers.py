@@ -17,7 +17,7 @@ from sublet._declare.types import EvictionPolicy
 from sublet._worker.runner import Registration
 from sublet._worker.worker import LifespanFn, Worker
 from sublet.testing._loop import Process
-from sublet.testing._system import World
+from sublet.testing._system import InMemorySystem
 
 AT_ONCE = EvictionPolicy(ttl=timedelta(0))
 
@@ -54,7 +54,7 @@ class EnvironmentWorker:
 
     def __init__(
         self,
-        world: World,
+        world: InMemorySystem,
         mishaps: Mishaps,
         config: ClientConfig,
         name: str,
