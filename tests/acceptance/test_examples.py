@@ -52,7 +52,7 @@ def start(stack: Stack, workers: dict[str, Process]) -> Iterator[Start]:
 
     def run(name: str, *arguments: str) -> subprocess.Popen[str]:
         line = [command("python"), f"{name}.py", *arguments]
-        environment = os.environ | stack.environment | SETTINGS
+        environment = os.environ | stack.variables | SETTINGS
         programs.append(subprocess.Popen(line, cwd=EXAMPLES, env=environment, stdout=subprocess.PIPE, text=True))
         return programs[-1]
 
@@ -64,7 +64,7 @@ def start(stack: Stack, workers: dict[str, Process]) -> Iterator[Start]:
 
 @pytest.fixture
 def client(stack: Stack, workers: dict[str, Process]) -> Iterator[Sublet]:
-    client = Sublet(ClientConfig(amqp_url=stack.environment["SUBLET_AMQP_URL"], namespace=NAMESPACE))
+    client = Sublet(ClientConfig(amqp_url=stack.variables["SUBLET_AMQP_URL"], namespace=NAMESPACE))
     yield client
     client.close()
 
