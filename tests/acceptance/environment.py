@@ -23,6 +23,7 @@ from acceptance.task_journal import TaskJournal
 from sublet import RunStatus, Sublet, WorkflowRunDetails
 from sublet_protocol import ids
 from sublet_protocol.messages import Record, encode
+from sublet_protocol.topology import run_key
 from support.polling import QUIET_S
 
 PATIENCE_S = 90.0
@@ -147,7 +148,7 @@ class Environment:
     async def report(self, *records: Record) -> None:
         """Send to the schedulers what a worker might: by the run of the first record's lease."""
         lease = getattr(records[0], "lease", "")
-        await self.publish("sublet.requests", ids.bucket_key(ids.run_of(lease)), encode(list(records)))
+        await self.publish("sublet.requests", run_key(ids.run_of(lease)), encode(list(records)))
 
     async def dead_letter(self, marker: bytes) -> aio_pika.abc.AbstractIncomingMessage:
         """The dead letter whose body holds the marker; the others stay where they are."""

@@ -22,8 +22,8 @@ from sublet import (
     UserEventCondition,
 )
 from sublet_protocol import limits
-from sublet_protocol.ids import bucket_key
 from sublet_protocol.messages import Finished, RunRequest, encode
+from sublet_protocol.topology import run_key
 
 pytestmark = pytest.mark.real
 
@@ -88,7 +88,7 @@ async def test_a_bad_expression_in_a_durable_task_fails_that_task_alone(environm
 # --- from the broker ------------------------------------------------------------------------------------------
 
 QUEUES = {
-    "a scheduler": ("sublet.requests", "slot.07"),
+    "a scheduler": ("sublet.requests", "bucket.07"),
     "queries": ("sublet.requests", "query"),
     "schedulers, from workers": ("sublet.workers", ""),
     "the timer": ("", "sublet.timers"),
@@ -104,7 +104,7 @@ async def test_a_malformed_message_goes_to_the_dead_with_a_reason_and_harms_no_o
     environment.journal.open_gate("journey")
     run = await environment.workflows.journey.aio_run(wait_for_result=False)
     exchange, key = QUEUES[whom]
-    for form in (b"%s is no JSON", b'[{"t": "Nonsense", "x": "%s"}]', b'{"t": "Tick", "at": "%s"}'):
+    for form in (b"%s is no JSON", b'[{"t": "Nonsense", "x": "%s"}]', b'{"t": "tick", "at": "%s"}'):
         marker = uuid.uuid4().hex.encode()
         await environment.publish(exchange, key, form % marker)
         dead = await environment.dead_letter(marker)
@@ -146,11 +146,11 @@ async def test_a_request_too_large_goes_to_the_dead_and_its_shard_works_on(envir
     run_id, marker = str(uuid.uuid4()), uuid.uuid4().hex
     huge = json.dumps({"n": 1, "much": marker + "x" * limits.PAYLOAD_MAX_BYTES}).encode()
     name = f"{environment.namespace}double"
-    await environment.publish("sublet.requests", bucket_key(run_id), _request(run_id, name, huge))
+    await environment.publish("sublet.requests", run_key(run_id), _request(run_id, name, huge))
     dead = await environment.dead_letter(marker.encode())
     assert "at most 1,048,576 are allowed" in str(dead.headers["x-sublet-reason"])
-    sibling = next(each for each in iter(lambda: str(uuid.uuid4()), "") if bucket_key(each) == bucket_key(run_id))
-    await environment.publish("sublet.requests", bucket_key(run_id), _request(sibling, name, b'{"n": 3}'))
+    sibling = next(each for each in iter(lambda: str(uuid.uuid4()), "") if run_key(each) == run_key(run_id))
+    await environment.publish("sublet.requests", run_key(run_id), _request(sibling, name, b'{"n": 3}'))
     assert await environment.client.runs.aio_get_result(sibling) == {"double": {"n": 6}}
 
 
@@ -177,7 +177,7 @@ async def test_a_ticket_that_cannot_be_read_costs_nobody_a_slot(environment: Env
         channel = await connection.channel()
         (pool,) = [q for q in environment.stack.rabbit.ctl("list_queues", "name").split() if environment.namespace in q]
         await channel.default_exchange.publish(aio_pika.Message(b"no ticket"), pool)
-        await channel.default_exchange.publish(aio_pika.Message(b'{"t":"Ticket","id":"x"}'), pool)
+        await channel.default_exchange.publish(aio_pika.Message(b'{"t":"ticket","id":"x"}'), pool)
     assert (await environment.workflows.double.aio_run(environment.workflows.Number(n=2))).n == 4
 
 

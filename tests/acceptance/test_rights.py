@@ -52,7 +52,7 @@ async def test_a_publisher_may_publish_events_and_nothing_else(stack: GuardedSta
     async with channel_of(stack, PUBLISHER) as channel:
         await publish(channel, "sublet.events", "seen.by.nobody", b"{}")
     for exchange in EXCHANGES - {"sublet.events"}:
-        await refused(stack, PUBLISHER, publish, exchange, "slot.00")
+        await refused(stack, PUBLISHER, publish, exchange, "bucket.00")
     await may_not_touch_what_services_own(stack, PUBLISHER)
     for name in (None, "sublet.inbox.client.x", "sublet.pool.x.task", "my-own"):
         await refused(stack, PUBLISHER, declare, name)

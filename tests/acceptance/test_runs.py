@@ -9,7 +9,7 @@ import pytest
 
 from acceptance.environment import Environment
 from sublet import ClientConfig, FailedTaskRunExceptionGroup, Priority, RunNotFoundError, RunStatus, Sublet
-from sublet_protocol import ids
+from sublet_protocol.topology import run_key
 
 pytestmark = pytest.mark.real
 
@@ -122,7 +122,7 @@ async def test_of_the_ready_tasks_of_a_shard_the_more_urgent_run_first_and_then_
         await run.aio_result()
     began: defaultdict[str, list[str]] = defaultdict(list)
     for name in environment.journal.values("work began", "name")[1:]:
-        began[ids.bucket_key(runs[name].workflow_run_id, SHARDS)].append(name)
+        began[run_key(runs[name].workflow_run_id, SHARDS)].append(name)
     assert sum(map(len, began.values())) == len(runs)
     for names in began.values():
         assert names == sorted(names)

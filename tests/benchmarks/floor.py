@@ -16,7 +16,7 @@ from sublet_platform.ports import Delivery, Outgoing
 from sublet_platform.rabbit.broker import Rabbit, declare
 from sublet_protocol.topology import Queue, Topology, service_queue
 
-BODY = b'{"t":"RunRequest","run_id":"0b7ccd36-6f2b-4f80-9b6c-2d4f3f3f8a01","workflow":"bench","input":{"n":1}}'
+BODY = b'{"t":"run_request","run_id":"0b7ccd36-6f2b-4f80-9b6c-2d4f3f3f8a01","workflow":"bench","input":{"n":1}}'
 SURE, HINT = "sublet-floor.sure", "sublet-floor.hint"
 
 

@@ -58,7 +58,7 @@ def a_full_run(run_id: str = "full") -> Run:
         cancelled_reason="because",
         started_at=1_700_000_001.5,
         finished_at=1_700_000_002.5,
-        outbox=(OutboxItem("slot:slot.07", '{"t":"ChildFinished"}'), OutboxItem("timers", '{"t":"SetTimer"}')),
+        outbox=(OutboxItem("bucket:bucket.07", '{"t":"child_finished"}'), OutboxItem("timers", '{"t":"set_timer"}')),
         revision=1,
         owner_term="e-1",
     )

@@ -112,7 +112,7 @@ async def test_a_hint_that_cannot_be_sent_takes_no_other_with_it(world: World) -
 @pytest.mark.parametrize(
     ("kind", "pattern", "fits", "fits_not"),
     [
-        ("direct", "slot.07", ["slot.07"], ["slot.08", "slot"]),
+        ("direct", "bucket.07", ["bucket.07"], ["bucket.08", "bucket"]),
         ("topic", "#", ["a", "a.b.c"], []),
         ("topic", "run.*.order", ["run.completed.order"], ["run.order", "run.a.b.order"]),
         ("topic", "run.#", ["run", "run.a", "run.a.b"], ["runs.a"]),

@@ -104,7 +104,7 @@ async def test_the_tasks_may_become_more_or_fewer(run_store: RunStore) -> None:
 
 async def test_the_outbox_is_stored_and_emptied_with_the_state(run_store: RunStore) -> None:
     before = a_run()
-    item = OutboxItem("inbox:sublet.inbox.client.1", '{"t":"RunResult"}')
+    item = OutboxItem("inbox:sublet.inbox.client.1", '{"t":"run_result"}')
     after = replace(before, outbox=(item,), owner_term="e-2", revision=2)
     emptied = replace(after, outbox=(), revision=3)
     await create(run_store, before)

@@ -90,7 +90,7 @@ QUERIES: tuple[m.Record, ...] = tuple(
         ("workers", b"{}"),
     )
 )
-TICKET = m.encode_one(m.Ticket("ticket", "scheduler", "slot.00"))
+TICKET = m.encode_one(m.Ticket("ticket", "scheduler", "bucket.00"))
 EVENTS = (
     b'{"a":1,"b":3,"s":"text","l":[1,2,3],"o":{"n":1.5,"deep":[{"x":null}]}}',
     b"{}",

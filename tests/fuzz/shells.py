@@ -16,10 +16,9 @@ from fuzz.mutation import SEPARATOR
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryRunStore, MemoryTimerStore
 from sublet_platform.metrics import ServiceMetrics, TimerMetrics, new_registry
 from sublet_platform.ports import Delivery, Outgoing
-from sublet_protocol import ids
 from sublet_protocol.messages import Hello, Query, RunRequest, SetTimer, encode
 from sublet_protocol.specs import TaskSpec, WorkflowSpec
-from sublet_protocol.topology import DEAD, EVENTS, INGEST, QUERIES, REQUESTS, TIMERS, shard_queue, topology
+from sublet_protocol.topology import DEAD, EVENTS, INGEST, QUERIES, REQUESTS, TIMERS, run_key, shard_queue, topology
 from sublet_scheduler.scheduler import Scheduler
 from sublet_timer.service import TimerService
 from support.ingest_harness import IngestHarness as IngestWorld
@@ -150,7 +149,7 @@ async def scheduler(data: bytes) -> None:
     await to_shard(encode([hello]))
     await to_shard(encode([RunRequest("good-0", "good")]))
     for body in _several(data):
-        await user.publish([Outgoing(REQUESTS, "query", body), Outgoing(REQUESTS, ids.bucket_key("any"), body)])
+        await user.publish([Outgoing(REQUESTS, "query", body), Outgoing(REQUESTS, run_key("any"), body)])
     await to_shard(encode([RunRequest("good-1", "good"), RunRequest("good-2", "good")]))
     await user.publish([Outgoing(REQUESTS, "query", encode([Query("good-query", "asker", "workers")]))])
     await asyncio.sleep(SETTLING_S)
@@ -165,7 +164,7 @@ async def scheduler(data: bytes) -> None:
 
 def _to_shard(user: MemoryBroker) -> Callable[[bytes], Awaitable[None]]:
     async def send(body: bytes) -> None:
-        await user.publish([Outgoing(REQUESTS, ids.bucket_key("any"), body)])
+        await user.publish([Outgoing(REQUESTS, run_key("any"), body)])
 
     return send
 

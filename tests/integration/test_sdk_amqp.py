@@ -165,9 +165,9 @@ class Tickets:
 async def test_a_published_message_arrives_with_its_id_headers_and_persistence(
     admin: Admin, transport: AmqpTransport
 ) -> None:
-    queue = await admin.bound("requests", "sublet.requests", "slot.00")
+    queue = await admin.bound("requests", "sublet.requests", "bucket.00")
     await transport.publish(
-        "sublet.requests", "slot.00", b"[1]", message_id="m1", headers={"scope": "s", "priority": 3}
+        "sublet.requests", "bucket.00", b"[1]", message_id="m1", headers={"scope": "s", "priority": 3}
     )
     message = await admin.take(queue)
     assert (message.body, message.message_id, message.content_type) == (b"[1]", "m1", "application/json")
@@ -176,18 +176,18 @@ async def test_a_published_message_arrives_with_its_id_headers_and_persistence(
 
 
 async def test_many_publishes_at_once_are_confirmed_in_one_go(admin: Admin, transport: AmqpTransport) -> None:
-    queue = await admin.bound("requests", "sublet.requests", "slot.00")
-    await asyncio.gather(*(transport.publish("sublet.requests", "slot.00", b"%d" % n) for n in range(500)))
+    queue = await admin.bound("requests", "sublet.requests", "bucket.00")
+    await asyncio.gather(*(transport.publish("sublet.requests", "bucket.00", b"%d" % n) for n in range(500)))
     assert [(await admin.take(queue)).body for _ in range(500)] == [b"%d" % n for n in range(500)]
 
 
 async def test_a_publish_to_a_missing_exchange_waits_until_the_services_declare_it(
     admin: Admin, transport: AmqpTransport
 ) -> None:
-    publishing = asyncio.create_task(transport.publish("sublet.requests", "slot.00", b"[]"))
+    publishing = asyncio.create_task(transport.publish("sublet.requests", "bucket.00", b"[]"))
     await asyncio.sleep(0.5)
     assert not publishing.done()
-    queue = await admin.bound("requests", "sublet.requests", "slot.00")
+    queue = await admin.bound("requests", "sublet.requests", "bucket.00")
     await publishing
     assert (await admin.take(queue)).body == b"[]"
 
@@ -196,8 +196,8 @@ async def test_a_publish_that_no_queue_takes_is_not_lost_silently(admin: Admin, 
     await admin.exchange("sublet.requests")
     transport = AmqpTransport(proxy.url, publish_timeout_s=0.5)
     await transport.connect()
-    with pytest.raises(TransportUnavailable, match=r"no queue takes 'slot.00' from exchange sublet.requests"):
-        await transport.publish("sublet.requests", "slot.00", b"[]")
+    with pytest.raises(TransportUnavailable, match=r"no queue takes 'bucket.00' from exchange sublet.requests"):
+        await transport.publish("sublet.requests", "bucket.00", b"[]")
     await transport.close()
 
 
@@ -212,9 +212,9 @@ async def test_a_publish_timeout_says_that_the_exchange_is_missing(admin: Admin,
 async def test_publishes_under_way_when_the_connection_breaks_are_published_again(
     admin: Admin, proxy: Proxy, transport: AmqpTransport
 ) -> None:
-    queue = await admin.bound("requests", "sublet.requests", "slot.00")
-    await transport.publish("sublet.requests", "slot.00", b"first")
-    publishing = [asyncio.create_task(transport.publish("sublet.requests", "slot.00", b"%d" % n)) for n in range(200)]
+    queue = await admin.bound("requests", "sublet.requests", "bucket.00")
+    await transport.publish("sublet.requests", "bucket.00", b"first")
+    publishing = [asyncio.create_task(transport.publish("sublet.requests", "bucket.00", b"%d" % n)) for n in range(200)]
     await asyncio.sleep(0)
     proxy.cut()
     await asyncio.gather(*publishing)
@@ -231,7 +231,7 @@ async def test_publishes_under_way_when_the_connection_breaks_are_published_agai
 async def test_what_is_stuck_in_a_dead_socket_is_published_again_elsewhere(
     admin: Admin, proxy: Proxy, transport: AmqpTransport
 ) -> None:
-    queue = await admin.bound("requests", "sublet.requests", "slot.00")
+    queue = await admin.bound("requests", "sublet.requests", "bucket.00")
     tickets = Tickets()
     await transport.consume_pool(POOL, 50, tickets.out.append)
     for n in range(50):
@@ -239,7 +239,7 @@ async def test_what_is_stuck_in_a_dead_socket_is_published_again_elsewhere(
     await tickets.until(50)
     proxy.freeze()
     large = b"x" * 262_144
-    publishing = [asyncio.create_task(transport.publish("sublet.requests", "slot.00", large)) for _ in range(100)]
+    publishing = [asyncio.create_task(transport.publish("sublet.requests", "bucket.00", large)) for _ in range(100)]
     await asyncio.sleep(0.5)  # the socket's buffers are full now
     for ticket in tickets.out:
         transport.ack(ticket)
@@ -254,7 +254,7 @@ async def test_what_is_stuck_in_a_dead_socket_is_published_again_elsewhere(
 
 
 async def test_a_cancelled_publish_is_cancelled(admin: Admin, transport: AmqpTransport) -> None:
-    publishing = asyncio.create_task(transport.publish("sublet.requests", "slot.00", b"[]"))
+    publishing = asyncio.create_task(transport.publish("sublet.requests", "bucket.00", b"[]"))
     await asyncio.sleep(0.2)
     publishing.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -442,7 +442,7 @@ async def test_a_wrong_password_is_told_at_once(rabbit: RabbitServer) -> None:
 async def test_a_closed_transport_refuses_to_publish(admin: Admin, transport: AmqpTransport) -> None:
     await transport.close()
     with pytest.raises(TransportUnavailable, match="closed by this program"):
-        await transport.publish("sublet.requests", "slot.00", b"[]")
+        await transport.publish("sublet.requests", "bucket.00", b"[]")
 
 
 async def test_everything_comes_back_when_the_broker_closes_all_connections(rabbit: RabbitServer, admin: Admin) -> None:
@@ -460,7 +460,7 @@ async def test_everything_comes_back_when_the_broker_is_killed_and_started_again
 
 
 async def _survives(rabbit: RabbitServer, admin: Admin, trouble: Callable[[], Any]) -> None:
-    await admin.bound("requests", "sublet.requests", "slot.00")
+    await admin.bound("requests", "sublet.requests", "bucket.00")
     await admin.exchange("sublet.inboxes")
     transport = AmqpTransport(rabbit.url, publish_timeout_s=120)
     await transport.connect()
@@ -470,7 +470,7 @@ async def _survives(rabbit: RabbitServer, admin: Admin, trouble: Callable[[], An
     await transport.consume_pool(POOL, 1, tickets.out.append)
     disturbing = asyncio.create_task(asyncio.to_thread(trouble))
     for n in range(50):
-        await transport.publish("sublet.requests", "slot.00", b"%d" % n)
+        await transport.publish("sublet.requests", "bucket.00", b"%d" % n)
         await asyncio.sleep(0.02)
     await disturbing
     await asyncio.wait_for(reconnected.wait(), 60)

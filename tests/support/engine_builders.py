@@ -283,7 +283,7 @@ class RunHarness:
     def grant_message(self, name: str = "task") -> Grant:
         """As a scheduler sends it, but for the durable log."""
         task = self.task(name)
-        return leases.grant_message(self.run, task, self.workflow, self.now, scheduler="claims", shards=4)
+        return leases.grant_message(self.run, task, self.workflow, self.now, claim_key="claims", shards=4)
 
     def open_wait(self, operation_id: str) -> OpenWait:
         found = durable_log.open_wait(self.task(), operation_id)

@@ -11,9 +11,9 @@ import msgspec
 
 from sublet import ClientConfig, Sublet
 from sublet._amqp.transport import TicketDelivery
-from sublet_protocol.messages import Query, Record, Reply, RunRequest, RunResult, ToShard, WatchRun, encode
+from sublet_protocol.messages import Query, Record, Reply, RunRequest, RunResult, ShardMessage, WatchRun, encode
 
-_decode = msgspec.json.Decoder(list[ToShard | Query]).decode
+_decode = msgspec.json.Decoder(list[ShardMessage | Query]).decode
 
 Answer = Callable[[Record], list[Record]]
 

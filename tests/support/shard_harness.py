@@ -29,18 +29,18 @@ from sublet_protocol.messages import (
     Heartbeat,
     HeldLease,
     Hello,
+    IngestMessage,
     LogEntry,
     NoTask,
     Record,
     RunRequest,
     RunResult,
+    ShardMessage,
     TaskNotice,
     Tick,
     Ticket,
-    ToIngest,
-    ToShard,
-    ToTimer,
-    ToWorker,
+    TimerMessage,
+    WorkerMessage,
 )
 from sublet_protocol.specs import SlotKind, WorkflowSpec
 from support import invariants
@@ -49,10 +49,10 @@ from support.engine_builders import NOW, POOL, error, raw
 R = TypeVar("R", bound=Record)
 
 _decoders: dict[str, msgspec.json.Decoder[Any]] = {
-    "slot": msgspec.json.Decoder(ToShard),
-    "timers": msgspec.json.Decoder(ToTimer),
-    "ingest": msgspec.json.Decoder(ToIngest),
-    "inbox": msgspec.json.Decoder(ToWorker),
+    "bucket": msgspec.json.Decoder(ShardMessage),
+    "timers": msgspec.json.Decoder(TimerMessage),
+    "ingest": msgspec.json.Decoder(IngestMessage),
+    "inbox": msgspec.json.Decoder(WorkerMessage),
     "pool": msgspec.json.Decoder(Ticket),
     "notice": msgspec.json.Decoder(TaskNotice | RunResult),
 }
@@ -94,12 +94,12 @@ class ShardHarness:
 
     # --- a shard's life -----------------------------------------------------------------------------------------
 
-    def handle(self, *messages: ToShard) -> Sent:
+    def handle(self, *messages: ShardMessage) -> Sent:
         """A batch: decide, commit, publish. Returns what was published."""
         self.decide(*messages)
         return self.publish(self.commit())
 
-    def decide(self, *messages: ToShard) -> None:
+    def decide(self, *messages: ShardMessage) -> None:
         for run_id in sorted({run_id for message in messages if (run_id := Shard.run_needed(message)) is not None}):
             self.load(run_id)
         for message in messages:
@@ -157,7 +157,7 @@ class ShardHarness:
         shard = Shard(
             owner_term=next(self._ids),
             claim_key="claims",
-            slot="slot.00",
+            shard_key="bucket.00",
             first=True,
             new_id=lambda: next(self._ids),
             now=self.now,

@@ -30,10 +30,10 @@ from sublet_protocol.messages import (
     RunRequest,
     RunResult,
     SetTimer,
+    ShardMessage,
     Subscribe,
     Tick,
     TimerFired,
-    ToShard,
     Unsubscribe,
 )
 from sublet_protocol.specs import EventCondition, SlotKind
@@ -52,9 +52,9 @@ SETTLING_ROUNDS = 600
 class Cluster:
     def __init__(self) -> None:
         self.world = ShardHarness(*FLOWS)
-        self.lanes: dict[str, deque[ToShard]] = defaultdict(deque)
+        self.lanes: dict[str, deque[ShardMessage]] = defaultdict(deque)
         """To the shard, by source."""
-        self.history: list[ToShard] = []
+        self.history: list[ShardMessage] = []
         """What was handled at some time."""
         self.tickets: dict[SlotKind, deque[tuple[str, bool]]] = {"task": deque(), "durable": deque()}
         """In the pool's queues, with whether they were delivered before."""
@@ -65,7 +65,7 @@ class Cluster:
         """The ends that the client was told of, by run; a late one may be of an earlier life of the run."""
         self.requested: list[str] = []
         self._events: list[tuple[int, str]] = []
-        self._handled: list[tuple[str, ToShard]] = []
+        self._handled: list[tuple[str, ShardMessage]] = []
         self.superseded: Shard | None = None
         """As the process that owned the shard before sees it; it has not noticed."""
         self._numbers = itertools.count()
@@ -153,7 +153,7 @@ class Cluster:
         for to, message in sent:
             kind, _, where = to.partition(":")
             match kind:
-                case "slot":
+                case "bucket":
                     self.lanes["shards"].append(message)
                 case "timers":
                     self._to_timer(message)

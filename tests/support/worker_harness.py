@@ -31,9 +31,9 @@ from sublet_protocol.messages import (
     OperationCompleted,
     Record,
     Recorded,
+    ShardMessage,
     TaskError,
     Ticket,
-    ToShard,
     decode_for_shard,
     encode,
     encode_one,
@@ -50,8 +50,8 @@ class BenchTransport:
     """One connection. ``confirming`` off: publishes are sent, but their confirms are held back."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[str, str, list[ToShard]]] = []
-        self.on_sent: Callable[[ToShard, str], None] = lambda record, key: None
+        self.sent: list[tuple[str, str, list[ShardMessage]]] = []
+        self.on_sent: Callable[[ShardMessage, str], None] = lambda record, key: None
         self.confirming = asyncio.Event()
         self.confirming.set()
         self.failures = 0
@@ -178,7 +178,7 @@ class WorkerHarness:
     def __init__(self, *workflows: Runnable, **options: Any) -> None:
         self.transport = BenchTransport()
         self.transport.on_sent = self._on_sent
-        self.reports: list[ToShard] = []
+        self.reports: list[ShardMessage] = []
         self.claims: list[Claim] = []
         self.heartbeats: list[Heartbeat] = []
         self.answering = True
@@ -233,7 +233,7 @@ class WorkerHarness:
     def offer(self, kind: str = "task", ticket: str | None = None) -> str:
         self._tickets += 1
         ticket = ticket or f"ticket-{self._tickets}"
-        self.transport.offer(kind, Ticket(ticket, "scheduler", "slot.00"))
+        self.transport.offer(kind, Ticket(ticket, "scheduler", "bucket.00"))
         return ticket
 
     def run(self, workflow: Runnable, run: str = "run", **grant: Any) -> str:
@@ -292,7 +292,7 @@ class WorkerHarness:
 
     # --- the scheduler --------------------------------------------------------------------------------------------
 
-    def _on_sent(self, record: ToShard, exchange: str) -> None:
+    def _on_sent(self, record: ShardMessage, exchange: str) -> None:
         match record:
             case Claim():
                 self.claims.append(record)

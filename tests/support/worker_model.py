@@ -25,8 +25,8 @@ from sublet_protocol.messages import (
     Record,
     Recorded,
     Revoked,
+    ShardMessage,
     SlotReleased,
-    ToShard,
 )
 from sublet_protocol.specs import SlotKind, TaskSpec
 from support.engine_builders import POOL, both, either, error, event, parent, raw, run_op, sleep, wait_op, workflow
@@ -171,7 +171,7 @@ class WorkerModel:
         again = ticket in self._redelivered
         return Claim(ticket, self.name, POOL, self.held[ticket], inbox_of(self.name), redelivered=again)
 
-    def receive(self, message: Record) -> tuple[list[ToShard], str | None]:
+    def receive(self, message: Record) -> tuple[list[ShardMessage], str | None]:
         match message:
             case Grant():
                 return self._granted(message), None
@@ -190,7 +190,7 @@ class WorkerModel:
                 return [*([self.hello()] if message.hello else []), self.heartbeat()], None
         return [], None
 
-    def _granted(self, grant: Grant) -> list[ToShard]:
+    def _granted(self, grant: Grant) -> list[ShardMessage]:
         if grant.lease in self.executions or grant.lease in self._over:
             return []
         if self.leaving or grant.ticket not in self.idle_tickets():
@@ -203,7 +203,7 @@ class WorkerModel:
 
     # --- code ---------------------------------------------------------------------------------------------------
 
-    def act(self, lease: str, choice: str, *, more: bool, number: int) -> tuple[list[ToShard], str | None]:
+    def act(self, lease: str, choice: str, *, more: bool, number: int) -> tuple[list[ShardMessage], str | None]:
         """``choice``: go on, stay (durable: do not leave while waiting), fail, or release. ``more``: ask for the next
         task under the same ticket."""
         execution = self.executions[lease]
@@ -218,7 +218,7 @@ class WorkerModel:
         self._over.add(lease)
         return [report], None if more else self._free(execution)
 
-    def _end(self, execution: Execution, choice: str, number: int, more: bool) -> ToShard:
+    def _end(self, execution: Execution, choice: str, number: int, more: bool) -> ShardMessage:
         lease, ticket = execution.grant.lease, execution.ticket
         if choice == "fail":
             return Failed(lease, ticket, error(), next=more)
@@ -227,7 +227,7 @@ class WorkerModel:
             return Evicted(lease, ticket, news, blocked, execution.delivered(), next=more)
         return Finished(lease, ticket, raw({"number": number}), next=more)
 
-    def _release(self, execution: Execution) -> list[ToShard]:
+    def _release(self, execution: Execution) -> list[ShardMessage]:
         if execution.ticket is None:
             return []
         del self.held[execution.ticket]

@@ -173,7 +173,7 @@ class Observers:
             if item in before or item.to not in ("timers", "ingest"):
                 continue
             record = json.loads(item.message)
-            if record["t"] in ("Unsubscribe", "CancelTimer"):
+            if record["t"] in ("unsubscribe", "cancel_timer"):
                 self._withdrawn.add(record["id"])
             elif record["id"] in self._withdrawn:
                 self._world.complain(f"{record['id']} is asked for again although it had been withdrawn")

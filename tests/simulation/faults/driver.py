@@ -228,7 +228,7 @@ class Driver:
         conditions.delay_s = 0.0
 
     async def _garbage(self, fault: Fault) -> None:
-        places = [(REQUESTS, "slot.00"), ("", TIMERS), ("", INGEST), (EVENTS, "paid")]
+        places = [(REQUESTS, "bucket.00"), ("", TIMERS), ("", INGEST), (EVENTS, "paid")]
         for exchange, key in places:
             self._world.garbage += 1
             await self._world.publish(Outgoing(exchange, key, GARBAGE))

@@ -277,7 +277,7 @@ def waiting_for_child(**child: Any) -> tuple[RunHarness, str]:
 def test_a_child_is_requested_once_under_a_derived_id_with_its_parent_s_metadata_and_priority() -> None:
     bench, child = waiting_for_child(metadata={"kind": "child"}, input=raw({"n": 1}))
     (request,) = bench.sent(RunRequest)
-    assert request.run_id == child == child_run_id(bench.task_run(), "node:0")
+    assert request.run_id == child == child_run_id(bench.task_run(), operation_id="0")
     assert request.parent == ParentLink(bench.task_run(), "0")
     assert request.metadata == {"tenant": "a", "kind": "child"}
     assert request.priority == 3

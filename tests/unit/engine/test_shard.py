@@ -16,10 +16,10 @@ from sublet_protocol.messages import (
     RunRequest,
     RunResult,
     SetTimer,
+    ShardMessage,
     Subscribe,
     Tick,
     TimerFired,
-    ToShard,
 )
 from sublet_protocol.specs import TaskSpec
 from support.engine_builders import NOW, POOL, event, raw, run_op, sleep, wait_op, workflow
@@ -173,7 +173,7 @@ REPEATED: dict[str, type] = {
 }
 
 
-def cause(there: ShardHarness, what: str) -> ToShard:
+def cause(there: ShardHarness, what: str) -> ShardMessage:
     """Bring a run to where the message returned has that effect."""
     match what:
         case "the result for a watcher":
@@ -250,7 +250,7 @@ def _let_happen(there: ShardHarness, how: str) -> None:
         there.publish(batch)
 
 
-def _what_comes(there: ShardHarness, how: str) -> list[ToShard]:
+def _what_comes(there: ShardHarness, how: str) -> list[ShardMessage]:
     """In each second."""
     match how:
         case "the clock":
@@ -336,7 +336,7 @@ def test_a_crash_at_any_moment_of_a_durable_task_changes_nothing(moment: int, pu
     assert [entry.operation_id for entry in there.log_of("a.task") if entry.done] == ["0", "1"]
 
 
-def _message(step: str, grants: list[Grant]) -> ToShard:
+def _message(step: str, grants: list[Grant]) -> ShardMessage:
     match step:
         case "request":
             return RunRequest("a", "durable", reply_to="me")

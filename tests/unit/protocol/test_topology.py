@@ -9,6 +9,7 @@ from sublet_protocol.topology import (
     DEAD,
     REQUESTS,
     WORKERS,
+    run_key,
     service_queue,
     shard_queue,
     topology,
@@ -18,11 +19,11 @@ from sublet_protocol.topology import (
 @pytest.mark.parametrize("shards", [1, 2, 3, 4, 7, 63, 64])
 def test_every_hash_slot_belongs_to_one_shard(shards: int) -> None:
     bound = [binding for binding in topology(shards).bindings if binding.exchange == REQUESTS]
-    slots = {binding.routing_key: binding.queue for binding in bound if binding.routing_key.startswith("slot.")}
-    assert len(slots) == len([binding for binding in bound if binding.routing_key.startswith("slot.")])
+    slots = {binding.routing_key: binding.queue for binding in bound if binding.routing_key.startswith("bucket.")}
+    assert len(slots) == len([binding for binding in bound if binding.routing_key.startswith("bucket.")])
     for number in range(1_000):
         run_id = f"run-{number}"
-        assert slots[ids.bucket_key(run_id)] == shard_queue(ids.bucket_of(run_id) % shards)
+        assert slots[run_key(run_id)] == shard_queue(ids.bucket_of(run_id) % shards)
 
 
 @pytest.mark.parametrize("shards", [0, 65, -1])

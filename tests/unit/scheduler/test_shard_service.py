@@ -12,9 +12,9 @@ from sublet_engine.run.effects import Effects
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryRunStore
 from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import Delivery, Outgoing
-from sublet_protocol import ids, limits
+from sublet_protocol import limits
 from sublet_protocol.messages import CancelRun, ParentLink, RunRequest, RunResult, decode_for_client, encode
-from sublet_protocol.topology import DEAD, REQUESTS, topology
+from sublet_protocol.topology import DEAD, REQUESTS, run_key, topology
 from sublet_scheduler.scheduler import Scheduler
 from support.clocks import ManualClock
 from support.engine_builders import workflow
@@ -63,7 +63,7 @@ class TaskServices:
     async def request(self, run_id: str, parent: ParentLink | None = None) -> RunResult:
         """How the run ended."""
         request = RunRequest(run_id, "unknown", reply_to=INBOX, parent=parent, notify_parent=False)
-        await self.broker.publish([Outgoing(REQUESTS, ids.bucket_key(run_id), encode([request]))])
+        await self.broker.publish([Outgoing(REQUESTS, run_key(run_id), encode([request]))])
         await until(lambda: run_id in self.results, "the result")
         return self.results[run_id]
 
@@ -103,7 +103,7 @@ async def test_a_run_that_is_stored_after_all_is_found_and_not_written_over(desk
 async def test_a_workflow_that_another_owner_saved_is_not_unknown(desk: TaskServices) -> None:
     await desk.request("run-1")  # builds the shard, without the workflow
     await desk.save("flow")
-    await desk.broker.publish([Outgoing(REQUESTS, "slot.00", encode([RunRequest("run-2", "flow")]))])
+    await desk.broker.publish([Outgoing(REQUESTS, "bucket.00", encode([RunRequest("run-2", "flow")]))])
     await until(lambda: "run-2" in desk.database.runs, "the run")
     assert desk.database.runs["run-2"].status == "QUEUED"
 
@@ -114,7 +114,7 @@ async def test_a_run_that_another_owner_began_with_its_own_definition_is_carried
     spec = workflow("task", name="flow")
     begun = transitions.create(RunRequest("run-2", "flow"), spec, Effects(desk.clock.now(), "another"))
     desk.database.runs["run-2"] = msgspec.structs.replace(begun, revision=1, owner_term="another")
-    await desk.broker.publish([Outgoing(REQUESTS, "slot.00", encode([CancelRun("run-2")]))])
+    await desk.broker.publish([Outgoing(REQUESTS, "bucket.00", encode([CancelRun("run-2")]))])
     await until(lambda: desk.database.runs["run-2"].terminal, "the end of the run")
     assert desk.database.runs["run-2"].status == "CANCELLED"
     assert not desk.cluster.queues[DEAD].ready

@@ -29,6 +29,7 @@ from sublet._durable.context import DurableContext
 from sublet._worker.context_vars import ChildSpawn, current_context
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import ParentLink, Record, RunRequest, RunResult, TaskError, WatchRun
+from sublet_protocol.topology import run_key
 from support.fake_transport import client, completed, echo, silent
 
 
@@ -123,7 +124,7 @@ def test_a_request_goes_persistent_to_the_slot_of_its_run() -> None:
     (published,) = broker.published
     (request,) = broker.requests
     assert (published.exchange, published.persistent) == ("sublet.requests", True)
-    assert published.routing_key == ids.bucket_key(request.run_id)
+    assert published.routing_key == run_key(request.run_id)
     assert (request.workflow, bytes(request.input)) == ("Double", b'{"x":1}')
     assert (request.reply_to, request.parent, request.notify_parent) == (broker.transports[0].inboxes[0], None, False)
 
@@ -358,8 +359,8 @@ def test_children_are_linked_numbered_and_inherit_metadata() -> None:
         task.run(Number(x=2), child_key="k", additional_metadata={"tenant": 2})
     first, second = broker.requests
     assert first.parent == second.parent == ParentLink("parent.step")
-    assert first.run_id == ids.child_run_id("parent.step", "index:0")
-    assert second.run_id == ids.child_run_id("parent.step", "key:k")
+    assert first.run_id == ids.child_run_id("parent.step", index=0)
+    assert second.run_id == ids.child_run_id("parent.step", child_key="k")
     assert (first.child_index, first.child_key, second.child_index, second.child_key) == (0, None, 1, "k")
     assert (first.metadata, second.metadata) == ({"tenant": 1, "depth": 1}, {"tenant": 2, "depth": 1})
     assert not first.notify_parent

@@ -134,7 +134,11 @@ async def test_an_unanswered_claim_is_repeated_to_the_queue_of_the_shard() -> No
         bench.offer()
         await asyncio.sleep(CLAIM_REPEATED_S * 4)
         keys = [(e, k) for e, k, records in bench.transport.sent if any(isinstance(r, Claim) for r in records)]
-        assert keys == [("sublet.inboxes", "scheduler"), ("sublet.requests", "slot.00"), ("sublet.requests", "slot.00")]
+        assert keys == [
+            ("sublet.inboxes", "scheduler"),
+            ("sublet.requests", "bucket.00"),
+            ("sublet.requests", "bucket.00"),
+        ]
         bench.put_up(gate.task)
         bench.answer("ticket-1")
         await bench.until(lambda: gate.running)
@@ -186,7 +190,7 @@ async def test_a_doubled_ticket_is_dropped() -> None:
     async with WorkerHarness(gate.task, slots=5) as bench:
         bench.run(gate.task)
         await bench.until(lambda: gate.running)
-        bench.transport.offer("task", Ticket("ticket-1", "scheduler", "slot.00"))
+        bench.transport.offer("task", Ticket("ticket-1", "scheduler", "bucket.00"))
         await bench.until(lambda: bench.transport.acked)
         assert bench.transport.taken("task") == 1
 

@@ -18,13 +18,13 @@ from sublet_protocol.messages import (
     Hello,
     Ping,
     Recorded,
-    ToShard,
+    ShardMessage,
 )
 from support.virtual_time import in_virtual_time
 from support.worker_harness import WorkerHarness, client
 
 
-def named(bench: WorkerHarness, kind: type[Any]) -> list[ToShard]:
+def named(bench: WorkerHarness, kind: type[Any]) -> list[ShardMessage]:
     """What went to all schedulers, of this kind."""
     return [r for e, _, records in bench.transport.sent if e == "sublet.workers" for r in records if type(r) is kind]
 

@@ -167,11 +167,11 @@ class RunStore(Protocol):
         """Of each run that is there its tasks, with nothing but what says whether they wait, and for what: name,
         status, replays, met and open waits."""
 
-    def load_live(self, slots: Sequence[int]) -> AsyncIterator[list[Run]]:
-        """All runs of these hash slots of which something is ready or running, in chunks, oldest first."""
+    def load_live(self, buckets: Sequence[int]) -> AsyncIterator[list[Run]]:
+        """All runs of these buckets of which something is ready or running, in chunks, oldest first."""
 
-    async def count_waiting(self, slots: Sequence[int]) -> Mapping[str, int]:
-        """How many task runs of these hash slots wait without a slot, by `counters.waiting_reason`."""
+    async def count_waiting(self, buckets: Sequence[int]) -> Mapping[str, int]:
+        """How many task runs of these buckets wait without a slot, by `counters.waiting_reason`."""
 
     async def append_log(self, records: Sequence[LogRecord]) -> None:
         """One unordered bulk insert. A record that is there already (same id) is left as it is."""

@@ -1,4 +1,4 @@
-"""Many messages in few AMQP bodies: one round trip to the broker for a batch, and one write to its log."""
+"""Many messages in few AMQP bodies: one round trip to the broker, and one write to its log, for a batch."""
 
 from __future__ import annotations
 
@@ -8,28 +8,61 @@ from sublet_protocol import limits
 from sublet_protocol.messages import Record, encode_one
 
 
-def pack(messages: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, bytes]]:
-    """Gather (routing key, message) into (routing key, body); a body is a JSON array of messages.
+class Chunk:
+    """The encoded messages of one AMQP body, which is a JSON array.
 
-    Messages with one routing key keep their order. A body holds at most `limits.BATCH_MAX_ITEMS` messages and
-    `limits.BATCH_MAX_BYTES` bytes; a single message that is larger travels alone. Full bodies come out at once, so
-    that no more than one for each routing key is in memory.
+    A body holds at most `limits.BATCH_MAX_ITEMS` messages and `limits.BATCH_MAX_BYTES` bytes. A single message that is
+    larger travels alone.
     """
-    gathered: dict[str, list[bytes]] = {}
-    sizes: dict[str, int] = {}
+
+    __slots__ = ("_messages", "_size_bytes")
+
+    def __init__(self) -> None:
+        self._messages: list[bytes] = []
+        self._size_bytes = 0
+
+    def has_room_for(self, message: bytes) -> bool:
+        """True for every message while the chunk is empty."""
+        if not self._messages:
+            return True
+        fits = self._size_bytes + len(message) <= limits.BATCH_MAX_BYTES
+        return fits and len(self._messages) < limits.BATCH_MAX_ITEMS
+
+    def add(self, message: bytes) -> None:
+        self._messages.append(message)
+        self._size_bytes += len(message) + 1
+
+    def body(self) -> bytes:
+        return b"[" + b",".join(self._messages) + b"]"
+
+
+def bodies_of(messages: Iterable[bytes]) -> Iterator[bytes]:
+    """Encoded messages as few AMQP bodies, in order."""
+    chunk: Chunk | None = None
+    for message in messages:
+        if chunk is None or not chunk.has_room_for(message):
+            if chunk is not None:
+                yield chunk.body()
+            chunk = Chunk()
+        chunk.add(message)
+    if chunk is not None:
+        yield chunk.body()
+
+
+def pack(messages: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, bytes]]:
+    """Gather (routing key, message) into (routing key, body).
+
+    Messages with one routing key keep their order. Full bodies come out at once, so that no more than one chunk for
+    each routing key is in memory.
+    """
+    chunks: dict[str, Chunk] = {}
     for key, message in messages:
         encoded = encode_one(message)
-        items = gathered.setdefault(key, [])
-        full = len(items) >= limits.BATCH_MAX_ITEMS or sizes.get(key, 0) + len(encoded) > limits.BATCH_MAX_BYTES
-        if items and full:
-            yield key, _array(items)
-            items = gathered[key] = []
-            sizes[key] = 0
-        items.append(encoded)
-        sizes[key] = sizes.get(key, 0) + len(encoded) + 1
-    for key, items in gathered.items():
-        yield key, _array(items)
-
-
-def _array(items: list[bytes]) -> bytes:
-    return b"[" + b",".join(items) + b"]"
+        chunk = chunks.get(key)
+        if chunk is None or not chunk.has_room_for(encoded):
+            if chunk is not None:
+                yield key, chunk.body()
+            chunk = chunks[key] = Chunk()
+        chunk.add(encoded)
+    for key, chunk in chunks.items():
+        yield key, chunk.body()

@@ -6,7 +6,7 @@ id                      form
 run                     a UUID: random for a request from outside, derived for child and trigger
 task run                ``<run id>.<task name>``
 lease                   ``<task run id>@<invocation>``; an invocation number is never used twice
-hash slot               ``crc32(run id) % 64``: decides the shard, see :func:`bucket_of`
+bucket                  ``crc32(run id) % 64``: decides the shard, see :func:`bucket_of`
 ======================  =====================================================================
 """
 
@@ -16,29 +16,20 @@ import uuid
 import zlib
 
 BUCKETS = 64
-"""Runs are spread over this many hash slots; shards own ranges of slots. A routing key names a slot, so
-publishers never need to know how many shards there are."""
+"""Runs are spread over this many buckets; each shard owns some of them. A routing key names a bucket, so publishers
+never need to know how many shards there are."""
 
 _NAMESPACE = uuid.UUID("6f1d6b0e-6a3d-5c55-9a3c-7f3b8f1c2a10")
 
 
 def bucket_of(run_id: str) -> int:
-    """The hash slot (0 to 63) of a run."""
+    """The bucket (0 to 63) of a run."""
     return zlib.crc32(run_id.encode()) % BUCKETS
 
 
-def bucket_key(run_id: str, shards: int = BUCKETS) -> str:
-    """The routing key, on the exchange ``sublet.requests``, for messages about a run.
-
-    Every key of a shard leads to the same queue: who knows the number of shards uses one key for each, and so can
-    put messages about many runs into one.
-    """
-    return f"slot.{bucket_of(run_id) % shards:02d}"
-
-
 def buckets_of_shard(shard: int, shards: int) -> list[int]:
-    """The hash slots that a shard owns when there are ``shards`` of them."""
-    return [slot for slot in range(BUCKETS) if slot % shards == shard]
+    """The buckets that a shard owns when there are ``shards`` of them."""
+    return [bucket for bucket in range(BUCKETS) if bucket % shards == shard]
 
 
 def task_run_id(run_id: str, task: str) -> str:
@@ -64,12 +55,20 @@ def task_run_of(lease: str) -> str:
     return lease.rpartition("@")[0]
 
 
-def child_run_id(parent_task_run: str, key: str) -> str:
-    """The run id of a child: the same parent and key always give the same child.
+def child_run_id(
+    parent_task_run: str, *, child_key: str | None = None, operation_id: str | None = None, index: int | None = None
+) -> str:
+    """The run id of a child. The same parent and key always give the same child.
 
-    ``key`` is the user's ``child_key`` (``"key:<child_key>"``), the durable node (``"node:<node>"``) or the
-    child index of an ordinary task (``"index:<n>"``).
+    A child is named by the user's ``child_key`` where there is one, else by the ``operation_id`` of a durable task or
+    by the ``index`` among the children of an ordinary task.
     """
+    if child_key is not None:
+        key = f"key:{child_key}"
+    elif operation_id is not None:
+        key = f"node:{operation_id}"  # part of stored ids: it must not change
+    else:
+        key = f"index:{index}"
     return str(uuid.uuid5(_NAMESPACE, f"child\0{parent_task_run}\0{key}"))
 
 

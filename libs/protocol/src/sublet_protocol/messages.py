@@ -7,7 +7,7 @@ ends decodes them. (Tickets are the exception: one AMQP message each, because a 
 =====================  ==========================================================  =============================
 exchange               routing key                                                 who listens
 =====================  ==========================================================  =============================
-``sublet.requests``    ``slot.00`` … ``slot.63`` (:func:`ids.bucket_key`)            the shard's scheduler
+``sublet.requests``    ``shard_key.00`` … ``shard_key.63`` (:func:`ids.bucket_key`)            the shard's scheduler
 ``sublet.requests``    ``query``                                                   any scheduler
 ``sublet.workers``     (fanout)                                                    every shard's scheduler
 ``sublet.inboxes``     an inbox's name                                             one worker, client, scheduler
@@ -51,7 +51,10 @@ def json_bytes(raw: msgspec.Raw) -> bytes | None:
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t"):
-    """Base of all messages: immutable, tagged with the class name, defaults left out on the wire."""
+    """Base of all messages: immutable, with defaults left out on the wire.
+
+    Each kind pins its tag, so that a renamed class still reads what is stored or under way.
+    """
 
 
 class TaskError(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -81,7 +84,7 @@ class Trigger(msgspec.Struct, frozen=True, omit_defaults=True):
 # --- to a shard: about runs -----------------------------------------------------------------------------------
 
 
-class RunRequest(Record, frozen=True):
+class RunRequest(Record, frozen=True, tag="run_request"):
     """Create this run, unless it is there; then only add the watcher and the parent."""
 
     run_id: str
@@ -99,14 +102,14 @@ class RunRequest(Record, frozen=True):
     requested_at: float = 0.0
 
 
-class WatchRun(Record, frozen=True):
+class WatchRun(Record, frozen=True, tag="watch_run"):
     """Send the result of this run to the inbox when it ends, or now if it has. Unknown run: status ``None``."""
 
     run_id: str
     reply_to: str
 
 
-class CancelRun(Record, frozen=True):
+class CancelRun(Record, frozen=True, tag="cancel_run"):
     """Cancel a run, or one task of it when ``task_run_id`` is given. Terminal things do not change."""
 
     run_id: str
@@ -115,7 +118,7 @@ class CancelRun(Record, frozen=True):
     correlation_id: str | None = None
 
 
-class ReplayRun(Record, frozen=True):
+class ReplayRun(Record, frozen=True, tag="replay_run"):
     """Run a finished run again: what failed or was cancelled and everything after it; all of it if it completed."""
 
     run_id: str
@@ -123,7 +126,7 @@ class ReplayRun(Record, frozen=True):
     correlation_id: str | None = None
 
 
-class TimerFired(Record, frozen=True):
+class TimerFired(Record, frozen=True, tag="timer_fired"):
     """A timer came due. ``task_run_id``, ``operation_id`` and ``key`` say whose; see :class:`SetTimer`."""
 
     task_run_id: str
@@ -131,7 +134,7 @@ class TimerFired(Record, frozen=True):
     key: str
 
 
-class EventMatched(Record, frozen=True):
+class EventMatched(Record, frozen=True, tag="event_matched"):
     """An event satisfies a condition. ``seq`` is the event's place in the order of all events."""
 
     task_run_id: str
@@ -142,7 +145,7 @@ class EventMatched(Record, frozen=True):
     payload: msgspec.Raw
 
 
-class ChildFinished(Record, frozen=True):
+class ChildFinished(Record, frozen=True, tag="child_finished"):
     """A child that somebody waits for has ended. ``output`` as the parent sees it: bare for a one-task workflow."""
 
     task_run_id: str
@@ -155,7 +158,7 @@ class ChildFinished(Record, frozen=True):
     """When it ended (epoch seconds)."""
 
 
-class Tick(Record, frozen=True):
+class Tick(Record, frozen=True, tag="tick"):
     """From the timer, each second: time passes."""
 
     at: float
@@ -175,7 +178,7 @@ class HeldLease(msgspec.Struct, frozen=True, omit_defaults=True):
     delivered: int = -1
 
 
-class Hello(Record, frozen=True):
+class Hello(Record, frozen=True, tag="hello"):
     """A worker process started (or a scheduler asked): what it can run. Sent before its first claim."""
 
     worker: str
@@ -195,7 +198,7 @@ class Hello(Record, frozen=True):
         return [f"{spec.name}:{task.name}" for spec in self.workflows for task in spec.tasks]
 
 
-class Heartbeat(Record, frozen=True):
+class Heartbeat(Record, frozen=True, tag="heartbeat"):
     """A worker lives and holds these leases. Sent every `limits.HEARTBEAT_INTERVAL_S`, on reconnect and when asked."""
 
     worker: str
@@ -210,7 +213,7 @@ class Heartbeat(Record, frozen=True):
     """Of its slots, by tasks of whatever shard."""
 
 
-class Goodbye(Record, frozen=True):
+class Goodbye(Record, frozen=True, tag="goodbye"):
     """A worker left in good order: it holds nothing any more."""
 
     worker: str
@@ -219,7 +222,7 @@ class Goodbye(Record, frozen=True):
 # --- to a shard: under a ticket or a lease ---------------------------------------------------------------------
 
 
-class Claim(Record, frozen=True):
+class Claim(Record, frozen=True, tag="claim"):
     """A worker holds this ticket and has room. Answered with :class:`Grant` or :class:`NoTask`."""
 
     ticket: str
@@ -263,8 +266,8 @@ class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
     """kind memo: the value."""
 
 
-class Finished(Record, frozen=True):
-    """The task returned. ``output`` is raw JSON; ``active_s`` is its share of the execution timeout."""
+class Finished(Record, frozen=True, tag="finished"):
+    """The task returned. ``output`` is raw JSON."""
 
     lease: str
     ticket: str | None
@@ -273,7 +276,7 @@ class Finished(Record, frozen=True):
     """Asks for the next task under the same ticket."""
 
 
-class Failed(Record, frozen=True):
+class Failed(Record, frozen=True, tag="failed"):
     lease: str
     ticket: str | None
     error: TaskError
@@ -281,7 +284,7 @@ class Failed(Record, frozen=True):
     next: bool = False
 
 
-class Evicted(Record, frozen=True):
+class Evicted(Record, frozen=True, tag="evicted"):
     """The checkpoint of a durable task whose every branch waits; the coroutine is dropped, the lease ends.
 
     ``blocked``: each branch's nodes, all of which it needs. ``delivered``: the highest order the code has seen.
@@ -297,7 +300,7 @@ class Evicted(Record, frozen=True):
     next: bool = False
 
 
-class Recorded(Record, frozen=True):
+class Recorded(Record, frozen=True, tag="recorded"):
     """New operations of a durable task that stays resident (it still works, or its policy keeps it)."""
 
     lease: str
@@ -309,13 +312,13 @@ class Recorded(Record, frozen=True):
     """Counts the Recorded and Extended reports of this lease, from 1: one that comes twice changes nothing."""
 
 
-class SlotReleased(Record, frozen=True):
+class SlotReleased(Record, frozen=True, tag="slot_released"):
     """``release_slot()``: the ticket is about to be acknowledged, the lease goes on."""
 
     lease: str
 
 
-class TimeoutExtended(Record, frozen=True):
+class TimeoutExtended(Record, frozen=True, tag="timeout_extended"):
     """``refresh_timeout()``: add this to the execution timeout of the lease."""
 
     lease: str
@@ -324,7 +327,7 @@ class TimeoutExtended(Record, frozen=True):
     """As in :class:`Recorded`."""
 
 
-class GrantDeclined(Record, frozen=True):
+class GrantDeclined(Record, frozen=True, tag="grant_declined"):
     """A grant that the worker did not start (it is leaving): ready again, nothing counted."""
 
     lease: str
@@ -361,7 +364,7 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """The workflow version of the code that wrote it."""
 
 
-class Grant(Record, frozen=True):
+class Grant(Record, frozen=True, tag="grant"):
     """The right to run one invocation, and all that it needs."""
 
     ticket: str
@@ -388,19 +391,19 @@ class Grant(Record, frozen=True):
     child_index: int | None = None
     child_key: str | None = None
     trigger: Trigger | None = None
-    scheduler: str = ""
+    claim_key: str = ""
     """Routing key, on ``sublet.inboxes``, of claims for tickets of this shard."""
     shards: int = ids.BUCKETS
     """The number of shards: reports of many leases to one shard travel together (`ids.bucket_key`)."""
 
 
-class NoTask(Record, frozen=True):
+class NoTask(Record, frozen=True, tag="no_task"):
     """Acknowledge this ticket."""
 
     ticket: str
 
 
-class OperationCompleted(Record, frozen=True):
+class OperationCompleted(Record, frozen=True, tag="operation_completed"):
     """An operation of a resident durable task ended."""
 
     lease: str
@@ -408,14 +411,14 @@ class OperationCompleted(Record, frozen=True):
     done: Completion
 
 
-class Revoked(Record, frozen=True):
+class Revoked(Record, frozen=True, tag="revoked"):
     """This lease has ended: stop the code, report nothing. ``reason`` is for ``ctx`` and the log."""
 
     lease: str
     reason: Literal["cancelled", "timed_out", "superseded"]
 
 
-class Ping(Record, frozen=True):
+class Ping(Record, frozen=True, tag="ping"):
     """Send a heartbeat now; with ``hello`` also a :class:`Hello`."""
 
     hello: bool = False
@@ -424,7 +427,7 @@ class Ping(Record, frozen=True):
 # --- to a client's inbox ---------------------------------------------------------------------------------------
 
 
-class RunResult(Record, frozen=True):
+class RunResult(Record, frozen=True, tag="run_result"):
     """How a run ended. ``status`` None: there is no such run. ``outputs``: skipped tasks give ``{"skipped": true}``."""
 
     run_id: str
@@ -434,7 +437,7 @@ class RunResult(Record, frozen=True):
     cancelled_reason: str | None = None
 
 
-class Query(Record, frozen=True):
+class Query(Record, frozen=True, tag="query"):
     """A question to any scheduler; answered with :class:`Reply`. See ``sublet_scheduler.queries`` for the kinds."""
 
     correlation_id: str
@@ -443,7 +446,7 @@ class Query(Record, frozen=True):
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class Reply(Record, frozen=True):
+class Reply(Record, frozen=True, tag="reply"):
     """The answer to a query, cancel or replay: a value, or an error text."""
 
     correlation_id: str
@@ -454,7 +457,7 @@ class Reply(Record, frozen=True):
 # --- to the timer ----------------------------------------------------------------------------------------------
 
 
-class SetTimer(Record, frozen=True):
+class SetTimer(Record, frozen=True, tag="set_timer"):
     """Send :class:`TimerFired` at ``due`` (epoch seconds), or at once if that has passed. Same id: no change."""
 
     id: str
@@ -465,14 +468,14 @@ class SetTimer(Record, frozen=True):
     key: str
 
 
-class CancelTimer(Record, frozen=True):
+class CancelTimer(Record, frozen=True, tag="cancel_timer"):
     id: str
 
 
 # --- to event-ingest -------------------------------------------------------------------------------------------
 
 
-class Subscribe(Record, frozen=True):
+class Subscribe(Record, frozen=True, tag="subscribe"):
     """Send :class:`EventMatched` for the first event after ``since`` that fits. Register, then look back."""
 
     id: str
@@ -483,11 +486,11 @@ class Subscribe(Record, frozen=True):
     since: int
 
 
-class Unsubscribe(Record, frozen=True):
+class Unsubscribe(Record, frozen=True, tag="unsubscribe"):
     id: str
 
 
-class RegisterTriggers(Record, frozen=True):
+class RegisterTriggers(Record, frozen=True, tag="register_triggers"):
     """What starts a run of this workflow; replaces what was registered before. Empty: nothing does."""
 
     workflow: str
@@ -499,7 +502,7 @@ class RegisterTriggers(Record, frozen=True):
 # --- to whoever watches sublet.notices (one plain JSON object a message) ----------------------------------------
 
 
-class TaskNotice(Record, frozen=True):
+class TaskNotice(Record, frozen=True, tag="task_notice"):
     """A task changed state in a way that people care about. Routing key ``task.<status>.<workflow>.<task>``; the end
     of a run comes as a :class:`RunResult` with the routing key ``run.<status>.<workflow>``."""
 
@@ -515,16 +518,19 @@ class TaskNotice(Record, frozen=True):
 # --- a ticket: its own AMQP message ----------------------------------------------------------------------------
 
 
-class Ticket(Record, frozen=True):
-    """A shard has something to run. ``scheduler``: routing key, on ``sublet.inboxes``, of the claim; ``slot``: that of
-    the shard's queue, on ``sublet.requests``, for a claim that got no answer."""
+class Ticket(Record, frozen=True, tag="ticket"):
+    """A shard has something to run.
+
+    ``claim_key``: the routing key, on ``sublet.inboxes``, of the claim. ``shard_key``: the routing key of the shard's
+    queue, on ``sublet.requests``, for a claim that got no answer.
+    """
 
     id: str
-    scheduler: str
-    slot: str
+    claim_key: str
+    shard_key: str
 
 
-ToShard = (
+ShardMessage = (
     RunRequest
     | WatchRun
     | CancelRun
@@ -545,10 +551,10 @@ ToShard = (
     | TimeoutExtended
     | GrantDeclined
 )
-ToWorker = Grant | NoTask | OperationCompleted | Revoked | Ping | RunResult | Reply
-ToClient = RunResult | Reply
-ToTimer = SetTimer | CancelTimer
-ToIngest = Subscribe | Unsubscribe | RegisterTriggers
+WorkerMessage = Grant | NoTask | OperationCompleted | Revoked | Ping | RunResult | Reply
+ClientMessage = RunResult | Reply
+TimerMessage = SetTimer | CancelTimer
+IngestMessage = Subscribe | Unsubscribe | RegisterTriggers
 
 _encoder = msgspec.json.Encoder()
 
@@ -584,10 +590,10 @@ def _decoder(type_: type[AnyMessage]) -> Callable[[bytes], AnyMessage]:
     return decode
 
 
-decode_for_shard = _decoder(list[ToShard])
-decode_for_worker = _decoder(list[ToWorker])
-decode_for_client = _decoder(list[ToClient])
-decode_for_timer = _decoder(list[ToTimer])
-decode_for_ingest = _decoder(list[ToIngest])
+decode_for_shard = _decoder(list[ShardMessage])
+decode_for_worker = _decoder(list[WorkerMessage])
+decode_for_client = _decoder(list[ClientMessage])
+decode_for_timer = _decoder(list[TimerMessage])
+decode_for_ingest = _decoder(list[IngestMessage])
 decode_queries = _decoder(list[Query])
 decode_ticket = _decoder(Ticket)

@@ -37,9 +37,10 @@ DEAD_DELIVERY_LIMIT = 1_000_000_000
 for no limit."""
 
 POOL_QUEUE_EXPIRES_MS = 3_600_000
-"""A pool's queue goes an hour after its last worker; its tickets are hints, and are issued again."""
+"""RabbitMQ deletes the queue of a pool an hour after its last worker. Lost tickets are issued again."""
 TICKET_ACK_TIMEOUT_MS = 86_400_000
-"""RabbitMQ closes the channel of whoever holds a delivery for longer (half an hour, if not told)."""
+"""RabbitMQ closes a channel that holds a delivery for longer than this. Its default of half an hour is too short: a
+worker holds a ticket for as long as the ticket's slot is taken."""
 POOL_ARGUMENTS: Mapping[str, str | int | bool] = {
     "x-expires": POOL_QUEUE_EXPIRES_MS,
     "x-consumer-timeout": TICKET_ACK_TIMEOUT_MS,
@@ -84,8 +85,43 @@ def shard_queue(shard: int) -> str:
     return f"sublet.shard.{shard}"
 
 
-def bucket_key(slot: int) -> str:
-    return f"slot.{slot:02d}"
+def bucket_key(bucket: int) -> str:
+    """The routing key, on `REQUESTS`, of the messages about runs of this bucket."""
+    return f"bucket.{bucket:02d}"
+
+
+def run_key(run_id: str, shards: int = ids.BUCKETS) -> str:
+    """The routing key, on `REQUESTS`, of the messages about this run.
+
+    All keys of a shard lead to one queue. A publisher that knows the number of shards uses one key for each shard, so
+    that messages about many runs fit into one.
+    """
+    return bucket_key(ids.bucket_of(run_id) % shards)
+
+
+def shard_key(shard: int, shards: int) -> str:
+    """The key that `run_key` gives for every run of this shard."""
+    return bucket_key(ids.buckets_of_shard(shard, shards)[0])
+
+
+def worker_inbox(worker_id: str) -> str:
+    """The queue, and its routing key on `INBOXES`, for messages to one worker."""
+    return f"sublet.inbox.worker.{worker_id}"
+
+
+def client_inbox(client_id: str) -> str:
+    """The queue, and its routing key on `INBOXES`, for results and answers to one client."""
+    return f"sublet.inbox.client.{client_id}"
+
+
+def scheduler_inbox(scheduler_id: str, shard: int) -> str:
+    """The queue in which one scheduler process receives the claims for one shard."""
+    return f"sublet.inbox.scheduler.{scheduler_id}.{shard}"
+
+
+def claim_key(shard: int) -> str:
+    """The routing key, on `INBOXES`, of claims for tickets of this shard. Every scheduler receives them."""
+    return f"sublet.inbox.shard.{shard}"
 
 
 def pool_queue(pool: str, kind: str) -> Queue:

@@ -37,7 +37,7 @@ from sublet_protocol.cel.expressions import ExpressionError
 from sublet_protocol.chunking import pack
 from sublet_protocol.messages import Record, RegisterTriggers, RunRequest, Subscribe
 from sublet_protocol.specs import EventCondition
-from sublet_protocol.topology import REQUESTS
+from sublet_protocol.topology import REQUESTS, run_key
 
 log = logging.getLogger(__name__)
 
@@ -301,9 +301,9 @@ class Ingest:
 def _addressed(matches: Iterable[Match], runs: Iterable[RunRequest], shards: int) -> Iterator[tuple[str, Record]]:
     """Each message with the routing key of its shard."""
     for subscribe, event in matches:
-        yield ids.bucket_key(ids.run_of(subscribe.task_run_id), shards), event_matched(subscribe, event)
+        yield run_key(ids.run_of(subscribe.task_run_id), shards), event_matched(subscribe, event)
     for run in runs:
-        yield ids.bucket_key(run.run_id, shards), run
+        yield run_key(run.run_id, shards), run
 
 
 def _event_key(subscribe: Subscribe) -> str:

@@ -27,6 +27,7 @@ from sublet_platform.batching import Reject
 from sublet_platform.ports import Broker, Clock, Delivery, Outgoing, RunFilter, RunStore
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import MalformedMessage, Query, Reply, decode_queries, encode
+from sublet_protocol.topology import INBOXES
 from sublet_scheduler import views
 
 logger = logging.getLogger(__name__)
@@ -57,9 +58,7 @@ class Queries:
                 continue
             for query in queries:
                 reply = await self._answer(query)
-                self._broker.publish_nowait(
-                    [Outgoing("sublet.inboxes", query.reply_to, encode([reply]), persistent=False)]
-                )
+                self._broker.publish_nowait([Outgoing(INBOXES, query.reply_to, encode([reply]), persistent=False)])
 
     async def _answer(self, query: Query) -> Reply:
         try:

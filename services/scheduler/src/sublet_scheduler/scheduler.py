@@ -12,7 +12,7 @@ from sublet_platform.batching import BatchLoop, dead_letter
 from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import Broker, Clock, Consumer, Delivery, RunStore
 from sublet_protocol import limits
-from sublet_protocol.topology import QUERIES, shard_queue
+from sublet_protocol.topology import QUERIES, scheduler_inbox, shard_queue
 from sublet_scheduler.balancer import ShardBalancer
 from sublet_scheduler.metrics import SchedulerMetrics
 from sublet_scheduler.queries import Queries
@@ -101,7 +101,7 @@ class Scheduler:
                     metrics=scheduler_metrics,
                     refuse=self._refuse,
                 ),
-                f"sublet.inbox.scheduler.{scheduler_id}.{index}",
+                scheduler_inbox(scheduler_id, index),
                 broker,
                 metrics,
             )

@@ -23,11 +23,12 @@ from sublet_protocol.messages import (
     MalformedMessage,
     OperationCompleted,
     RunRequest,
-    ToShard,
+    ShardMessage,
     decode_for_shard,
     encode_one,
 )
 from sublet_protocol.specs import SlotKind
+from sublet_protocol.topology import claim_key, shard_key
 from sublet_scheduler.metrics import SchedulerMetrics
 from sublet_scheduler.routing import outgoing
 
@@ -54,9 +55,9 @@ class ShardService:
         refuse: Reject,
     ) -> None:
         self.index = index
-        self.claim_key = f"sublet.inbox.shard.{index}"
+        self.claim_key = claim_key(index)
         self._shards = shards
-        self._slots = ids.buckets_of_shard(index, shards)
+        self._buckets = ids.buckets_of_shard(index, shards)
         self._store, self._broker, self._clock = store, broker, clock
         self._new_id, self._metrics, self._refuse = new_id, metrics, refuse
         self._shard: Shard | None = None
@@ -95,8 +96,8 @@ class ShardService:
         await self._carry_out(shard.take())
         self._metrics.observe(self.index, shard)
 
-    async def _decode(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ToShard]]:
-        messages: list[tuple[Delivery, ToShard]] = []
+    async def _decode(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ShardMessage]]:
+        messages: list[tuple[Delivery, ShardMessage]] = []
         for delivery in deliveries:
             try:
                 decoded = decode_for_shard(delivery.body)
@@ -129,7 +130,7 @@ class ShardService:
         shard = Shard(
             owner_term=self._new_id(),
             claim_key=self.claim_key,
-            slot=f"slot.{self._slots[0]:02d}",
+            shard_key=shard_key(self.index, self._shards),
             first=self.index == 0,
             shards=self._shards,
             new_id=self._new_id,
@@ -143,15 +144,15 @@ class ShardService:
                 shard.load_worker(
                     worker.id, worker.pool, worker.inbox, slots, name=worker.name, started_at=worker.started_at
                 )
-        shard.counters.waiting.update(await self._store.count_waiting(self._slots))
+        shard.counters.waiting.update(await self._store.count_waiting(self._buckets))
         runs = 0
-        async for chunk in self._store.load_live(self._slots):
+        async for chunk in self._store.load_live(self._buckets):
             await self._load(shard, chunk)
             runs += len(chunk)
         logger.info("shard %d taken over with %d live runs", self.index, runs)
         return shard
 
-    async def _load_missing(self, shard: Shard, messages: list[tuple[Delivery, ToShard]]) -> None:
+    async def _load_missing(self, shard: Shard, messages: list[tuple[Delivery, ShardMessage]]) -> None:
         needed = {
             run_id
             for delivery, message in messages
@@ -174,7 +175,7 @@ class ShardService:
         for record in await self._store.load_workflows():
             shard.load_workflow(record.spec, record.registered_at)
 
-    def _surely_new(self, delivery: Delivery, message: ToShard) -> bool:
+    def _surely_new(self, delivery: Delivery, message: ShardMessage) -> bool:
         """A request for a run that cannot be stored yet: its id is random, and it has not been here before.
 
         Should that be wrong after all, the commit conflicts: then the shard is built again, and the request comes
@@ -244,7 +245,7 @@ class _TooLarge(ValueError):
     """A payload over the limit, from somebody who does not use the SDK."""
 
 
-def _check_size(body: bytes, messages: list[ToShard]) -> None:
+def _check_size(body: bytes, messages: list[ShardMessage]) -> None:
     """An input over the limit is refused here, before it is stored and sent on again and again."""
     if len(body) <= limits.PAYLOAD_MAX_BYTES:
         return

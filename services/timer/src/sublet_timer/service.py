@@ -36,7 +36,7 @@ from sublet_protocol import ids, limits
 from sublet_protocol.backoff import Backoff
 from sublet_protocol.chunking import pack
 from sublet_protocol.messages import CancelTimer, MalformedMessage, SetTimer, Tick, TimerFired, decode_for_timer, encode
-from sublet_protocol.topology import REQUESTS, TIMERS, bucket_key
+from sublet_protocol.topology import REQUESTS, TIMERS, run_key, shard_key
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class TimerService:
         self._store, self._broker, self._clock = store, broker, clock
         self._metrics, self._timer_metrics = metrics, timer_metrics
         self._shards = shards
-        self._tick_keys = [bucket_key(ids.buckets_of_shard(shard, shards)[0]) for shard in range(shards)]
+        self._tick_keys = [shard_key(shard, shards) for shard in range(shards)]
         self._horizon: Horizon[StoredTimer] = Horizon(HORIZON_CAPACITY)
         self._store_and_horizon = asyncio.Lock()
         """Held from a change or a look at the store until the horizon agrees with it."""
@@ -195,7 +195,7 @@ class TimerService:
             return
         fired = (
             (
-                ids.bucket_key(ids.run_of(each.task_run_id), self._shards),
+                run_key(ids.run_of(each.task_run_id), self._shards),
                 TimerFired(each.task_run_id, each.operation_id, each.key),
             )
             for each in timers

@@ -71,12 +71,7 @@ def complete_elapsed_sleeps(run: Run, task: TaskRun, operations: Iterable[Operat
 
 def child_run_id(task_run: str, operation: Operation) -> str:
     assert operation.child is not None
-    key = (
-        f"key:{operation.child.child_key}"
-        if operation.child.child_key is not None
-        else f"node:{operation.operation_id}"
-    )
-    return ids.child_run_id(task_run, key)
+    return ids.child_run_id(task_run, child_key=operation.child.child_key, operation_id=operation.operation_id)
 
 
 def _open_child(run: Run, task: TaskRun, operation: Operation, effects: Effects) -> TaskRun:

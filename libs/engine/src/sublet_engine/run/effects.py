@@ -8,6 +8,7 @@ from sublet_engine.run.state import Effect, LogRecord, Run, TaskRun
 from sublet_protocol import ids
 from sublet_protocol.messages import CancelTimer, Record, SetTimer, Subscribe, Unsubscribe
 from sublet_protocol.specs import Condition, EventCondition, SleepCondition
+from sublet_protocol.topology import run_key
 
 
 def position_at(at: float) -> int:
@@ -32,7 +33,7 @@ class Effects:
         self.messages.append(Effect(to, message, durable))
 
     def to_run(self, run_id: str, message: Record) -> None:
-        self.emit(f"slot:{ids.bucket_key(run_id)}", message)
+        self.emit(f"bucket:{run_key(run_id)}", message)
 
     def to_inbox(self, inbox: str, message: Record, *, durable: bool = False) -> None:
         self.emit(f"inbox:{inbox}", message, durable=durable)

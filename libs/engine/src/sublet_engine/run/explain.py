@@ -32,8 +32,8 @@ def _why_task(run: Run, task: TaskRun, spec: TaskSpec, pools: Collection[str], n
             return f"ready since {_time(task.ready_at)}, {_why_ready(pools)}"
         case "RUNNING":
             assert task.lease is not None
-            slot = ", its slot released" if task.lease.released else ""
-            return f"running on worker {task.lease.worker} since {_time(task.lease.granted_at)}{slot}"
+            shard_key = ", its slot released" if task.lease.released else ""
+            return f"running on worker {task.lease.worker} since {_time(task.lease.granted_at)}{shard_key}"
         case "EVICTED":
             waits = "; ".join(_why_open(wait) for wait in task.open_waits)
             return f"evicted since {_time(task.evicted_at)}, holds no slot; waits for {waits}"

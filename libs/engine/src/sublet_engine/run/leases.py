@@ -46,7 +46,7 @@ def holder(run: Run, lease: str) -> TaskRun | None:
     return None
 
 
-def grant_message(run: Run, task: TaskRun, workflow: WorkflowSpec, now: float, *, scheduler: str, shards: int) -> Grant:
+def grant_message(run: Run, task: TaskRun, workflow: WorkflowSpec, now: float, *, claim_key: str, shards: int) -> Grant:
     """What the worker needs to run a task under its lease; the durable log comes later, from the store."""
     assert task.lease is not None
     spec = workflow.task(task.name)
@@ -72,7 +72,7 @@ def grant_message(run: Run, task: TaskRun, workflow: WorkflowSpec, now: float, *
         child_index=run.child_index,
         child_key=run.child_key,
         trigger=run.trigger,
-        scheduler=scheduler,
+        claim_key=claim_key,
         shards=shards,
     )
 

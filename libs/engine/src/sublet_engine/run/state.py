@@ -121,7 +121,7 @@ class OutboxItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """An effect that must not be lost: stored with the state that caused it, published after the commit."""
 
     to: str
-    """``slot:<routing key>``, ``timers``, ``ingest`` or ``inbox:<name>``."""
+    """``bucket:<routing key>``, ``timers``, ``ingest`` or ``inbox:<name>``."""
     message: str
     """The record as JSON text."""
 
@@ -220,8 +220,3 @@ class Effect(msgspec.Struct, frozen=True):
     """As in :class:`OutboxItem`; also ``pool:<pool>:<kind>`` for tickets and ``notice:<routing key>``."""
     message: Record
     durable: bool = True
-
-
-def slot_effect(run_id: str, message: Record) -> Effect:
-    """An effect on another run: to the queue of that run's shard."""
-    return Effect(to=f"slot:{ids.bucket_key(run_id)}", message=message)

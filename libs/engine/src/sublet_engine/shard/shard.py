@@ -34,32 +34,32 @@ from sublet_protocol.messages import (
     ReplayRun,
     Reply,
     RunRequest,
+    ShardMessage,
     SlotReleased,
     Tick,
     TimeoutExtended,
     TimerFired,
-    ToShard,
     WatchRun,
 )
 from sublet_protocol.specs import SlotKind, WorkflowSpec
 
 
 class Shard:
-    """``claim_key``: where workers send claims. ``slot``: the routing key of this shard's queue. ``first``: this shard
-    also speaks for all of them: it registers triggers and saves workers. ``shards``: how many there are."""
+    """``claim_key``: where workers send claims. ``shard_key``: the routing key of this shard's queue. ``first``: this
+    shard also acts for all of them: it registers triggers and saves workers. ``shards``: the number of shards."""
 
     def __init__(
         self,
         *,
         owner_term: str,
         claim_key: str,
-        slot: str,
+        shard_key: str,
         first: bool,
         new_id: Callable[[], str],
         now: float,
         shards: int = ids.BUCKETS,
     ) -> None:
-        self.state = ShardState(owner_term=owner_term, slot=slot, shards=shards, now=now)
+        self.state = ShardState(owner_term=owner_term, shard_key=shard_key, shards=shards, now=now)
         self.runs, self.counters = self.state.runs, self.state.counters
         self.workers, self.dispatch = self.state.workers, self.state.dispatch
         self._granting = Granting(self.state, claim_key, new_id)
@@ -111,7 +111,7 @@ class Shard:
         self.dispatch.pool_changed(pool, self.state.now)
 
     @staticmethod
-    def run_needed(message: ToShard) -> str | None:
+    def run_needed(message: ShardMessage) -> str | None:
         """The run that must be loaded before this message is handled, if it exists."""
         match message:
             case RunRequest() | WatchRun() | CancelRun() | ReplayRun():
@@ -125,7 +125,7 @@ class Shard:
 
     # --- messages ---------------------------------------------------------------------------------------------
 
-    def handle(self, message: ToShard, now: float) -> None:
+    def handle(self, message: ShardMessage, now: float) -> None:
         """Decide what a message changes. Its run must have been loaded (`run_needed`), if there is one."""
         self.state.now = max(self.state.now, now)
         self.state.unit_of_work.asked = self.run_needed(message) is not None

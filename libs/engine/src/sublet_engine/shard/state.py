@@ -17,13 +17,14 @@ from sublet_engine.shard.workers import Workers
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import Record
 from sublet_protocol.specs import WorkflowSpec
+from sublet_protocol.topology import run_key
 
 
 class ShardState:
-    """``slot``: the routing key of the shard's queue. ``shards``: how many there are. ``now``: epoch seconds, when the
-    message that is being handled came. ``unit_of_work``: what has changed since the last commit."""
+    """``shard_key``: the routing key of the shard's queue. ``shards``: the number of shards. ``now``: when the message
+    that is being handled came (Unix seconds). ``unit_of_work``: what has changed since the last commit."""
 
-    def __init__(self, *, owner_term: str, slot: str, shards: int, now: float) -> None:
+    def __init__(self, *, owner_term: str, shard_key: str, shards: int, now: float) -> None:
         self.runs: dict[str, Run] = {}
         self.counters = ShardCounters()
         self.workers = Workers()
@@ -31,7 +32,7 @@ class ShardState:
         self.deadlines = Deadlines(self._task)
         self.unit_of_work = UnitOfWork(owner_term, self.runs)
         self.now = now
-        self.slot, self.shards = slot, shards
+        self.shard_key, self.shards = shard_key, shards
         self._owner_term = owner_term
         self._workflows: dict[tuple[str, str], WorkflowSpec] = {}
         self._current: dict[str, tuple[float, WorkflowSpec]] = {}
@@ -86,7 +87,7 @@ class ShardState:
         self.unit_of_work.send(f"inbox:{inbox}", message)
 
     def owns(self, run_id: str) -> bool:
-        return ids.bucket_key(run_id, self.shards) == self.slot
+        return run_key(run_id, self.shards) == self.shard_key
 
     def find(self, task_run: str) -> tuple[Run, TaskRun]:
         """A task run that is ready or under a lease, and so is here."""

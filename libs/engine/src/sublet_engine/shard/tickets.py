@@ -86,7 +86,7 @@ class Granting:
         spec = state.workflow_of(run)
         assert spec is not None
         assert lease is not None
-        grant = leases.grant_message(run, task, spec, state.now, scheduler=self._claim_key, shards=state.shards)
+        grant = leases.grant_message(run, task, spec, state.now, claim_key=self._claim_key, shards=state.shards)
         if task.log_length:
             state.unit_of_work.durable_grants.append(DurableGrant(lease.inbox, grant, task, run.task_run_id(task)))
         else:
@@ -102,7 +102,7 @@ class Granting:
             if worker is not None and worker.live(state.now):
                 self.serve(ticket, worker, queue.kind, retained.uses)
         issued = [
-            Publication(f"pool:{queue.pool}:{queue.kind}", encode_one(Ticket(ticket, self._claim_key, state.slot)))
+            Publication(f"pool:{queue.pool}:{queue.kind}", encode_one(Ticket(ticket, self._claim_key, state.shard_key)))
             for queue, ticket in state.dispatch.issue(state.now, self._new_id)
         ]
         state.counters.tickets_issued += len(issued)

@@ -48,18 +48,18 @@ class MemoryRunStore:
         await self._database.after("load_waits")
         return found
 
-    async def load_live(self, slots: Sequence[int]) -> AsyncIterator[list[Run]]:
+    async def load_live(self, buckets: Sequence[int]) -> AsyncIterator[list[Run]]:
         await self._database.before("load_live")
-        owned = frozenset(slots)
+        owned = frozenset(buckets)
         live = [run for run in self._database.runs.values() if run.live and ids.bucket_of(run.id) in owned]
         live.sort(key=lambda run: run.created_at)
         await self._database.after("load_live")
         for start in range(0, len(live), _LIVE_CHUNK):
             yield live[start : start + _LIVE_CHUNK]
 
-    async def count_waiting(self, slots: Sequence[int]) -> Mapping[str, int]:
+    async def count_waiting(self, buckets: Sequence[int]) -> Mapping[str, int]:
         await self._database.before("count_waiting")
-        owned = frozenset(slots)
+        owned = frozenset(buckets)
         runs = (run for run in self._database.runs.values() if ids.bucket_of(run.id) in owned)
         counts = Counter(reason for run in runs for reason in waiting_reasons(run))
         await self._database.after("count_waiting")

@@ -42,7 +42,7 @@ def document_of(run: Run) -> dict[str, Any]:
     """A whole run. Fields that have their default are left out, but for those that are queried."""
     document: dict[str, Any] = msgspec.to_builtins(run)
     document["_id"] = document.pop("id")
-    document["slot"] = ids.bucket_of(run.id)
+    document["bucket"] = ids.bucket_of(run.id)
     document["live"] = run.live
     if waiting := waiting_reasons(run):
         document["waiting"] = waiting

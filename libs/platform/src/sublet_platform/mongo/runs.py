@@ -29,8 +29,8 @@ _WAITS = tuple(f"tasks.{name}" for name in ("name", "status", "replays", "met", 
 _SCHEDULER_RETENTION_S = 60.0
 _INDEXES = {
     "runs": (
-        Index([("slot", 1), ("created_at", 1)], only={"live": True}),
-        Index([("waiting", 1), ("slot", 1)], only={"waiting": {"$exists": True}}),
+        Index([("bucket", 1), ("created_at", 1)], only={"live": True}),
+        Index([("waiting", 1), ("bucket", 1)], only={"waiting": {"$exists": True}}),
         Index([("created_at", -1)]),
         Index([("workflow", 1), ("created_at", -1)]),
         Index([("tags", 1)], sparse=True),
@@ -64,13 +64,13 @@ class MongoRunStore:
         found = await self._mongo.find("runs", {"_id": {"$in": list(run_ids)}}, only=_WAITS)
         return {each["_id"]: msgspec.convert(each.get("tasks", ()), list[TaskRun]) for each in found}
 
-    async def load_live(self, slots: Sequence[int]) -> AsyncIterator[list[Run]]:
-        where = {"slot": {"$in": list(slots)}, "live": True}
+    async def load_live(self, buckets: Sequence[int]) -> AsyncIterator[list[Run]]:
+        where = {"bucket": {"$in": list(buckets)}, "live": True}
         async for chunk in self._mongo.find_in_chunks("runs", where, sort=[("created_at", 1)], chunk=_LIVE_CHUNK):
             yield [run_of(each) for each in chunk]
 
-    async def count_waiting(self, slots: Sequence[int]) -> Mapping[str, int]:
-        where = {"waiting": {"$in": WAITING_REASONS}, "slot": {"$in": list(slots)}}
+    async def count_waiting(self, buckets: Sequence[int]) -> Mapping[str, int]:
+        where = {"waiting": {"$in": WAITING_REASONS}, "bucket": {"$in": list(buckets)}}
         return await self._mongo.count_each("runs", where, "waiting")
 
     async def append_log(self, records: Sequence[LogRecord]) -> None:

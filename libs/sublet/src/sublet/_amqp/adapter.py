@@ -29,6 +29,7 @@ from sublet._amqp.connection_scope import ConnectionScope
 from sublet._amqp.transport import TicketDelivery, TransportUnavailable
 from sublet_protocol import limits
 from sublet_protocol.addresses import CONNECT_TIMEOUT_S, addresses, with_heartbeat
+from sublet_protocol.topology import INBOXES, POOL_ARGUMENTS
 
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 5.0
@@ -40,12 +41,7 @@ WAIT_FOR_TOPOLOGY_S = 0.5
 """Between looks for an exchange that the services have not declared yet, or for an inbox that is still locked."""
 LOOKS_PER_WARNING = 20
 """One in so many of these looks says in the log what is waited for."""
-POOL_EXPIRES_MS = 3_600_000
-"""RabbitMQ drops a pool's queue when no worker has consumed it for an hour."""
-POOL_CONSUMER_TIMEOUT_MS = 86_400_000
-"""A ticket is held as long as its slot is taken, so RabbitMQ's usual half hour would be too short."""
 
-INBOXES = "sublet.inboxes"
 
 _BROKEN = (AMQPError, OSError, RuntimeError)
 """What aio-pika raises when a connection or channel is gone (its ChannelInvalidStateError is a RuntimeError)."""
@@ -423,7 +419,7 @@ class _PoolConsumer:
             self._queue,
             durable=True,
             # Of the virtual host's default type: in a cluster that should be quorum, where a queue outlives its node.
-            arguments={"x-expires": POOL_EXPIRES_MS, "x-consumer-timeout": POOL_CONSUMER_TIMEOUT_MS},
+            arguments=dict(POOL_ARGUMENTS),
         )
         underlay: Any = await channel.get_underlay_channel()
         unacked = session.unacked[underlay] = set()

@@ -27,15 +27,13 @@ from sublet._client.config import ClientConfig
 from sublet._client.loops import BackgroundLoop, CallersLoop, Loop
 from sublet._client.outbox import Outbox
 from sublet._worker.context_vars import offline
-from sublet_protocol import ids, messages
+from sublet_protocol import messages
 from sublet_protocol.messages import Record, Reply, RunRequest, RunResult, WatchRun, json_bytes
+from sublet_protocol.topology import EVENTS, REQUESTS, client_inbox, run_key
 
 T = TypeVar("T")
 TransportFactory = Callable[[ClientConfig], Transport]
 
-REQUESTS = "sublet.requests"
-EVENTS = "sublet.events"
-QUERY_KEY = "query"
 
 POLL_INTERVAL_S = 1.0
 """How often the open results are looked through for those that have waited long."""
@@ -105,7 +103,7 @@ class Connection:
     def _reset(self) -> None:
         """Nothing is connected, and nobody waits: at first, and in a process that was forked off."""
         self._home: Loop = BackgroundLoop(at_exit=self.close) if self._background else CallersLoop()
-        self._inbox = f"sublet.inbox.client.{self.new_id()}"
+        self._inbox = client_inbox(self.new_id())
         self._transport: Transport | None = None
         self._connected = SingleFlight(self._connect, self._config.connect_timeout_s, _NOT_CONNECTED)
         self._inbox_open = SingleFlight(self._open_inbox, self._config.connect_timeout_s, _NO_INBOX)
@@ -332,7 +330,7 @@ class Connection:
         await self._connected()
         by_key: dict[str, list[bytes]] = defaultdict(list)
         for record in records:
-            by_key[ids.bucket_key(record.run_id)].append(messages.encode_one(record))
+            by_key[run_key(record.run_id)].append(messages.encode_one(record))
         sending = [self._outbox.send(key, encoded) for key, encoded in by_key.items()]
         if len(sending) == 1:
             await sending[0]

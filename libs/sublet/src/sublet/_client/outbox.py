@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 
-from sublet_protocol import limits
+from sublet_protocol.chunking import Chunk
 
 Publish = Callable[[str, bytes], Awaitable[None]]
 """Publishes a body to a routing key, confirmed."""
@@ -42,20 +42,23 @@ class Outbox:
 
     async def _drive(self, routing_key: str, lane: deque[_Parcel]) -> None:
         try:
-            while batch := _next_batch(lane):
-                await self._deliver(routing_key, batch)
+            while True:
+                chunk, parcels = _next_chunk(lane)
+                if not parcels:
+                    return
+                await self._deliver(routing_key, chunk.body(), parcels)
         finally:
             del self._waiting[routing_key]
 
-    async def _deliver(self, routing_key: str, batch: list[_Parcel]) -> None:
+    async def _deliver(self, routing_key: str, body: bytes, parcels: list[_Parcel]) -> None:
         try:
-            await self._publish(routing_key, b"[" + b",".join(parcel.record for parcel in batch) + b"]")
+            await self._publish(routing_key, body)
         except Exception as error:
-            for parcel in batch:
+            for parcel in parcels:
                 if not parcel.sent.done():
                     parcel.sent.set_exception(error)
         else:
-            for parcel in batch:
+            for parcel in parcels:
                 if not parcel.sent.done():
                     parcel.sent.set_result(None)
 
@@ -68,16 +71,15 @@ class _Parcel:
         self.sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
-def _next_batch(lane: deque[_Parcel]) -> list[_Parcel]:
+def _next_chunk(lane: deque[_Parcel]) -> tuple[Chunk, list[_Parcel]]:
     """As much as one message may hold, without what nobody waits for any more."""
-    batch: list[_Parcel] = []
-    size_bytes = 0
-    while lane and len(batch) < limits.BATCH_MAX_ITEMS:
+    chunk, parcels = Chunk(), []
+    while lane:
         if lane[0].sent.cancelled():
             lane.popleft()
-            continue
-        size_bytes += len(lane[0].record) + 1
-        if batch and size_bytes > limits.BATCH_MAX_BYTES:
+        elif chunk.has_room_for(lane[0].record):
+            parcels.append(lane.popleft())
+            chunk.add(parcels[-1].record)
+        else:
             break
-        batch.append(lane.popleft())
-    return batch
+    return chunk, parcels

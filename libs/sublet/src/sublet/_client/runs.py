@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from sublet._client.connection import QUERY_KEY, Connection
+from sublet._client.connection import Connection
 from sublet._client.read_models import (
     TaskRunDetail,
     WorkflowRunDetail,
@@ -22,6 +22,7 @@ from sublet._declare.types import BulkCancelReplayOpts, RunStatus
 from sublet._errors import RunNotFoundError
 from sublet_protocol import ids
 from sublet_protocol.messages import CancelRun, Query, Record, ReplayRun
+from sublet_protocol.topology import QUERY_KEY, run_key
 
 PAGE_SIZE = 500
 """Runs that a bulk operation by filter looks up at once."""
@@ -246,7 +247,7 @@ class RunsClient:
         def question(correlation_id: str, inbox: str) -> Record:
             return CancelRun(run_id=run_id, task_run_id=task_run_id, reply_to=inbox, correlation_id=correlation_id)
 
-        await self._connection.ask(question, ids.bucket_key(run_id), f"cancelling {run_or_task_run_id}")
+        await self._connection.ask(question, run_key(run_id), f"cancelling {run_or_task_run_id}")
 
     async def _bulk_cancel(self, opts: BulkCancelReplayOpts) -> None:
         run_ids = opts.ids if opts.ids is not None else await self._found(opts)
@@ -281,7 +282,7 @@ class RunsClient:
         def question(correlation_id: str, inbox: str) -> Record:
             return ReplayRun(run_id=run_id, reply_to=inbox, correlation_id=correlation_id)
 
-        await self._connection.ask(question, ids.bucket_key(run_id), f"replaying run {run_id}", repeatable=False)
+        await self._connection.ask(question, run_key(run_id), f"replaying run {run_id}", repeatable=False)
 
 
 def _by_name(details: WorkflowRunDetails) -> WorkflowRunDetail:

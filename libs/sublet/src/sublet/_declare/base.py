@@ -192,8 +192,7 @@ class BaseWorkflow(Generic[In]):
             else:
                 index = context._next_child_index()
                 child_key = item.options.child_key
-                key = f"index:{index}" if child_key is None else f"key:{child_key}"
-                run_id = ids.child_run_id(context.task_run_id, key)
+                run_id = ids.child_run_id(context.task_run_id, child_key=child_key, index=index)
                 parent = ParentLink(task_run_id=context.task_run_id)
             requests.append(
                 RunRequest(

@@ -193,9 +193,8 @@ class DurableContext(Context):
 
     def _child_run_id(self, operation: Operation) -> str:
         assert operation.child is not None
-        child_key = operation.child.child_key
-        key = f"node:{operation.operation_id}" if child_key is None else f"key:{child_key}"
-        return ids.child_run_id(self.task_run_id, key)
+        child_key, operation_id = operation.child.child_key, operation.operation_id
+        return ids.child_run_id(self.task_run_id, child_key=child_key, operation_id=operation_id)
 
 
 def _decoded(done: Completion) -> Any:

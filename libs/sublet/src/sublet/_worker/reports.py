@@ -10,9 +10,9 @@ from typing import Any
 
 from sublet._amqp.transport import Transport, TransportUnavailable
 from sublet_protocol import limits
+from sublet_protocol.chunking import Chunk
 from sublet_protocol.messages import Operation, Record, encode_one
-
-REQUESTS = "sublet.requests"
+from sublet_protocol.topology import REQUESTS
 
 RETRY_PAUSE_S = 1.0
 """Between attempts to publish, on top of the time that the transport itself waits for a connection."""
@@ -47,9 +47,9 @@ class Reports:
 
     async def _drive(self, routing_key: str, lane: _Lane) -> None:
         while lane:
-            batch = _next_batch(lane)
-            await self._publish(routing_key, b"[" + b",".join(body for body, _ in batch) + b"]")
-            for _, confirmed in batch:
+            chunk, futures = _next_chunk(lane)
+            await self._publish(routing_key, chunk.body())
+            for confirmed in futures:
                 if not confirmed.done():
                     confirmed.set_result(None)
         del self._lanes[routing_key]
@@ -80,11 +80,11 @@ def chunked(operations: tuple[Operation, ...]) -> list[tuple[Operation, ...]]:
     return [tuple(portion) for portion in portions]
 
 
-def _next_batch(lane: _Lane) -> list[tuple[bytes, asyncio.Future[None]]]:
-    """As much as one message may hold; at least one."""
-    batch = [lane.popleft()]
-    size = len(batch[0][0])
-    while lane and len(batch) < limits.BATCH_MAX_ITEMS and size + len(lane[0][0]) <= limits.BATCH_MAX_BYTES:
-        batch.append(lane.popleft())
-        size += len(batch[-1][0])
-    return batch
+def _next_chunk(lane: _Lane) -> tuple[Chunk, list[asyncio.Future[None]]]:
+    """As much as one message may hold; at least one report."""
+    chunk, futures = Chunk(), []
+    while lane and chunk.has_room_for(lane[0][0]):
+        report, confirmed = lane.popleft()
+        chunk.add(report)
+        futures.append(confirmed)
+    return chunk, futures

@@ -40,8 +40,7 @@ from sublet_protocol.messages import (
     encode,
 )
 from sublet_protocol.specs import SlotKind, WorkflowSpec
-
-WORKERS = "sublet.workers"
+from sublet_protocol.topology import WORKERS, pool_queue, run_key, worker_inbox
 
 SWEEP_INTERVAL_S = 0.1
 """How often timeouts and unanswered claims are looked for."""
@@ -67,7 +66,7 @@ class Registration:
 
     @property
     def inbox(self) -> str:
-        return f"sublet.inbox.worker.{self.worker_id}"
+        return worker_inbox(self.worker_id)
 
     @property
     def capacity(self) -> dict[SlotKind, int]:
@@ -177,7 +176,7 @@ class Runner:
 
     def report(self, lease: str, report: Record) -> asyncio.Future[None]:
         """Tell the scheduler of this lease. The future ends with the broker's confirm."""
-        return self._reports.add(ids.bucket_key(ids.run_of(lease), self._shards), report)
+        return self._reports.add(run_key(ids.run_of(lease), self._shards), report)
 
     def report_end(self, execution: Execution, build: Callable[[str | None, bool], Record]) -> asyncio.Future[None]:
         """Report how it ended, and ask for the next task if its ticket can be kept."""
@@ -333,7 +332,7 @@ class Runner:
         def on_ticket(delivery: TicketDelivery) -> None:
             self._tickets.delivered(kind, delivery)
 
-        return await self._transport.consume_pool(f"sublet.pool.{self._registration.pool}.{kind}", slots, on_ticket)
+        return await self._transport.consume_pool(pool_queue(self._registration.pool, kind).name, slots, on_ticket)
 
     def _claim(self, ticket: HeldTicket) -> Claim:
         self._busy.set()

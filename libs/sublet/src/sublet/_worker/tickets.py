@@ -11,8 +11,7 @@ from contextvars import Context
 from sublet._amqp.transport import TicketDelivery, Transport
 from sublet_protocol.messages import Claim, MalformedMessage, Record, Ticket, decode_ticket, encode
 from sublet_protocol.specs import SlotKind
-
-INBOXES = "sublet.inboxes"
+from sublet_protocol.topology import INBOXES
 
 CLAIM_REPEATED_S = 3.0
 """A claim is repeated, to the shard's queue, when it has not been answered for this long; then after twice as long."""
@@ -28,21 +27,21 @@ class HeldTicket:
     __slots__ = (
         "ask_again_at",
         "asked",
+        "claim_key",
         "delivery",
         "dismissed",
         "id",
         "kind",
         "pause_s",
-        "scheduler",
         "serving",
-        "slot",
+        "shard_key",
         "void",
     )
 
     def __init__(self, ticket: Ticket, kind: SlotKind, delivery: TicketDelivery) -> None:
         self.id = ticket.id
-        self.scheduler = ticket.scheduler
-        self.slot = ticket.slot
+        self.claim_key = ticket.claim_key
+        self.shard_key = ticket.shard_key
         self.kind = kind
         self.delivery = delivery
         self.serving = False
@@ -211,14 +210,14 @@ class Tickets:
             if ticket.asked and ticket.ask_again_at <= now:
                 ticket.pause_s = min(ticket.pause_s * 2, CLAIM_REPEATED_MAX_S)
                 ticket.ask_again_at = now + ticket.pause_s
-                self._report(ticket.slot, self._claim(ticket))
+                self._report(ticket.shard_key, self._claim(ticket))
 
     def _ask(self, ticket: HeldTicket) -> None:
         self._held[ticket.id] = ticket
         self._await_answer(ticket)
         if not self._unsent:
             self._loop.call_soon(self._send_claims, context=Context())
-        self._unsent[ticket.scheduler].append(self._claim(ticket))
+        self._unsent[ticket.claim_key].append(self._claim(ticket))
 
     def _await_answer(self, ticket: HeldTicket) -> None:
         ticket.asked = True
@@ -227,8 +226,8 @@ class Tickets:
 
     def _send_claims(self) -> None:
         unsent, self._unsent = self._unsent, defaultdict(list)
-        for scheduler, claims in unsent.items():
-            self._transport.publish_nowait(INBOXES, scheduler, encode(claims))
+        for claim_key, claims in unsent.items():
+            self._transport.publish_nowait(INBOXES, claim_key, encode(claims))
 
     # --- losing ---------------------------------------------------------------------------------------------------
 

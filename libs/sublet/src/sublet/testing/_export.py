@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 
 from sublet._client.client import Sublet
-from sublet._client.connection import QUERY_KEY, Connection
+from sublet._client.connection import Connection
 from sublet._client.refs import TaskRunRef, WorkflowRunRef
 from sublet._declare.task import Task
 from sublet_protocol import ids
 from sublet_protocol.messages import Query
+from sublet_protocol.topology import QUERY_KEY
 
 Ref = TaskRunRef[Any, Any] | WorkflowRunRef | str
 
