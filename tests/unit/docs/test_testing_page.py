@@ -1,4 +1,4 @@
-"""What TESTING.md shows runs as it is, and passes the type checker."""
+"""The examples of libs/sublet/docs/testing.md pass as tests, and pass the type checker."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from pathlib import Path
 
 from support import documents
 
-EXAMPLES = documents.ROOT / "libs/sublet/TESTING.md"
-
 
 def write_examples(directory: Path) -> None:
-    for name, code in documents.files_in(EXAMPLES.read_text()).items():
+    for name, code in documents.files_in(documents.TESTING.read_text()).items():
         (directory / name).write_text(code)
 
 

@@ -1,4 +1,4 @@
-"""Test your workflows without any server, and without waiting: see TESTING.md.
+"""Test your workflows without any server, and without waiting: see libs/sublet/docs/testing.md.
 
 Needs ``pip install "sublet[testing]"``.
 """
