@@ -662,6 +662,21 @@ def test_a_log_has_a_greatest_length(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the limit is 3" in bench.error().message
 
 
+def test_the_bytes_of_a_log_are_those_of_utf_8() -> None:
+    bench = RunHarness(DURABLE)
+    text = "漢字" * 100
+    bench.evict(bench.grant(), memo_op("memo", text), wait_op("0", sleep()))
+    assert bench.task().log_bytes == len(msgspec.json.encode(text)) == 602
+
+
+def test_a_log_of_chinese_text_is_full_at_the_same_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LOG_MAX_BYTES", 601)
+    bench = RunHarness(DURABLE)
+    bench.evict(bench.grant(), memo_op("memo", "漢字" * 100), wait_op("0", sleep()))
+    assert bench.error().type == "LogFull"
+    assert "602 bytes" in bench.error().message
+
+
 def test_a_sleep_in_a_dag_is_not_a_wait_in_the_log() -> None:
     bench = RunHarness(TaskSpec("task", durable=True, wait_for=both(sleep())))
     assert bench.status() == "PENDING"

@@ -46,10 +46,11 @@ LOG_MAX_ENTRIES = 20_000
 """Operations of one durable task. Replaying more takes seconds and a grant of tens of megabytes."""
 
 LOG_WARN_ENTRIES = 10_000
-"""From here on every checkpoint logs a warning, so that the limit never comes as a surprise."""
+"""From this length on the scheduler logs a warning at each new entry, so that the limit never comes as a surprise."""
 
 LOG_MAX_BYTES = 8 * 1_048_576
-"""Results in the log of one durable task: a grant carries them all, in one message below RabbitMQ's 16 MiB."""
+"""Results in the log of one durable task, in UTF-8. A grant carries them all in one message, and RabbitMQ limits a
+message to 16 MiB."""
 
 # --- messages -------------------------------------------------------------------------------------------------
 

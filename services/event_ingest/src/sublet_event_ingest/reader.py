@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from msgspec.structs import replace
 
@@ -110,6 +111,8 @@ class Reader:
                     known = batch.triggers.get(command.workflow)
                     if known is None or command.at >= known.at:
                         batch.triggers[command.workflow] = command
+                case _:
+                    assert_never(command)
 
     def _in_order(self, subscribe: Subscribe) -> Subscribe:
         """An event that comes after the wait gets a later place than it, whoever's clock is ahead.

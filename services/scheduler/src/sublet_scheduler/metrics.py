@@ -4,7 +4,7 @@ are read from the shards in memory when they are scraped."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -12,13 +12,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from sublet_engine.shard.counters import WAITING_REASONS
 from sublet_engine.shard.shard import Shard
 from sublet_platform.metrics import LATENCY_BUCKETS_S, WAIT_BUCKETS_S, ServiceMetrics
+from sublet_protocol import limits
 
 _KNOWN_FAILURES = ("TimeoutError", "WorkerLost", "NonDeterminismError", "LogFull", "IllegalTaskOutputError")
 """Error types that get a label of their own; users' exception classes would be unbounded."""
 
 
 NAMED_MAX = 10
-"""Leases or tickets that one log line names."""
+"""Leases, tickets or task runs that one log line names."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class SchedulerMetrics:
         for what, names in counters.anomalies.items():
             self._service.found(what, len(names))
             logger.warning("shard %d: %s: %s", index, what, ", ".join(names[:NAMED_MAX]), extra={"count": len(names)})
+        if counters.long_logs:
+            _warn_of_long_logs(index, counters.long_logs)
         counters.clear()
 
     def forget(self, index: int) -> None:
@@ -120,3 +123,15 @@ class SchedulerMetrics:
             for reason, count in shard.counters.waiting.items():
                 values[reason] = values.get(reason, 0) + count
         return values
+
+
+def _warn_of_long_logs(index: int, long_logs: Mapping[str, int]) -> None:
+    longest = sorted(long_logs.items(), key=lambda item: item[1], reverse=True)[:NAMED_MAX]
+    logger.warning(
+        "shard %d: durable logs near the limit of %d entries, at which the task fails: %s; "
+        "move part of the work into child runs, each of which has a log of its own",
+        index,
+        limits.LOG_MAX_ENTRIES,
+        ", ".join(f"{task_run} has {entries} entries" for task_run, entries in longest),
+        extra={"count": len(long_logs)},
+    )

@@ -114,7 +114,7 @@ def _append(
     seq = task.log_length
     if operation is not None:
         result = json_text(operation.result)
-    size = len(result) if result is not None else 0
+    size = len(result.encode()) if result is not None else 0
     _check_limits(task, task_run, size)
     effects.log.append(
         LogRecord(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, assert_never
 
 from sublet_engine.run import durable_log
 from sublet_engine.run.state import OpenWait, Run, TaskRun
@@ -41,8 +41,10 @@ def _why_task(run: Run, task: TaskRun, spec: TaskSpec, pools: Collection[str], n
             return f"waits for its retry {task.retries_used} of {spec.retries} (last error: {_error(task)})"
         case "FAILED":
             return f"failed: {_error(task)}"
-        case _:
+        case "COMPLETED" | "SKIPPED" | "CANCELLED":
             return task.status.lower() + (f": {task.reason}" if task.reason else "")
+        case _:
+            assert_never(task.status)
 
 
 def _why_ready(pools: Collection[str]) -> str:
@@ -81,6 +83,8 @@ def _condition(condition: Condition) -> str:
             return f"event {condition.event_key}{scope}{where}"
         case ParentCondition():
             return f"parent {condition.parent} to give {condition.expression or 'a result'}"
+        case _:
+            assert_never(condition)
 
 
 def _error(task: TaskRun) -> str:

@@ -7,6 +7,7 @@ is finished. What does not fit the state (stale, repeated, too late) changes not
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import assert_never
 
 from msgspec.structs import replace
 
@@ -136,6 +137,8 @@ def decide(run: Run, message: Report | Fact, workflow: WorkflowSpec, effects: Ef
             return event_matched(run, message, workflow, effects)
         case ChildFinished():
             return child_finished(run, message, workflow, effects)
+        case _:
+            assert_never(message)
 
 
 # --- under a lease --------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from sublet_engine.run.state import Run, TaskRun
+from sublet_protocol import limits
 
 WAITING_REASONS = ["sleep", "event", "child", "several", "backoff", "conditions", "parents"]
 
@@ -43,6 +44,8 @@ class ShardCounters:
         self.anomalies: defaultdict[str, list[str]] = defaultdict(list)
         """What the sweepers found although a message should have told, the leases or tickets by name: a bug's smoke, or
         an outage's."""
+        self.long_logs: dict[str, int] = {}
+        """Task runs whose durable log has grown to `limits.LOG_WARN_ENTRIES` or more, with the number of entries."""
         self.resume_s: list[float] = []
         """From satisfied to granted."""
         self.ready_s: list[float] = []
@@ -60,6 +63,12 @@ class ShardCounters:
             self.resume_s.append(since)
         else:
             self.ready_s.append(since)
+
+    def log_grown(self, task_run: str, old: TaskRun | None, new: TaskRun) -> None:
+        """Note a durable log that has new entries and is near the limit of its length."""
+        grown = old is None or new.log_length > old.log_length
+        if grown and new.log_length >= limits.LOG_WARN_ENTRIES:
+            self.long_logs[task_run] = new.log_length
 
     def changed(self, old: TaskRun | None, new: TaskRun) -> None:
         """A task changed. ``old`` None: it was created."""

@@ -8,6 +8,7 @@ Nothing here does I/O or reads a clock. Messages and time come in; what a batch 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import assert_never
 
 from msgspec.structs import replace
 
@@ -120,8 +121,10 @@ class Shard:
                 return ids.run_of(message.task_run_id)
             case Finished() | Failed() | Evicted() | Recorded() | SlotReleased() | TimeoutExtended() | GrantDeclined():
                 return ids.run_of(message.lease)
-            case _:
+            case Claim() | Heartbeat() | Hello() | Goodbye() | Tick():
                 return None
+            case _:
+                assert_never(message)
 
     # --- messages ---------------------------------------------------------------------------------------------
 
@@ -154,6 +157,8 @@ class Shard:
                 self._cancelled(message)
             case ReplayRun():
                 self._replayed(message)
+            case _:
+                assert_never(message)
 
     # --- what clients ask for ---------------------------------------------------------------------------------
 

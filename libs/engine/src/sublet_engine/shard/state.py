@@ -66,6 +66,7 @@ class ShardState:
                 self._unindex(after, old)
                 self._index(after, new)
                 self.counters.changed(old, new)
+                self.counters.log_grown(after.task_run_id(new), old, new)
         self.counters.run_changed(before, after)
         self._keep(after)
 

@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, assert_never
 
 from sublet_protocol.messages import CancelTimer, SetTimer
 
@@ -126,10 +126,13 @@ def plan(messages: Iterable[SetTimer | CancelTimer]) -> Changes:
     to_set: dict[str, SetTimer] = {}
     cancelled: dict[str, None] = {}
     for message in messages:
-        if isinstance(message, CancelTimer):
-            to_set.pop(message.id, None)
-            cancelled[message.id] = None
-        else:
-            cancelled.pop(message.id, None)
-            to_set.setdefault(message.id, message)
+        match message:
+            case SetTimer():
+                cancelled.pop(message.id, None)
+                to_set.setdefault(message.id, message)
+            case CancelTimer():
+                to_set.pop(message.id, None)
+                cancelled[message.id] = None
+            case _:
+                assert_never(message)
     return Changes(tuple(to_set.values()), tuple(cancelled))
