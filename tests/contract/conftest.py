@@ -7,11 +7,18 @@ from collections.abc import AsyncIterator
 import pytest
 
 from contract.adapters import MemoryWorld, RabbitWorld, World
-from sublet_platform.memory import MemoryDatabase, MemoryEventStore, MemoryRunStore, MemoryTimerStore
+from sublet_platform.memory import (
+    MemoryDatabase,
+    MemoryEventStore,
+    MemoryRunStore,
+    MemorySettingsStore,
+    MemoryTimerStore,
+)
 from sublet_platform.mongo.events import MongoEventStore
 from sublet_platform.mongo.runs import MongoRunStore
+from sublet_platform.mongo.settings import MongoSettingsStore
 from sublet_platform.mongo.timers import MongoTimerStore
-from sublet_platform.ports import EventStore, RunStore, TimerStore
+from sublet_platform.ports import EventStore, RunStore, SettingsStore, TimerStore
 from support.clocks import ManualClock
 from support.databases import fresh_database
 from support.servers import Servers
@@ -44,6 +51,16 @@ async def run_store(adapter: str, clock: ManualClock, request: pytest.FixtureReq
         store = MongoRunStore(database, clock)
         await store.ensure_indexes()
         yield store
+
+
+@pytest.fixture
+async def settings_store(adapter: str, request: pytest.FixtureRequest) -> AsyncIterator[SettingsStore]:
+    if adapter == "memory":
+        yield MemorySettingsStore(MemoryDatabase())
+        return
+    servers: Servers = request.getfixturevalue("servers")
+    async with fresh_database(servers.mongo_url) as database:
+        yield MongoSettingsStore(database)
 
 
 @pytest.fixture

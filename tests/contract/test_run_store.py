@@ -391,8 +391,3 @@ async def test_schedulers_know_of_each_other_for_a_minute(run_store: RunStore) -
     assert dict(await run_store.beat("a", 1_000.0)) == {"a": 1_000.0}
     assert dict(await run_store.beat("b", 1_030.0)) == {"a": 1_000.0, "b": 1_030.0}
     assert dict(await run_store.beat("b", 1_061.0)) == {"b": 1_061.0}
-
-
-async def test_settings_are_those_of_whoever_came_first(run_store: RunStore) -> None:
-    assert dict(await run_store.claim_settings({"shards": 4})) == {"shards": 4}
-    assert dict(await run_store.claim_settings({"shards": 8})) == {"shards": 4}

@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from sublet_platform.mongo.client import connect
+from sublet_platform.rabbit.broker import declare, declare_topology
+from sublet_protocol.topology import REQUESTS, Exchange, Topology
 from support.databases import fresh_database
 from support.servers import MongoServer, RabbitServer
 
@@ -203,3 +206,58 @@ async def test_the_number_of_shards_is_the_one_that_the_database_began_with(
                 service.terminate()
                 _, out = await service.ended()
             assert "shards 2" in out
+
+
+async def test_a_service_refuses_a_database_of_an_older_version(
+    tmp_path: Path, own_rabbit: RabbitServer, own_mongo: MongoServer
+) -> None:
+    database = "sublet_test_older"
+    older = connect(own_mongo.url, database)
+    try:
+        await older.set_once("settings", "fixed", {"values": {"shards": 4}})
+        async with a_service(tmp_path, own_rabbit.url, own_mongo.url, SUBLET_MONGO_DATABASE=database) as service:
+            code, out = await service.ended()
+        assert await older.find_one("settings", {"_id": "fixed"}) == {"_id": "fixed", "values": {"shards": 4}}
+    finally:
+        await older.drop_database()
+        older.close()
+    assert code == 1
+    assert out == "", "nothing of the service has started"
+    error = the_critical_line(tmp_path)
+    assert database in error
+    assert "SUBLET_MONGO_DATABASE" in error
+
+
+async def test_a_service_refuses_a_virtual_host_of_an_older_version(
+    tmp_path: Path, own_rabbit: RabbitServer, own_mongo: MongoServer
+) -> None:
+    url = await new_virtual_host(own_rabbit, "older")
+    await declare(url, Topology((Exchange(REQUESTS, "direct"),), (), ()))
+    async with a_service(tmp_path, url, own_mongo.url) as service:
+        code, out = await service.ended()
+    assert code == 1
+    assert out == "", "nothing of the service has started"
+    error = the_critical_line(tmp_path)
+    assert "'older'" in error
+    assert "SUBLET_AMQP_URL" in error
+
+
+async def test_services_that_start_at_once_on_a_fresh_virtual_host_accept_it(own_rabbit: RabbitServer) -> None:
+    url = await new_virtual_host(own_rabbit, "fresh")
+    await asyncio.gather(*(declare_topology(url, shards=4) for _ in range(8)))
+
+
+async def new_virtual_host(rabbit: RabbitServer, name: str) -> str:
+    """Its AMQP address."""
+    await asyncio.to_thread(rabbit.ctl, "add_vhost", name)
+    await asyncio.to_thread(rabbit.ctl, "set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+    return rabbit.url + name
+
+
+def the_critical_line(directory: Path) -> str:
+    """The one line of level critical in the log, which has no traceback."""
+    lines = [json.loads(line) for line in (directory / "log").read_text().splitlines()]
+    (critical,) = (line for line in lines if line["level"] == "critical")
+    assert "exception" not in critical
+    text: str = critical["event"]
+    return text

@@ -201,8 +201,12 @@ class RunStore(Protocol):
     async def list_runs(self, query: RunFilter) -> list[Run]:
         """Newest first."""
 
-    async def claim_settings(self, settings: Mapping[str, int | str]) -> Mapping[str, int | str]:
-        """Write settings that may never change (the number of shards) unless there are some; returns those in force."""
+
+class SettingsStore(Protocol):
+    """Settings of a deployment that never change: ``settings``. Shared by all services, written by the first one."""
+
+    async def claim(self, settings: Mapping[str, int | str]) -> Mapping[str, int | str]:
+        """Write these settings unless there are some; returns the stored ones. Raises StoreUnavailable."""
 
 
 @dataclass(frozen=True, slots=True)

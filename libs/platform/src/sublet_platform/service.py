@@ -30,15 +30,17 @@ from faststream.specification import AsyncAPI
 from prometheus_client import make_asgi_app
 
 from sublet_platform.clock import SystemClock
+from sublet_platform.compatibility import IncompatibleFormat, check_database
 from sublet_platform.health import Health, health_routes
 from sublet_platform.logging import set_up_logging
 from sublet_platform.metrics import ServiceMetrics, new_registry
 from sublet_platform.mongo.client import Mongo, connect
-from sublet_platform.mongo.runs import MongoRunStore
+from sublet_platform.mongo.settings import MongoSettingsStore
 from sublet_platform.ports import BrokerUnavailable, StoreUnavailable
 from sublet_platform.rabbit.broker import Rabbit, declare_topology
 from sublet_platform.settings import ServiceSettings
 from sublet_protocol.backoff import Backoff
+from sublet_protocol.topology import FORMAT
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,10 @@ class Service:
         async def bring_up() -> None:
             try:
                 await self._bring_up(start)
+            except IncompatibleFormat as error:
+                log.critical("%s cannot start: %s", self.name, error)
+                self._failed = True
+                server.should_exit = True
             except Exception:
                 log.critical("%s cannot start", self.name, exc_info=True)
                 self._failed = True
@@ -157,11 +163,14 @@ class Service:
                 return
 
     async def _shards_in_force(self) -> int:
-        settings = await MongoRunStore(self.mongo, self.clock).claim_settings({"shards": self.settings.shards})
-        shards = int(settings["shards"])
+        stored = await MongoSettingsStore(self.mongo).claim({"shards": self.settings.shards, "format": FORMAT})
+        check_database(self.settings.mongo_database, stored)
+        shards = int(stored["shards"])
         if shards != self.settings.shards:
             log.warning(
-                "this database has %d shards for ever; SUBLET_SHARDS=%d is ignored", shards, self.settings.shards
+                "the shard count of this database is fixed at %d; SUBLET_SHARDS=%d is ignored",
+                shards,
+                self.settings.shards,
             )
         return shards
 

@@ -12,6 +12,13 @@ from typing import Literal
 
 from sublet_protocol import ids
 
+FORMAT = 2
+"""The number of the format of stored documents, messages, routing keys and queues. A service refuses a database or a
+virtual host that another format was used with. Count it up with every change that an older version cannot read."""
+
+FORMAT_MARKER = f"sublet.format.{FORMAT}"
+"""An exchange that no message uses: its presence tells the format of a virtual host. Declared before all others."""
+
 REQUESTS = "sublet.requests"
 WORKERS = "sublet.workers"
 INBOXES = "sublet.inboxes"
@@ -158,6 +165,7 @@ def topology(shards: int) -> Topology:
         bindings += [Binding(REQUESTS, shard_queue(shard), bucket_key(s)) for s in ids.buckets_of_shard(shard, shards)]
     return Topology(
         exchanges=(
+            Exchange(FORMAT_MARKER, "fanout"),
             Exchange(REQUESTS, "direct"),
             Exchange(WORKERS, "fanout"),
             Exchange(INBOXES, "direct"),

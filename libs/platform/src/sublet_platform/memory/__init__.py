@@ -3,7 +3,7 @@
 from sublet_platform.memory.broker import MemoryBroker
 from sublet_platform.memory.cluster import MemoryCluster
 from sublet_platform.memory.database import MemoryDatabase
-from sublet_platform.memory.stores import MemoryEventStore, MemoryRunStore, MemoryTimerStore
+from sublet_platform.memory.stores import MemoryEventStore, MemoryRunStore, MemorySettingsStore, MemoryTimerStore
 from sublet_platform.memory.transport import MemoryTransport
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "MemoryDatabase",
     "MemoryEventStore",
     "MemoryRunStore",
+    "MemorySettingsStore",
     "MemoryTimerStore",
     "MemoryTransport",
 ]

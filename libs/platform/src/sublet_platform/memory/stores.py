@@ -1,4 +1,4 @@
-"""The three stores over one `MemoryDatabase`. Same contract as those in MongoDB, and the same tests."""
+"""The stores over one `MemoryDatabase`. Same contract as those in MongoDB, and the same tests."""
 
 from __future__ import annotations
 
@@ -132,14 +132,6 @@ class MemoryRunStore:
         await self._database.after("list_runs")
         return found[query.offset : query.offset + query.limit]
 
-    async def claim_settings(self, settings: Mapping[str, int | str]) -> Mapping[str, int | str]:
-        await self._database.before("claim_settings")
-        if self._database.settings is None:
-            self._database.settings = dict(settings)
-        in_force = dict(self._database.settings)
-        await self._database.after("claim_settings")
-        return in_force
-
 
 def _waits_of(task: TaskRun) -> TaskRun:
     return TaskRun(task.name, task.status, replays=task.replays, met=task.met, open_waits=task.open_waits)
@@ -158,6 +150,21 @@ def _fits(run: Run, query: RunFilter) -> bool:
         and (query.parent_task_run_id is None or parent == query.parent_task_run_id)
         and (query.event_id is None or event_id == query.event_id)
     )
+
+
+class MemorySettingsStore:
+    """See `ports.SettingsStore`."""
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
+
+    async def claim(self, settings: Mapping[str, int | str]) -> Mapping[str, int | str]:
+        await self._database.before("claim_settings")
+        if self._database.settings is None:
+            self._database.settings = dict(settings)
+        stored = dict(self._database.settings)
+        await self._database.after("claim_settings")
+        return stored
 
 
 class MemoryTimerStore:

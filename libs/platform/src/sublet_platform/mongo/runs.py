@@ -1,4 +1,4 @@
-"""The scheduler's store in MongoDB: ``runs``, ``durable_log``, ``workflows``, ``workers``, ``settings``."""
+"""The scheduler's store in MongoDB: ``runs``, ``durable_log``, ``workflows``, ``workers``."""
 
 from __future__ import annotations
 
@@ -135,11 +135,6 @@ class MongoRunStore:
             skip=query.offset,
         )
         return [run_of(each) for each in documents]
-
-    async def claim_settings(self, settings: Mapping[str, int | str]) -> Mapping[str, int | str]:
-        stored = await self._mongo.set_once("settings", "fixed", {"values": dict(settings)})
-        values: Mapping[str, int | str] = stored["values"]
-        return values
 
 
 def _document(record: LogRecord) -> dict[str, Any]:

@@ -15,18 +15,21 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Any, cast
+from urllib.parse import unquote
 
 import aio_pika
 import aiormq
 from aio_pika.abc import AbstractConnection, AbstractRobustChannel, AbstractRobustConnection
-from aio_pika.exceptions import AMQPError, ChannelPreconditionFailed, DeliveryError
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, ChannelPreconditionFailed, DeliveryError
 from aiormq.abc import ChannelFrame
 from faststream import AckPolicy
 from faststream.rabbit import Channel, ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.rabbit.subscriber.usecase import RabbitSubscriber
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
+from yarl import URL
 
+from sublet_platform.compatibility import check_virtual_host
 from sublet_platform.ports import BrokerUnavailable, Delivery, Handler, Outgoing
 from sublet_platform.rabbit.acks import AckTracker
 from sublet_platform.rabbit.decoding import lenient_decoding
@@ -34,7 +37,7 @@ from sublet_platform.rabbit.failover import NodeConnection, nodes_of
 from sublet_protocol import limits
 from sublet_protocol.addresses import CONNECT_TIMEOUT_S
 from sublet_protocol.backoff import Backoff
-from sublet_protocol.topology import INBOXES, MUST_ARRIVE, Topology, topology
+from sublet_protocol.topology import FORMAT_MARKER, INBOXES, MUST_ARRIVE, REQUESTS, Topology, topology
 
 log = logging.getLogger(__name__)
 
@@ -462,28 +465,61 @@ def _properties(message: Outgoing) -> aiormq.spec.Basic.Properties:
 
 
 async def declare_topology(url: str, shards: int) -> None:
-    """Declare everything that the services need; see `declare`."""
-    await declare(url, topology(shards))
+    """Declare everything that the services need. Waits for as long as the broker is unreachable.
+
+    Raises:
+        IncompatibleFormat: another version of Sublet has set up this virtual host. Nothing was declared.
+        ValueError: an exchange or a queue exists with other arguments.
+    """
+    virtual_host = unquote(URL(nodes_of(url)[0]).path.removeprefix("/")) or "/"
+
+    async def declare_after_check(connection: AbstractConnection) -> None:
+        await _check_format(connection, virtual_host)
+        await _declare(connection, topology(shards))
+
+    await _with_connection(url, declare_after_check)
 
 
 async def declare(url: str, wanted: Topology) -> None:
-    """Declare this, on a connection of its own. Waits for as long as the broker is away.
+    """Declare this topology. Waits for as long as the broker is unreachable.
 
     Raises:
-        ValueError: something is there already with other arguments.
+        ValueError: an exchange or a queue exists with other arguments.
     """
+    await _with_connection(url, partial(_declare, wanted=wanted))
+
+
+async def _with_connection(url: str, use: Callable[[AbstractConnection], Awaitable[None]]) -> None:
+    """Call ``use`` with a connection of its own, again after each connection error."""
     backoff = Backoff()
-    operation_ids = cycle(nodes_of(url))
+    nodes = cycle(nodes_of(url))
     while True:
         try:
-            async with await aio_pika.connect(next(operation_ids), timeout=CONNECT_TIMEOUT_S) as connection:
-                return await _declare(connection, wanted)
+            async with await aio_pika.connect(next(nodes), timeout=CONNECT_TIMEOUT_S) as connection:
+                return await use(connection)
         except ChannelPreconditionFailed as error:
             raise ValueError(f"the broker has something else under one of our names: {error}") from error
         except (AMQPError, OSError) as error:
             delay_s = backoff.next_s()
             log.warning("no broker to declare the topology on (%s); again in %.1f s", error, delay_s)
             await asyncio.sleep(delay_s)
+
+
+async def _check_format(connection: AbstractConnection, virtual_host: str) -> None:
+    in_use = await _exchange_exists(connection, REQUESTS)
+    marked = in_use and await _exchange_exists(connection, FORMAT_MARKER)
+    check_virtual_host(virtual_host, in_use=in_use, marked=marked)
+
+
+async def _exchange_exists(connection: AbstractConnection, name: str) -> bool:
+    """On a channel of its own: RabbitMQ closes it if the exchange does not exist."""
+    channel = await connection.channel()
+    try:
+        await channel.get_exchange(name, ensure=True)
+    except ChannelNotFoundEntity:
+        return False
+    await channel.close()
+    return True
 
 
 async def _declare(connection: AbstractConnection, wanted: Topology) -> None:
