@@ -7,8 +7,8 @@ import asyncio
 import msgspec
 import pytest
 
-from sublet._amqp.transport import TransportUnavailable
 from sublet._client.outbox import Outbox
+from sublet._errors import TransportUnavailable
 from sublet_protocol import limits
 
 

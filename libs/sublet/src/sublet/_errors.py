@@ -1,4 +1,22 @@
-"""What the SDK raises."""
+"""The exceptions that the SDK raises for users.
+
+SubletError
+├── NonRetryableException            raised by a task: do not retry
+├── TaskRunError                     how one task failed
+├── NonDeterminismError              a durable task differs from its log
+├── IllegalTaskOutputError           an output cannot be stored
+├── LifespanSetupError               the lifespan of a worker failed
+├── LoopAlreadyRunningError          a blocking call inside an event loop
+├── TransportUnavailable             also a ConnectionError
+├── FailedTaskRunExceptionGroup      also a ValueError
+├── UnknownWorkflowError             also a ValueError
+├── RunCancelledError                also a ValueError
+├── RunNotFoundError                 also a ValueError
+└── sublet.testing.NothingWillHappen
+
+Wrong arguments raise Python's own ``ValueError`` and ``TypeError``, and input of another type raises
+``pydantic.ValidationError``: these are mistakes of the program, which nobody should have to catch.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +25,22 @@ import traceback
 from collections.abc import Sequence
 
 
-class NonRetryableException(Exception):
+class SubletError(Exception):
+    """The base class of all exceptions that Sublet defines: ``except SubletError`` catches each of them."""
+
+
+class NonRetryableException(SubletError):
     """Raise it (or a subclass) in a task to fail at once, however many retries are left."""
 
 
-class TaskRunError(Exception):
+class TransportUnavailable(SubletError, ConnectionError):
+    """RabbitMQ did not confirm a message in time, or no scheduler answered a question in time.
+
+    The message may or may not have arrived.
+    """
+
+
+class TaskRunError(SubletError):
     """How a task failed.
 
     Attributes:
@@ -63,7 +92,7 @@ class TaskRunError(Exception):
         return cls(str(exc), type(exc).__name__, trace, task_run_external_id)
 
 
-class FailedTaskRunExceptionGroup(ValueError):
+class FailedTaskRunExceptionGroup(SubletError, ValueError):
     """A run failed. ``exceptions`` holds one `TaskRunError` for each task that did."""
 
     def __init__(self, message: str, exceptions: Sequence[TaskRunError]) -> None:
@@ -75,19 +104,19 @@ class FailedTaskRunExceptionGroup(ValueError):
         return "\n".join([self.message, *(f"- {error}" for error in self.exceptions)])
 
 
-class UnknownWorkflowError(ValueError):
+class UnknownWorkflowError(SubletError, ValueError):
     """No worker has ever registered the workflow that was to run."""
 
 
-class RunCancelledError(ValueError):
+class RunCancelledError(SubletError, ValueError):
     """The result of a run was asked for that was cancelled."""
 
 
-class RunNotFoundError(ValueError):
+class RunNotFoundError(SubletError, ValueError):
     """There is no run with this id."""
 
 
-class NonDeterminismError(Exception):
+class NonDeterminismError(SubletError):
     """A durable task asked for something else than its log holds at this place: its code changed between two
     invocations, or it decides by something (time, randomness, a global) that is not in the log."""
 
@@ -102,13 +131,13 @@ class NonDeterminismError(Exception):
         return self.message
 
 
-class IllegalTaskOutputError(Exception):
+class IllegalTaskOutputError(SubletError):
     """A task returned something that cannot be stored as its output."""
 
 
-class LifespanSetupError(Exception):
+class LifespanSetupError(SubletError):
     """The lifespan function of a worker failed before its first yield."""
 
 
-class LoopAlreadyRunningError(Exception):
+class LoopAlreadyRunningError(SubletError):
     """``worker.start()`` blocks, so it cannot be called where an event loop runs."""

@@ -26,7 +26,8 @@ from aio_pika.exceptions import (
 )
 
 from sublet._amqp.connection_scope import ConnectionScope
-from sublet._amqp.transport import TicketDelivery, TransportUnavailable
+from sublet._amqp.transport import TicketDelivery
+from sublet._errors import TransportUnavailable
 from sublet_protocol import limits
 from sublet_protocol.addresses import CONNECT_TIMEOUT_S, addresses, with_heartbeat
 from sublet_protocol.topology import INBOXES, POOL_ARGUMENTS

@@ -22,10 +22,11 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from sublet._amqp.transport import Transport, TransportUnavailable
+from sublet._amqp.transport import Transport
 from sublet._client.config import ClientConfig
 from sublet._client.loops import BackgroundLoop, CallersLoop, Loop
 from sublet._client.outbox import Outbox
+from sublet._errors import TransportUnavailable
 from sublet._worker.context_vars import offline
 from sublet_protocol import messages
 from sublet_protocol.messages import Record, Reply, RunRequest, RunResult, WatchRun, json_bytes

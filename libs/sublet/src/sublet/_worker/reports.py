@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from sublet._amqp.transport import Transport, TransportUnavailable
+from sublet._amqp.transport import Transport
+from sublet._errors import TransportUnavailable
 from sublet_protocol import limits
 from sublet_protocol.chunking import Chunk
 from sublet_protocol.messages import Operation, Record, encode_one

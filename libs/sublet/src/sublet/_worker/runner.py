@@ -13,10 +13,11 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
-from sublet._amqp.transport import PoolConsumer, TicketDelivery, Transport, TransportUnavailable
+from sublet._amqp.transport import PoolConsumer, TicketDelivery, Transport
 from sublet._client.config import ClientConfig
 from sublet._declare.task import Task
 from sublet._durable import task_tree
+from sublet._errors import TransportUnavailable
 from sublet._worker.execution import Execution
 from sublet._worker.reports import Reports
 from sublet._worker.tickets import CLAIM_REPEATED_S, HeldTicket, Tickets
