@@ -7,7 +7,8 @@ import socket
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from sublet._amqp.transport import Transport
 from sublet._client.config import ClientConfig
@@ -17,6 +18,14 @@ from sublet._client.runs import RunsClient
 from sublet._client.stubs import StubsClient
 from sublet._declare.base import BaseWorkflow, WorkflowConfig
 from sublet._declare.durations import Duration
+from sublet._declare.options import (
+    DEFAULT_EXECUTION_TIMEOUT,
+    DEFAULT_SCHEDULE_TIMEOUT,
+    DurableStandaloneOptions,
+    StandaloneOptions,
+    TaskOptions,
+    WorkflowOptions,
+)
 from sublet._declare.standalone import Standalone
 from sublet._declare.task import function_name, return_type
 from sublet._declare.types import (
@@ -30,7 +39,7 @@ from sublet._declare.types import (
     R,
     TaskDefaults,
 )
-from sublet._declare.workflow import DEFAULT_EXECUTION_TIMEOUT, DEFAULT_SCHEDULE_TIMEOUT, Workflow
+from sublet._declare.workflow import Workflow
 from sublet._worker.context_vars import current_context
 
 if TYPE_CHECKING:
@@ -103,14 +112,8 @@ class Sublet:
         self,
         *,
         name: str,
-        description: str | None = ...,
         input_validator: None = ...,
-        on_events: list[str] | None = ...,
-        version: str | None = ...,
-        default_priority: int | Priority = ...,
-        default_filters: list[DefaultFilter] | None = ...,
-        default_additional_metadata: JSON | None = ...,
-        task_defaults: TaskDefaults = ...,
+        **options: Unpack[WorkflowOptions],
     ) -> Workflow[EmptyModel]: ...
 
     @overload
@@ -118,14 +121,8 @@ class Sublet:
         self,
         *,
         name: str,
-        description: str | None = ...,
         input_validator: type[In],
-        on_events: list[str] | None = ...,
-        version: str | None = ...,
-        default_priority: int | Priority = ...,
-        default_filters: list[DefaultFilter] | None = ...,
-        default_additional_metadata: JSON | None = ...,
-        task_defaults: TaskDefaults = ...,
+        **options: Unpack[WorkflowOptions],
     ) -> Workflow[In]: ...
 
     def workflow(
@@ -158,7 +155,6 @@ class Sublet:
             ValueError: the name or an event key is not valid.
         """
         declared = _declared(
-            name,
             description,
             input_validator,
             on_events,
@@ -166,6 +162,7 @@ class Sublet:
             default_priority,
             default_filters,
             default_additional_metadata,
+            name=name,
         )
         return Workflow(declared, self._connection, self.config, task_defaults)
 
@@ -175,38 +172,16 @@ class Sublet:
     def task(
         self,
         *,
-        name: str | None = ...,
-        description: str | None = ...,
         input_validator: None = ...,
-        on_events: list[str] | None = ...,
-        version: str | None = ...,
-        default_priority: int | Priority = ...,
-        default_filters: list[DefaultFilter] | None = ...,
-        default_additional_metadata: JSON | None = ...,
-        schedule_timeout: Duration = ...,
-        execution_timeout: Duration = ...,
-        retries: int = ...,
-        backoff_factor: float | None = ...,
-        backoff_max_seconds: int | None = ...,
+        **options: Unpack[StandaloneOptions],
     ) -> Callable[[Callable[[EmptyModel, Context], R | Awaitable[R]]], Standalone[EmptyModel, R]]: ...
 
     @overload
     def task(
         self,
         *,
-        name: str | None = ...,
-        description: str | None = ...,
         input_validator: type[In],
-        on_events: list[str] | None = ...,
-        version: str | None = ...,
-        default_priority: int | Priority = ...,
-        default_filters: list[DefaultFilter] | None = ...,
-        default_additional_metadata: JSON | None = ...,
-        schedule_timeout: Duration = ...,
-        execution_timeout: Duration = ...,
-        retries: int = ...,
-        backoff_factor: float | None = ...,
-        backoff_max_seconds: int | None = ...,
+        **options: Unpack[StandaloneOptions],
     ) -> Callable[[Callable[[In, Context], R | Awaitable[R]]], Standalone[In, R]]: ...
 
     def task(
@@ -236,69 +211,40 @@ class Sublet:
             ValueError, TypeError: as `workflow` and `Workflow.task`.
         """
 
-        def decorate(fn: Callable[[Any, Any], Any]) -> Standalone[Any, Any]:
-            declared = _declared(
-                name or function_name(fn),
-                description,
-                input_validator,
-                on_events,
-                version,
-                default_priority,
-                default_filters,
-                default_additional_metadata,
-            )
-            return self._standalone(
-                fn,
-                declared,
-                name=name,
-                is_durable=False,
-                schedule_timeout=schedule_timeout,
-                execution_timeout=execution_timeout,
-                retries=retries,
-                backoff_factor=backoff_factor,
-                backoff_max_seconds=backoff_max_seconds,
-            )
-
-        return decorate
+        declared = partial(
+            _declared,
+            description,
+            input_validator,
+            on_events,
+            version,
+            default_priority,
+            default_filters,
+            default_additional_metadata,
+        )
+        options = TaskOptions(
+            name=name,
+            schedule_timeout=schedule_timeout,
+            execution_timeout=execution_timeout,
+            retries=retries,
+            backoff_factor=backoff_factor,
+            backoff_max_seconds=backoff_max_seconds,
+        )
+        return self._decorator(declared, options)
 
     @overload
     def durable_task(
         self,
         *,
-        name: str | None = ...,
-        description: str | None = ...,
         input_validator: None = ...,
-        on_events: list[str] | None = ...,
-        version: str | None = ...,
-        default_priority: int | Priority = ...,
-        default_filters: list[DefaultFilter] | None = ...,
-        default_additional_metadata: JSON | None = ...,
-        schedule_timeout: Duration = ...,
-        execution_timeout: Duration = ...,
-        retries: int = ...,
-        backoff_factor: float | None = ...,
-        backoff_max_seconds: int | None = ...,
-        eviction_policy: EvictionPolicy | None = ...,
+        **options: Unpack[DurableStandaloneOptions],
     ) -> Callable[[Callable[[EmptyModel, DurableContext], Awaitable[R]]], Standalone[EmptyModel, R]]: ...
 
     @overload
     def durable_task(
         self,
         *,
-        name: str | None = ...,
-        description: str | None = ...,
         input_validator: type[In],
-        on_events: list[str] | None = ...,
-        version: str | None = ...,
-        default_priority: int | Priority = ...,
-        default_filters: list[DefaultFilter] | None = ...,
-        default_additional_metadata: JSON | None = ...,
-        schedule_timeout: Duration = ...,
-        execution_timeout: Duration = ...,
-        retries: int = ...,
-        backoff_factor: float | None = ...,
-        backoff_max_seconds: int | None = ...,
-        eviction_policy: EvictionPolicy | None = ...,
+        **options: Unpack[DurableStandaloneOptions],
     ) -> Callable[[Callable[[In, DurableContext], Awaitable[R]]], Standalone[In, R]]: ...
 
     def durable_task(
@@ -323,31 +269,27 @@ class Sublet:
         worker while it waits and go on elsewhere. ``execution_timeout`` counts active time only; ``eviction_policy``
         None keeps it on its worker. Otherwise as `task`."""
 
-        def decorate(fn: Callable[[Any, Any], Awaitable[Any]]) -> Standalone[Any, Any]:
-            declared = _declared(
-                name or function_name(fn),
-                description,
-                input_validator,
-                on_events,
-                version,
-                default_priority,
-                default_filters,
-                default_additional_metadata,
-            )
-            return self._standalone(
-                fn,
-                declared,
-                name=name,
-                is_durable=True,
-                schedule_timeout=schedule_timeout,
-                execution_timeout=execution_timeout,
-                retries=retries,
-                backoff_factor=backoff_factor,
-                backoff_max_seconds=backoff_max_seconds,
-                eviction_policy=eviction_policy,
-            )
-
-        return decorate
+        declared = partial(
+            _declared,
+            description,
+            input_validator,
+            on_events,
+            version,
+            default_priority,
+            default_filters,
+            default_additional_metadata,
+        )
+        options = TaskOptions(
+            is_durable=True,
+            name=name,
+            schedule_timeout=schedule_timeout,
+            execution_timeout=execution_timeout,
+            retries=retries,
+            backoff_factor=backoff_factor,
+            backoff_max_seconds=backoff_max_seconds,
+            eviction_policy=eviction_policy,
+        )
+        return self._decorator(declared, options)
 
     # --- workers --------------------------------------------------------------------------------------------------
 
@@ -386,15 +328,20 @@ class Sublet:
             new_id=self._new_id,
         )
 
-    def _standalone(self, fn: Callable[..., Any], declared: WorkflowConfig, **options: Any) -> Standalone[Any, Any]:
-        output_type = return_type(fn, declared.name)
-        standalone: Standalone[Any, Any] = Standalone(declared, self._connection, self.config, output_type)
-        standalone.add(fn, **options)
-        return standalone
+    def _decorator(
+        self, declared: Callable[..., WorkflowConfig], options: TaskOptions
+    ) -> Callable[[Callable[..., Any]], Standalone[Any, Any]]:
+        def decorate(fn: Callable[..., Any]) -> Standalone[Any, Any]:
+            config = declared(name=options.name or function_name(fn))
+            output_type = return_type(fn, config.name)
+            standalone: Standalone[Any, Any] = Standalone(config, self._connection, self.config, output_type)
+            standalone.add(fn, **vars(options))
+            return standalone
+
+        return decorate
 
 
 def _declared(
-    name: str,
     description: str | None,
     input_validator: type[Any] | None,
     on_events: list[str] | None,
@@ -402,6 +349,8 @@ def _declared(
     default_priority: int | Priority,
     default_filters: list[DefaultFilter] | None,
     default_additional_metadata: JSON | None,
+    *,
+    name: str,
 ) -> WorkflowConfig:
     return WorkflowConfig(
         name=name,

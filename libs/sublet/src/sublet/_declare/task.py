@@ -6,15 +6,16 @@ import contextlib
 import copy
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic
 
 from sublet._client.config import ClientConfig
 from sublet._declare import conditions, mocks
-from sublet._declare.conditions import Condition, OrGroup, ParentCondition
-from sublet._declare.durations import Duration, positive_seconds_of
+from sublet._declare.conditions import Condition, ParentCondition
+from sublet._declare.durations import positive_seconds_of
+from sublet._declare.options import Conditions, TaskOptions
 from sublet._declare.serialization import Codec, check_name, encode_output
-from sublet._declare.types import JSON, EmptyModel, EvictionPolicy, In, R, TaskType
+from sublet._declare.types import JSON, EmptyModel, In, R, TaskType
 from sublet_protocol import specs
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
     TaskFunction = Callable[[In, Context], R | Awaitable[R]]
     DurableTaskFunction = Callable[[In, DurableContext], Awaitable[R]]
-
-Conditions = list[Condition | OrGroup]
-"""AND of what it lists; `or_` makes a group of which one is enough."""
 
 
 class Task(Generic[In, R]):
@@ -41,39 +39,28 @@ class Task(Generic[In, R]):
     def __init__(
         self,
         fn: Callable[..., Any],
+        options: TaskOptions,
         *,
         workflow_name: str,
         input_codec: Codec[In],
         config: ClientConfig,
-        name: str | None,
-        is_durable: bool,
-        schedule_timeout: Duration,
-        execution_timeout: Duration,
-        parents: Sequence[Task[Any, Any]] | None = None,
-        retries: int = 0,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        wait_for: Conditions | None = None,
-        skip_if: Conditions | None = None,
-        cancel_if: Conditions | None = None,
-        eviction_policy: EvictionPolicy | None = None,
-        type: TaskType = TaskType.DEFAULT,
     ) -> None:
         self.fn = fn
         self.workflow_name = workflow_name
-        self.name = check_name((name or function_name(fn)).lower() + _SUFFIXES[type], "the name of a task")
-        self.type = type
-        self.is_durable = is_durable
-        self.parents: list[Task[Any, Any]] = list(parents or ())
-        self.schedule_timeout = schedule_timeout
-        self.execution_timeout = execution_timeout
-        self.retries = retries
-        self.backoff_factor = backoff_factor
-        self.backoff_max_seconds = backoff_max_seconds
-        self.wait_for: Conditions = list(wait_for or ())
-        self.skip_if: Conditions = list(skip_if or ())
-        self.cancel_if: Conditions = list(cancel_if or ())
-        self.eviction_policy = eviction_policy
+        name = (options.name or function_name(fn)).lower() + _SUFFIXES[options.type]
+        self.name = check_name(name, "the name of a task")
+        self.type = options.type
+        self.is_durable = options.is_durable
+        self.parents: list[Task[Any, Any]] = list(options.parents or ())
+        self.schedule_timeout = options.schedule_timeout
+        self.execution_timeout = options.execution_timeout
+        self.retries = options.retries
+        self.backoff_factor = options.backoff_factor
+        self.backoff_max_seconds = options.backoff_max_seconds
+        self.wait_for: Conditions = list(options.wait_for or ())
+        self.skip_if: Conditions = list(options.skip_if or ())
+        self.cancel_if: Conditions = list(options.cancel_if or ())
+        self.eviction_policy = options.eviction_policy
         self._config = config
         self._input_codec = input_codec
         self._output_codec: Codec[R] = Codec(return_type(fn, self.name))
