@@ -22,10 +22,10 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from sublet._amqp.publisher import BatchPublisher
 from sublet._amqp.transport import Transport
 from sublet._client.config import ClientConfig
 from sublet._client.loops import BackgroundLoop, CallersLoop, Loop
-from sublet._client.outbox import Outbox
 from sublet._errors import TransportUnavailable
 from sublet._worker.context_vars import offline
 from sublet_protocol import messages
@@ -108,7 +108,7 @@ class Connection:
         self._transport: Transport | None = None
         self._connected = SingleFlight(self._connect, self._config.connect_timeout_s, _NOT_CONNECTED)
         self._inbox_open = SingleFlight(self._open_inbox, self._config.connect_timeout_s, _NO_INBOX)
-        self._outbox = Outbox(self._publish)
+        self._publisher = BatchPublisher(self._publish, drop_cancelled=True)
         self._watches: dict[str, _Watch] = {}
         self._questions: dict[str, asyncio.Future[Reply]] = {}
         self._patrol: asyncio.Task[None] | None = None
@@ -332,7 +332,7 @@ class Connection:
         by_key: dict[str, list[bytes]] = defaultdict(list)
         for record in records:
             by_key[run_key(record.run_id)].append(messages.encode_one(record))
-        sending = [self._outbox.send(key, encoded) for key, encoded in by_key.items()]
+        sending = [self._publisher.send(key, encoded) for key, encoded in by_key.items()]
         if len(sending) == 1:
             await sending[0]
         else:

@@ -19,7 +19,6 @@ from sublet._worker.clock import ActiveClock
 from sublet._worker.context import Context
 from sublet._worker.context_vars import current_context
 from sublet._worker.failures import is_retryable, task_error
-from sublet._worker.reports import chunked
 from sublet._worker.tickets import HeldTicket
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import (
@@ -174,7 +173,7 @@ class Execution:
 
     def _report_leading_chunks(self, operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
         """Report what one message cannot hold; returns the last portion."""
-        *portions, last = chunked(operations)
+        *portions, last = _chunked(operations)
         for portion in portions:
             self._report(Recorded(self.lease, portion, number=self._next_number()))
         return last
@@ -276,3 +275,18 @@ class Execution:
     def _next_number(self) -> int:
         self._number += 1
         return self._number
+
+
+def _chunked(operations: tuple[Operation, ...]) -> list[tuple[Operation, ...]]:
+    """Split operations into portions of at most `limits.REPORT_MAX_BYTES`, in order. There is at least one portion; it
+    may be empty."""
+    portions: list[list[Operation]] = [[]]
+    size = 0
+    for operation in operations:
+        weight = len(operation.result) + (len(operation.child.input) if operation.child is not None else 0)
+        if portions[-1] and size + weight > limits.REPORT_MAX_BYTES:
+            portions.append([])
+            size = 0
+        portions[-1].append(operation)
+        size += weight
+    return [tuple(portion) for portion in portions]

@@ -13,13 +13,13 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
+from sublet._amqp.publisher import BatchPublisher
 from sublet._amqp.transport import PoolConsumer, TicketDelivery, Transport
 from sublet._client.config import ClientConfig
 from sublet._declare.task import Task
 from sublet._durable import task_tree
 from sublet._errors import TransportUnavailable
 from sublet._worker.execution import Execution
-from sublet._worker.reports import Reports
 from sublet._worker.tickets import CLAIM_REPEATED_S, HeldTicket, Tickets
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import (
@@ -39,12 +39,16 @@ from sublet_protocol.messages import (
     TaskError,
     decode_for_worker,
     encode,
+    encode_one,
 )
 from sublet_protocol.specs import SlotKind, WorkflowSpec
-from sublet_protocol.topology import WORKERS, pool_queue, run_key, worker_inbox
+from sublet_protocol.topology import REQUESTS, WORKERS, pool_queue, run_key, worker_inbox
 
 SWEEP_INTERVAL_S = 0.1
 """How often timeouts and unanswered claims are looked for."""
+
+REPORT_RETRY_PAUSE_S = 1.0
+"""Pause before reports are published again. The transport itself has waited for a connection before that."""
 
 RECENT_LEASES = 10_000
 """Leases that have ended are remembered, so that a grant that comes twice is not run twice."""
@@ -94,8 +98,8 @@ class Runner:
         self._background: set[asyncio.Future[Any]] = set()
         self._executions: dict[str, Execution] = {}
         self._over: OrderedDict[str, None] = OrderedDict()
-        self._reports = Reports(transport, self.spawn)
-        self._tickets = Tickets(transport, self._claim, self._reports.add)
+        self._reports = BatchPublisher(self._publish_until_confirmed, drop_cancelled=False)
+        self._tickets = Tickets(transport, self._claim, self._report)
         self._busy = asyncio.Event()
         """Something runs, or an answer is due."""
         self._consumers: list[PoolConsumer] = []
@@ -147,6 +151,7 @@ class Runner:
         """Stop everything at once. What runs is recovered as after a crash."""
         for task in list(self._background):
             task.cancel()
+        self._reports.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -176,8 +181,9 @@ class Runner:
         return threading.get_ident() == self._thread
 
     def report(self, lease: str, report: Record) -> asyncio.Future[None]:
-        """Tell the scheduler of this lease. The future ends with the broker's confirm."""
-        return self._reports.add(run_key(ids.run_of(lease), self._shards), report)
+        """Send a report to the scheduler of this lease. The future ends when RabbitMQ has confirmed it, and never
+        fails."""
+        return self._report(run_key(ids.run_of(lease), self._shards), report)
 
     def report_end(self, execution: Execution, build: Callable[[str | None, bool], Record]) -> asyncio.Future[None]:
         """Report how it ended, and ask for the next task if its ticket can be kept."""
@@ -394,6 +400,21 @@ class Runner:
                 await asyncio.sleep(SWEEP_INTERVAL_S)
             else:
                 return
+
+    def _report(self, routing_key: str, report: Record) -> asyncio.Future[None]:
+        return self._reports.add(routing_key, encode_one(report))
+
+    async def _publish_until_confirmed(self, routing_key: str, body: bytes) -> None:
+        """Reports must not be lost: a lease whose end is never reported would block its run until the worker dies."""
+        while True:
+            try:
+                await self._transport.publish(REQUESTS, routing_key, body)
+                return
+            except TransportUnavailable as error:
+                _log.warning("reports to %s are not confirmed, publishing them again: %s", routing_key, error)
+            except Exception:
+                _log.exception("reports to %s cannot be published, trying again", routing_key)
+            await asyncio.sleep(REPORT_RETRY_PAUSE_S)
 
     async def _beat(self) -> None:
         while True:
