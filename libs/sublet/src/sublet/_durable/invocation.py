@@ -16,27 +16,30 @@ from sublet._durable.task_tree import Branch, BranchTask, Tree, current_branch
 from sublet._worker.clock import ActiveClock
 from sublet_protocol.messages import Completion, Grant, Operation
 
-POLL_INTERVAL_S = 0.05
-"""While some branch waits and another works on something that cannot tell us when it is over: how often to look."""
+TREE_CHECK_INTERVAL_S = 0.05
+"""Seconds between checks of the tree while one branch waits and another works on something that gives no signal when it
+ends (I/O, a timer, a thread)."""
 
-SPINS_MAX = 50
-"""Looks in a row that found a branch about to run, before it counts as one that works: it may be polling."""
+RUNNABLE_CHECKS_MAX = 50
+"""Checks in a row that may find a branch runnable. After that it counts as working: it may be polling."""
 
 GAP_PATIENCE_S = 2.0
-"""How long a result is held back for a branch that is slower than on the first pass. Code that never gets there (it
-decided by something outside the log) must not wait for ever."""
+"""Seconds that a result is held back for a branch that is slower than in the first invocation. It is limited, because
+code that depends on something outside the log may never ask for the earlier result."""
 
 UNINTERRUPTED_RESULTS = 200
-"""Results of a replay that are handed over without letting the event loop go round."""
+"""Results of a replay that are delivered without giving control to the event loop, so that other tasks are not
+blocked by a long replay."""
 
 CANCELS_MAX = 5
+"""How often code that has to end is cancelled. After that it is left running, and a warning is logged."""
 CANCEL_PAUSE_S = 1.0
-"""A dropped coroutine is cancelled this often, with this pause for its clean-up, before it is given up as leaked."""
+"""Seconds between these cancellations, for the clean-up of the code."""
 
 REFUSALS_MAX = 20
-"""Operations of ended code that are refused in the same way, before the next stronger one."""
+"""Operations of ended code that are refused by a cancellation, and then as many by `InvocationEnded`."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class InvocationEnded(BaseException):
@@ -81,7 +84,7 @@ class DurableInvocation:
         self._tree = Tree(grant.position, self._look_soon)
         self._open: dict[DurableWait, None] = {}
         self._look: asyncio.Handle | None = None
-        self._spins = 0
+        self._runnable_checks = 0
         self._held_since: float | None = None
         self._told_waiting = False
         self._uninterrupted = 0
@@ -208,7 +211,7 @@ class DurableInvocation:
                 return
             await asyncio.wait(list(self._tree.live), timeout=CANCEL_PAUSE_S)
         if self._tree.live:
-            _log.warning("code of %s caught %d cancellations and is left behind", self.name, CANCELS_MAX)
+            logger.warning("code of %s caught %d cancellations and is left behind", self.name, CANCELS_MAX)
 
     def _close(self) -> None:
         self.over = True
@@ -234,11 +237,11 @@ class DurableInvocation:
         """Hand over the next result, wait for the code, or leave. Runs after every operation and end of a branch."""
         self._look = None
         state = tree_state(self._tree.live)
-        if state is TreeState.RUNNABLE and self._spins < SPINS_MAX:
-            self._spins += 1
+        if state is TreeState.RUNNABLE and self._runnable_checks < RUNNABLE_CHECKS_MAX:
+            self._runnable_checks += 1
             self._look_soon()
             return
-        self._spins = 0
+        self._runnable_checks = 0
         first = self._first_deliverable()
         if first is not None and not self._held_back(first[0], state):
             self._deliver(first[1])
@@ -284,7 +287,7 @@ class DurableInvocation:
         if self.log.has_news or self._told_waiting:
             self._told_waiting = False
             self._host.record(self.log.take_new(), waiting=False)
-        self._look_later(POLL_INTERVAL_S)
+        self._look_later(TREE_CHECK_INTERVAL_S)
 
     def _all_wait(self) -> None:
         self._clock.pause()

@@ -44,8 +44,14 @@ from sublet_protocol.messages import (
 from sublet_protocol.specs import SlotKind, WorkflowSpec
 from sublet_protocol.topology import REQUESTS, WORKERS, pool_queue, run_key, worker_inbox
 
-SWEEP_INTERVAL_S = 0.1
-"""How often timeouts and unanswered claims are looked for."""
+TIMEOUT_CHECK_INTERVAL_S = 0.1
+"""Seconds between checks for tasks that exceeded their execution timeout and for claims without an answer."""
+
+DRAIN_CHECK_INTERVAL_S = 0.1
+"""Seconds between checks whether everything has ended, while the worker drains."""
+
+HELLO_RETRY_PAUSE_S = 0.1
+"""Seconds before a hello or goodbye is published again. The transport has waited for a connection before that."""
 
 REPORT_RETRY_PAUSE_S = 1.0
 """Pause before reports are published again. The transport itself has waited for a connection before that."""
@@ -53,7 +59,7 @@ REPORT_RETRY_PAUSE_S = 1.0
 RECENT_LEASES = 10_000
 """Leases that have ended are remembered, so that a grant that comes twice is not run twice."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +149,7 @@ class Runner:
             for execution in list(self._executions.values()):
                 if execution.durable_invocation is not None:
                     execution.durable_invocation.look()
-            await asyncio.sleep(SWEEP_INTERVAL_S)
+            await asyncio.sleep(DRAIN_CHECK_INTERVAL_S)
         self._tickets.requeue_all()
         await self._publish_to_schedulers(Goodbye(self._registration.worker_id))
 
@@ -249,7 +255,7 @@ class Runner:
         try:
             records = decode_for_worker(body)
         except MalformedMessage as error:
-            _log.error("a message in the inbox could not be read: %s", error)
+            logger.error("a message in the inbox could not be read: %s", error)
             return
         for record in records:
             match record:
@@ -266,7 +272,7 @@ class Runner:
                 case Ping():
                     self._answer_ping(record)
                 case _:
-                    _log.warning("a worker's inbox is no place for %s", type(record).__name__)
+                    logger.warning("a worker's inbox is no place for %s", type(record).__name__)
 
     def _granted(self, grant: Grant) -> None:
         self._shards = grant.shards
@@ -305,7 +311,7 @@ class Runner:
         """A task that this worker does not know: two programs share a pool."""
         self._remember(grant.lease)
         message = f"worker {self.worker_id} of pool {self._registration.pool} has no task {grant.workflow}:{grant.task}"
-        _log.error("%s", message)
+        logger.error("%s", message)
         error = TaskError("UnknownTask", message, task_run_id=ids.task_run_of(grant.lease))
         confirmed = self.report(grant.lease, Failed(grant.lease, grant.ticket, error, retryable=False))
         if ticket is not None:
@@ -315,7 +321,7 @@ class Runner:
         self._remember(message.lease)
         execution = self._executions.get(message.lease)
         if execution is not None and not execution.ended and not execution.is_cancelled:
-            _log.info("lease %s is revoked: %s", message.lease, message.reason)
+            logger.info("lease %s is revoked: %s", message.lease, message.reason)
             execution.is_cancelled = True
             self.spawn(self._stop(execution))
 
@@ -396,8 +402,8 @@ class Runner:
             try:
                 await self._transport.publish(WORKERS, "", encode([record]))
             except TransportUnavailable as error:
-                _log.warning("%s is not confirmed, sending it again: %s", type(record).__name__, error)
-                await asyncio.sleep(SWEEP_INTERVAL_S)
+                logger.warning("%s is not confirmed, sending it again: %s", type(record).__name__, error)
+                await asyncio.sleep(HELLO_RETRY_PAUSE_S)
             else:
                 return
 
@@ -411,9 +417,9 @@ class Runner:
                 await self._transport.publish(REQUESTS, routing_key, body)
                 return
             except TransportUnavailable as error:
-                _log.warning("reports to %s are not confirmed, publishing them again: %s", routing_key, error)
+                logger.warning("reports to %s are not confirmed, publishing them again: %s", routing_key, error)
             except Exception:
-                _log.exception("reports to %s cannot be published, trying again", routing_key)
+                logger.exception("reports to %s cannot be published, trying again", routing_key)
             await asyncio.sleep(REPORT_RETRY_PAUSE_S)
 
     async def _beat(self) -> None:
@@ -425,7 +431,7 @@ class Runner:
         """A worker that has nothing to do does nothing."""
         while True:
             await self._busy.wait()
-            await asyncio.sleep(SWEEP_INTERVAL_S)
+            await asyncio.sleep(TIMEOUT_CHECK_INTERVAL_S)
             self._tickets.ask_again()
             for execution in [e for e in self._executions.values() if e.clock.is_spent and not e.ended]:
                 execution.time_out()

@@ -9,16 +9,19 @@ from collections.abc import Callable, Hashable
 from contextvars import Context
 
 from sublet._amqp.transport import TicketDelivery, Transport
+from sublet_protocol.backoff import Backoff
 from sublet_protocol.messages import Claim, MalformedMessage, Record, Ticket, decode_ticket, encode
 from sublet_protocol.specs import SlotKind
 from sublet_protocol.topology import INBOXES
 
 CLAIM_REPEATED_S = 3.0
-"""A claim is repeated, to the shard's queue, when it has not been answered for this long; then after twice as long."""
+"""Seconds without an answer after which a claim is repeated, to the queue of the shard: a scheduler that took the shard
+over in the meantime has not seen the claim. The pause doubles up to `CLAIM_REPEATED_MAX_S`."""
 
 CLAIM_REPEATED_MAX_S = 30.0
+"""The longest pause in seconds between repeated claims: an outage of the scheduler must not fill its queue."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class HeldTicket:
@@ -27,12 +30,12 @@ class HeldTicket:
     __slots__ = (
         "ask_again_at",
         "asked",
+        "backoff",
         "claim_key",
         "delivery",
         "dismissed",
         "id",
         "kind",
-        "pause_s",
         "serving",
         "shard_key",
         "void",
@@ -51,7 +54,7 @@ class HeldTicket:
         self.dismissed = False
         """It said that there is nothing to do, before the broker has confirmed the last report under this ticket."""
         self.ask_again_at = 0.0
-        self.pause_s = CLAIM_REPEATED_S
+        self.backoff = Backoff(CLAIM_REPEATED_S, CLAIM_REPEATED_MAX_S)
         self.void = False
 
 
@@ -102,7 +105,7 @@ class Tickets:
         try:
             ticket = HeldTicket(decode_ticket(delivery.body), kind, delivery)
         except MalformedMessage as error:
-            _log.error("a ticket could not be read and is dropped: %s", error)
+            logger.error("a ticket could not be read and is dropped: %s", error)
             self._transport.ack(delivery)
             return
         if ticket.id in self._held:
@@ -208,8 +211,7 @@ class Tickets:
         now = self._loop.time()
         for ticket in self._held.values():
             if ticket.asked and ticket.ask_again_at <= now:
-                ticket.pause_s = min(ticket.pause_s * 2, CLAIM_REPEATED_MAX_S)
-                ticket.ask_again_at = now + ticket.pause_s
+                ticket.ask_again_at = now + ticket.backoff.next_s()
                 self._report(ticket.shard_key, self._claim(ticket))
 
     def _ask(self, ticket: HeldTicket) -> None:
@@ -221,8 +223,8 @@ class Tickets:
 
     def _await_answer(self, ticket: HeldTicket) -> None:
         ticket.asked = True
-        ticket.pause_s = CLAIM_REPEATED_S
-        ticket.ask_again_at = self._loop.time() + CLAIM_REPEATED_S
+        ticket.backoff.reset()
+        ticket.ask_again_at = self._loop.time() + ticket.backoff.next_s()
 
     def _send_claims(self) -> None:
         unsent, self._unsent = self._unsent, defaultdict(list)
