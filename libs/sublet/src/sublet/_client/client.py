@@ -40,7 +40,7 @@ from sublet._declare.types import (
     TaskDefaults,
 )
 from sublet._declare.workflow import Workflow
-from sublet._worker.context_vars import current_context
+from sublet._worker.context import current_context
 
 if TYPE_CHECKING:
     from sublet._durable.context import DurableContext

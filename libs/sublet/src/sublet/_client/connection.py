@@ -27,7 +27,7 @@ from sublet._amqp.transport import Transport
 from sublet._client.config import ClientConfig
 from sublet._client.loops import BackgroundLoop, CallersLoop, Loop
 from sublet._errors import TransportUnavailable
-from sublet._worker.context_vars import offline
+from sublet._worker.context import offline
 from sublet_protocol import messages
 from sublet_protocol.backoff import Backoff
 from sublet_protocol.messages import Record, Reply, RunRequest, RunResult, WatchRun, json_bytes

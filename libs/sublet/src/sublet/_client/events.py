@@ -13,7 +13,7 @@ from sublet._client.config import ClientConfig
 from sublet._client.connection import Connection
 from sublet._declare.serialization import check_name, encode_object
 from sublet._declare.types import JSON, BulkPushEventWithMetadata, Priority
-from sublet._worker.context_vars import current_context
+from sublet._worker.context import current_context
 from sublet_protocol import limits
 
 

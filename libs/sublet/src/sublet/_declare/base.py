@@ -23,7 +23,7 @@ from sublet._declare.types import (
     TriggerWorkflowOptions,
     WorkflowRunTriggerConfig,
 )
-from sublet._worker.context_vars import ChildSpawn, current_context
+from sublet._worker.context import ChildSpawn, current_context
 from sublet_protocol import ids, limits, specs
 from sublet_protocol.messages import ParentLink, RunRequest, RunResult
 

@@ -16,8 +16,7 @@ from sublet._client.config import ClientConfig
 from sublet._declare.serialization import encode_object
 from sublet._declare.types import JSON, EmptyModel
 from sublet._durable.context import DurableContext
-from sublet._worker.context import Context
-from sublet._worker.context_vars import ChildSpawn, current_context
+from sublet._worker.context import ChildSpawn, Context, current_context
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import Completion, Grant
 from sublet_protocol.specs import Groups

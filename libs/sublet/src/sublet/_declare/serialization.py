@@ -1,4 +1,4 @@
-"""JSON in and out of users' types: inputs and outputs of tasks, metadata, event payloads."""
+"""Converts between JSON and the types of users: inputs and outputs of tasks, metadata, event payloads, exceptions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from sublet._errors import IllegalTaskOutputError
+from sublet._errors import IllegalTaskOutputError, TaskRunError
 from sublet_protocol import limits
+from sublet_protocol.messages import TaskError
 
 T = TypeVar("T")
 
@@ -144,6 +145,21 @@ def encode_object(value: Mapping[str, Any], what: str, limit_bytes: int) -> byte
         raise ValueError(f"{what} cannot be written as JSON: {error}") from error
     check_size(raw, what, limit_bytes)
     return raw
+
+
+def task_error(error: BaseException, task_run_id: str) -> TaskError:
+    """An exception of a task as a message.
+
+    Text and trace are cut to `limits.ERROR_TEXT_MAX_CHARS` characters. The end of a long trace is kept, because it
+    shows where the exception was raised.
+    """
+    failed = TaskRunError.from_exception(error, task_run_id)
+    return TaskError(
+        type=failed.exc_type,
+        message=failed.exc[: limits.ERROR_TEXT_MAX_CHARS],
+        trace=failed.trace[-limits.ERROR_TEXT_MAX_CHARS :],
+        task_run_id=task_run_id,
+    )
 
 
 def check_size(raw: bytes, what: str, limit_bytes: int) -> None:

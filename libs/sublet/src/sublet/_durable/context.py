@@ -17,8 +17,7 @@ from sublet._declare.serialization import Codec, check_size
 from sublet._durable.replay import memo_operation, run_operation, wait_operation
 from sublet._durable.task_tree import Branch
 from sublet._errors import TaskRunError
-from sublet._worker.context import Context, TaskServices
-from sublet._worker.context_vars import ChildSpawn
+from sublet._worker.context import ChildSpawn, Context, TaskServices
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import ChildRequest, Completion, Grant, Operation, json_bytes
 from sublet_protocol.specs import Groups, SleepCondition

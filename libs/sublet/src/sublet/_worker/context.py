@@ -1,4 +1,7 @@
-"""What a task's function gets as its second argument: who it is, what came before it, and what it can ask for."""
+"""The context of a running task: what a task function gets as its second argument.
+
+`current_context` holds it while the code of a task runs, so that clients know which task started a run or an event.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic_core import to_json
@@ -19,6 +24,36 @@ from sublet_protocol.messages import Grant, TaskError, json_bytes
 
 if TYPE_CHECKING:
     from sublet._declare.task import Task
+
+
+current_context: ContextVar[Context | None] = ContextVar("sublet_current_context", default=None)
+"""The context of the running task; None outside of tasks. The worker copies it into the threads of sync tasks."""
+
+offline: ContextVar[str | None] = ContextVar("sublet_offline", default=None)
+"""Text of the error that clients raise when they are used here; None where they may be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpawn:
+    """A child run that a durable task starts.
+
+    ``await ctx._aio_spawn(spawns, wait)`` of a durable context starts them and returns a list in their order:
+
+    * ``wait=True``: the result of ``decode`` for the output of each child. For a child that failed or was cancelled:
+      its `TaskRunError` as a value, which the caller raises or returns (``return_exceptions``).
+    * ``wait=False``: the run ids of the children, once they are recorded.
+    """
+
+    workflow: str
+    """Name with its namespace."""
+    input_json: bytes = b"{}"
+    metadata: dict[str, object] = field(default_factory=dict)
+    """Already merged with the metadata of the parent."""
+    priority: int | None = None
+    child_key: str | None = None
+    decode: Callable[[bytes | None], Any] = lambda raw: raw
+    """Turns the output of the child into the value that the user gets. The output is that of the task for a workflow of
+    one task, else ``{task name: output}``; None for no output."""
 
 
 class TaskServices(Protocol):

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from sublet._client.config import ClientConfig
+from sublet._declare.serialization import task_error
 from sublet._declare.task import Task
 from sublet._durable.context import DurableContext
 from sublet._durable.invocation import Checkpoint, DurableInvocation
+from sublet._errors import NonRetryableException
 from sublet._worker.clock import ActiveClock
-from sublet._worker.context import Context
-from sublet._worker.context_vars import current_context
-from sublet._worker.failures import is_retryable, task_error
+from sublet._worker.context import Context, current_context
 from sublet._worker.tickets import HeldTicket
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import (
@@ -99,7 +99,10 @@ class Execution:
                 if self.is_cancelled:
                     self._runner.revoked(self)
                 else:
-                    self._fail(task_error(error, ids.task_run_of(self.lease)), retryable=is_retryable(error))
+                    self._fail(
+                        task_error(error, ids.task_run_of(self.lease)),
+                        retryable=not isinstance(error, NonRetryableException),
+                    )
         else:
             if not self.ended:
                 self._finish(encoded)
