@@ -1,4 +1,4 @@
-"""A workflow of one task, which is run as if it were a function."""
+"""Standalone tasks: workflows of one task, which are run like a function."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sublet._declare.types import JSON, In, R
 
 
 class Standalone(RunnableWorkflow[In, R, TaskRunRef[In, R]], Generic[In, R]):
-    """A task on its own: what ``@client.task()``, ``@client.durable_task()`` and ``client.stubs.task()`` make."""
+    """A workflow of one task, made by ``@client.task()``, ``@client.durable_task()`` and ``client.stubs.task()``."""
 
     def __init__(
         self, declared: WorkflowConfig, connection: Connection, config: ClientConfig, output_type: Any
@@ -40,10 +40,10 @@ class Standalone(RunnableWorkflow[In, R, TaskRunRef[In, R]], Generic[In, R]):
         """The task itself, for ``ctx.task_output`` and ``parents``.
 
         Raises:
-            ValueError: this is a stub, whose code lives elsewhere.
+            ValueError: this is a stub, whose code is in another program.
         """
         if not self.tasks:
-            raise ValueError(f"{self.name!r} is a stub: the code of its task lives elsewhere")
+            raise ValueError(f"{self.name!r} is a stub: the code of its task is in another program")
         return self.tasks[0]
 
     @property
@@ -67,7 +67,7 @@ class Standalone(RunnableWorkflow[In, R, TaskRunRef[In, R]], Generic[In, R]):
         lifespan: Any = None,
         dependencies: dict[str, Any] | None = None,
     ) -> R:
-        """As `Task.mock_run`."""
+        """See `Task.mock_run`."""
         return self.task.mock_run(input, additional_metadata, parent_outputs, retry_count, lifespan, dependencies)
 
     async def aio_mock_run(
@@ -79,13 +79,13 @@ class Standalone(RunnableWorkflow[In, R, TaskRunRef[In, R]], Generic[In, R]):
         lifespan: Any = None,
         dependencies: dict[str, Any] | None = None,
     ) -> R:
-        """As `mock_run`, for an async function."""
+        """Like `mock_run`, for an async function."""
         return await self.task.aio_mock_run(
             input, additional_metadata, parent_outputs, retry_count, lifespan, dependencies
         )
 
     def _value(self, outputs: Outputs) -> R:
-        if len(outputs) > 1:  # a stub of a workflow that has more tasks after all
+        if len(outputs) > 1:  # a stub for a workflow that turns out to have several tasks
             everything = {task: msgspec.Raw(raw or b"null") for task, raw in outputs.items()}
             return self._child_value(msgspec.json.encode(everything))
         return self._child_value(next(iter(outputs.values()), None))

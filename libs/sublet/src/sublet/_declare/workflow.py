@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Workflow(RunnableWorkflow[In, dict[str, Any], WorkflowRunRef]):
-    """A DAG of tasks, made by ``client.workflow(name=…)``; its decorators add the tasks."""
+    """A DAG of tasks, made by ``client.workflow(name=…)``. Its decorators add the tasks."""
 
     def __init__(
         self,
@@ -58,23 +58,28 @@ class Workflow(RunnableWorkflow[In, dict[str, Any], WorkflowRunRef]):
         skip_if: Conditions | None = None,
         cancel_if: Conditions | None = None,
     ) -> Callable[[Callable[[In, Context], R | Awaitable[R]]], Task[In, R]]:
-        """Add a task.
+        """Add a task. The function is ``(input, ctx) -> output``, sync or async.
+
+        Durations are a ``timedelta`` or a text such as ``"90s"``, ``"5m"`` or ``"1h30m"``.
 
         Args:
-            name: in lower case; the function's name unless given.
-            schedule_timeout: how long it may be ready without a worker taking it; then it is cancelled.
-            execution_timeout: how long it may run; then the attempt fails.
-            parents: it runs after these, and not at all if one fails or is cancelled.
-            retries: attempts after the first that failed.
-            backoff_factor: the delay before retry n is ``backoff_factor ** n`` seconds, at most
-                ``backoff_max_seconds`` (a day unless given). Without it retries are immediate.
-            wait_for: it runs when all of these are true; they count from when its parents are done.
-            skip_if: it is skipped (output ``{"skipped": True}``) when all of these are true.
-            cancel_if: it and what depends on it is cancelled when all of these are true.
+            name: unique in the workflow; converted to lower case. None: the name of the function.
+            schedule_timeout: how long the task may be ready without a worker that takes it. Then it is cancelled.
+                Default: 5 minutes.
+            execution_timeout: how long one attempt may run. Then the attempt fails. Default: 60 seconds.
+            parents: tasks that must complete first. The task does not run if one of them fails or is cancelled.
+            retries: how many more attempts follow after a failed one.
+            backoff_factor: the delay before retry n is ``backoff_factor ** n`` seconds. None: no delay.
+            backoff_max_seconds: the longest delay in seconds. None: one day.
+            wait_for: the task starts when all of these conditions are true. They are evaluated from the time when all
+                parents are complete.
+            skip_if: the task is skipped when all of these are true. Its output is then ``{"skipped": True}``.
+            cancel_if: the task and the tasks that depend on it are cancelled when all of these are true.
 
         Raises:
             ValueError: the name is taken or not valid, a number is out of range, a duration is not understood, two
-                conditions have the same key, or a `ParentCondition` is not about a parent.
+                conditions have the same key, or a `ParentCondition` names a task that is not a parent.
+            TypeError: a parent is not a task, or the return annotation of the function cannot be resolved.
         """
         options = TaskOptions(
             name=name,
@@ -104,9 +109,16 @@ class Workflow(RunnableWorkflow[In, dict[str, Any], WorkflowRunRef]):
         cancel_if: Conditions | None = None,
         eviction_policy: EvictionPolicy | None = DEFAULT_DURABLE_TASK_EVICTION_POLICY,
     ) -> Callable[[Callable[[In, DurableContext], Awaitable[R]]], Task[In, R]]:
-        """Add a durable task: an async function whose waits are kept in a log, so that it can leave its worker while
-        it waits and go on elsewhere. ``execution_timeout`` counts active time only. ``eviction_policy``: see
-        `EvictionPolicy`; None keeps it on its worker. Otherwise as `task`."""
+        """Add a durable task: an async function whose operations are recorded in a durable log.
+
+        While it waits it can be evicted from its worker, and any worker can resume it.
+
+        Args:
+            execution_timeout: counts active time only, not the time in which the task waits.
+            eviction_policy: when the task leaves its worker while it waits, see `EvictionPolicy`. None: never.
+
+        The other arguments and the exceptions are those of `task`.
+        """
         options = TaskOptions(
             is_durable=True,
             name=name,
@@ -132,11 +144,13 @@ class Workflow(RunnableWorkflow[In, dict[str, Any], WorkflowRunRef]):
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
     ) -> Callable[[Callable[[In, Context], R | Awaitable[R]]], Task[In, R]]:
-        """Add the task that runs once after the first final failure of another. Its name gets the ending
-        ``-on-failure``. ``ctx.task_run_errors`` tells it what failed.
+        """Add the task that runs once when another task of the run has failed and has no retries left.
+
+        ``-on-failure`` is appended to its name. ``ctx.task_run_errors`` holds the errors. The arguments are those of
+        `task`.
 
         Raises:
-            ValueError: there is one already; otherwise as `task`.
+            ValueError: the workflow has an on-failure task already; or as for `task`.
         """
         self._refuse_second(TaskType.ON_FAILURE)
         options = TaskOptions(
@@ -159,10 +173,12 @@ class Workflow(RunnableWorkflow[In, dict[str, Any], WorkflowRunRef]):
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
     ) -> Callable[[Callable[[In, Context], R | Awaitable[R]]], Task[In, R]]:
-        """Add the task that runs after all others have completed. Its name gets the ending ``-on-success``.
+        """Add the task that runs after all other tasks have completed. ``-on-success`` is appended to its name.
+
+        The arguments are those of `task`.
 
         Raises:
-            ValueError: there is one already; otherwise as `task`.
+            ValueError: the workflow has an on-success task already; or as for `task`.
         """
         self._refuse_second(TaskType.ON_SUCCESS)
         options = TaskOptions(
@@ -177,8 +193,14 @@ class Workflow(RunnableWorkflow[In, dict[str, Any], WorkflowRunRef]):
         return self._decorator(options)
 
     def add_task(self, task: Standalone[Any, Any]) -> None:
-        """Add the task of a standalone: it gets this workflow's input. Other tasks may name ``standalone.task`` as
-        their parent."""
+        """Add the task of a standalone task to this workflow. It gets the input of this workflow.
+
+        Other tasks can have ``standalone.task`` as a parent.
+
+        Raises:
+            TypeError: ``task`` is not a standalone task.
+            ValueError: the workflow has a task of the same name.
+        """
         if not isinstance(task, Standalone):
             raise TypeError(f"add_task takes a standalone task (made by @client.task()), not {task!r}")
         self._add(task.task.moved_to(self.name, self._input_codec))
@@ -204,7 +226,7 @@ class Workflow(RunnableWorkflow[In, dict[str, Any], WorkflowRunRef]):
         self._refresh_on_success()
 
     def _refresh_on_success(self) -> None:
-        """The on-success task, wherever it was declared, runs after all leaves."""
+        """Make all leaves the parents of the on-success task, independent of the order of declaration."""
         ordinary = [task for task in self.tasks if task.type is TaskType.DEFAULT]
         inner = {parent.name for task in ordinary for parent in task.parents}
         for task in self.tasks:
