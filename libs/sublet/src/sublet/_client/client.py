@@ -332,7 +332,7 @@ class Sublet:
         Args:
             name: workers with the same name and the same tasks share their work.
             slots: how many ordinary tasks run at the same time. None: 100.
-            durable_slots: how many durable tasks run at the same time; waiting ones do not count. None: 1,000.
+            durable_slots: how many durable tasks it holds at the same time; evicted ones do not count. None: 1,000.
             labels: shown with the worker, and in ``ctx.worker_labels``.
             workflows: the workflows and standalone tasks that it runs. ``worker.register_workflow`` adds more.
             lifespan: an async generator function. The code before its ``yield`` runs before the first task, the code
