@@ -41,13 +41,13 @@ class TransportUnavailable(SubletError, ConnectionError):
 
 
 class TaskRunError(SubletError):
-    """How a task failed.
+    """The error of one failed task.
 
     Attributes:
         exc: the text of the exception.
-        exc_type: the name of its class, such as ``"ValueError"``; ``"SubletError"`` where it is not known.
-        trace: the traceback as text, or "".
-        task_run_external_id: the task run that failed, or "".
+        exc_type: the name of its class, such as ``"ValueError"``; ``"SubletError"`` if it is not known.
+        trace: the traceback as text; empty if there is none.
+        task_run_external_id: the id of the failed task run; empty if it is not known.
     """
 
     def __init__(self, exc: str, exc_type: str, trace: str = "", task_run_external_id: str = "") -> None:
@@ -64,7 +64,10 @@ class TaskRunError(SubletError):
         return f"TaskRunError({self.exc!r}, {self.exc_type!r}, task_run_external_id={self.task_run_external_id!r})"
 
     def serialize(self, include_metadata: bool) -> str:
-        """``Type: message`` and the trace; with ``include_metadata`` also a line of JSON with the task run id."""
+        """The error as text: ``Type: message`` and the trace.
+
+        ``include_metadata`` adds a line of JSON with the id of the task run.
+        """
         text = str(self)
         if not include_metadata:
             return text
@@ -72,7 +75,7 @@ class TaskRunError(SubletError):
 
     @classmethod
     def deserialize(cls, serialized: str) -> TaskRunError:
-        """The reverse of `serialize`; text of another form becomes the message of an error of type ``SubletError``."""
+        """The reverse of `serialize`. Text of another form becomes the message of an error of type ``SubletError``."""
         text, _, last = serialized.strip().rpartition("\n")
         try:
             task_run_external_id = json.loads(last)["task_run_external_id"] or ""
@@ -86,6 +89,7 @@ class TaskRunError(SubletError):
 
     @classmethod
     def from_exception(cls, exc: BaseException, task_run_external_id: str = "") -> TaskRunError:
+        """The error for an exception, with its traceback. A `TaskRunError` is returned unchanged."""
         if isinstance(exc, cls):
             return exc
         trace = "".join(traceback.format_exception(exc))
@@ -93,7 +97,7 @@ class TaskRunError(SubletError):
 
 
 class FailedTaskRunExceptionGroup(SubletError, ValueError):
-    """A run failed. ``exceptions`` holds one `TaskRunError` for each task that did."""
+    """A run failed. ``exceptions`` holds one `TaskRunError` for each failed task; ``message`` says which run failed."""
 
     def __init__(self, message: str, exceptions: Sequence[TaskRunError]) -> None:
         super().__init__(message, list(exceptions))
@@ -105,11 +109,11 @@ class FailedTaskRunExceptionGroup(SubletError, ValueError):
 
 
 class UnknownWorkflowError(SubletError, ValueError):
-    """No worker has ever registered the workflow that was to run."""
+    """A run was requested of a workflow that no worker has ever registered."""
 
 
 class RunCancelledError(SubletError, ValueError):
-    """The result of a run was asked for that was cancelled."""
+    """The run whose result was requested was cancelled."""
 
 
 class RunNotFoundError(SubletError, ValueError):
@@ -117,8 +121,17 @@ class RunNotFoundError(SubletError, ValueError):
 
 
 class NonDeterminismError(SubletError):
-    """A durable task asked for something else than its log holds at this place: its code changed between two
-    invocations, or it decides by something (time, randomness, a global) that is not in the log."""
+    """A durable task asked for another operation than the recorded one.
+
+    Either its code was changed between two invocations, or it depends on something that is not in the durable log: the
+    time, random numbers or global variables.
+
+    Attributes:
+        task_external_id: the id of the task run.
+        invocation_count: the invocation that failed; 1 for the first.
+        message: what is recorded, and what the code asked for.
+        node_id: the operation id.
+    """
 
     def __init__(self, task_external_id: str, invocation_count: int, message: str, node_id: str) -> None:
         super().__init__(task_external_id, invocation_count, message, node_id)
@@ -132,12 +145,12 @@ class NonDeterminismError(SubletError):
 
 
 class IllegalTaskOutputError(SubletError):
-    """A task returned something that cannot be stored as its output."""
+    """A task returned a value that cannot be stored as its output. The text says why and what to do."""
 
 
 class LifespanSetupError(SubletError):
-    """The lifespan function of a worker failed before its first yield."""
+    """The lifespan function of a worker failed before its ``yield``."""
 
 
 class LoopAlreadyRunningError(SubletError):
-    """``worker.start()`` blocks, so it cannot be called where an event loop runs."""
+    """``worker.start()`` was called on a running event loop. It blocks, so use ``await worker.aio_start()`` there."""

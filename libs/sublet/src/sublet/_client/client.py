@@ -340,8 +340,7 @@ class Sublet:
 
         Raises:
             TypeError: an entry of ``workflows`` is not a workflow or a standalone task.
-            ValueError: a number of slots is out of range, or is given although no task needs it; or a workflow has no
-                tasks.
+            ValueError: a number of slots is out of range, a workflow has no tasks, or two have the same name.
         """
         from sublet._worker.worker import Worker
 

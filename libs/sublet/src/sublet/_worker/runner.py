@@ -120,7 +120,7 @@ class Runner:
             max_workers=max(registration.slots, 1) + limits.RELEASED_MAX_PER_WORKER, thread_name_prefix="sublet-task"
         )
 
-    # --- life -----------------------------------------------------------------------------------------------------
+    # --- start and stop --------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Register with the schedulers, and begin to take work. The transport must be connected."""
@@ -172,7 +172,7 @@ class Runner:
         """Number of leases of this worker by `Execution.state`."""
         return Counter(execution.state for execution in self._executions.values())
 
-    # --- for executions -------------------------------------------------------------------------------------------
+    # --- for executions --------------------------------------------------------------------------------------------
 
     @property
     def worker_id(self) -> str:
@@ -249,7 +249,7 @@ class Runner:
         else:
             self.free_slot(execution)
 
-    # --- what arrives ---------------------------------------------------------------------------------------------
+    # --- arriving messages -----------------------------------------------------------------------------------------
 
     def _on_message(self, body: bytes) -> None:
         try:
@@ -339,7 +339,7 @@ class Runner:
         if len(self._ended_leases) > RECENT_LEASES:
             self._ended_leases.popitem(last=False)
 
-    # --- tickets --------------------------------------------------------------------------------------------------
+    # --- tickets ---------------------------------------------------------------------------------------------------
 
     async def _consume(self, kind: SlotKind, slots: int) -> PoolConsumer:
         def on_ticket(delivery: TicketDelivery) -> None:
@@ -358,7 +358,7 @@ class Runner:
             redelivered=ticket.delivery.redelivered,
         )
 
-    # --- heartbeats ----------------------------------------------------------------------------------------------
+    # --- heartbeats ------------------------------------------------------------------------------------------------
 
     def _on_reconnect(self) -> None:
         self._tickets.reconnected()
@@ -433,7 +433,7 @@ class Runner:
             await self._busy.wait()
             await asyncio.sleep(TIMEOUT_CHECK_INTERVAL_S)
             self._tickets.ask_again()
-            for execution in [e for e in self._executions.values() if e.clock.is_spent and not e.ended]:
+            for execution in [e for e in self._executions.values() if e.clock.is_exceeded and not e.ended]:
                 execution.time_out()
             if not self._executions and not self._tickets.unanswered:
                 self._busy.clear()
