@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sublet import Context, DurableContext, ParentCondition, SleepCondition, Sublet, UserEventCondition
-from sublet._declare.workflow import BaseWorkflow
+from sublet._declare.base import BaseWorkflow
 
 APPROVED = "order.approved"
 CHARGE_DELAY = timedelta(seconds=2)

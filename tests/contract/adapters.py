@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from sublet._amqp.adapter import AmqpTransport
-from sublet._amqp.transport import Transport, TransportUnavailable
+from sublet._amqp.transport import Transport
+from sublet._errors import TransportUnavailable
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryTransport
 from sublet_platform.ports import Broker, Delivery
 from sublet_platform.rabbit.broker import Rabbit, declare

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from contract.adapters import Inbox, World, new_queue, unique
-from sublet._amqp.transport import TicketDelivery, TransportUnavailable
+from sublet._amqp.transport import TicketDelivery
+from sublet._errors import TransportUnavailable
 from sublet_platform.ports import Outgoing
 from sublet_protocol.topology import INBOXES, POOL_ARGUMENTS, Queue, Topology
 from support.polling import a_while, until

@@ -14,7 +14,8 @@ import pytest
 
 from contract.adapters import Inbox
 from sublet._amqp.adapter import AmqpTransport
-from sublet._amqp.transport import TicketDelivery, TransportUnavailable
+from sublet._amqp.transport import TicketDelivery
+from sublet._errors import TransportUnavailable
 from sublet_platform.ports import BrokerUnavailable, Delivery, Outgoing
 from sublet_platform.rabbit.broker import Rabbit, declare
 from sublet_protocol.topology import Queue, Topology

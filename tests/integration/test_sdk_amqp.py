@@ -13,7 +13,8 @@ import aio_pika
 import pytest
 
 from sublet._amqp.adapter import AmqpTransport
-from sublet._amqp.transport import TicketDelivery, TransportUnavailable
+from sublet._amqp.transport import TicketDelivery
+from sublet._errors import TransportUnavailable
 from support.servers import RabbitServer
 
 pytestmark = pytest.mark.real

@@ -26,8 +26,8 @@ from simulation.scenarios.plan import EventPlan, Plan, RunPlan
 from simulation.scenarios.workloads import EVENT_KEYS, LAST_WORK_S, VALUES
 from simulation.system.processes import Endless, ProcessLoop
 from simulation.system.simulated_system import SimulatedSystem
-from sublet._amqp.transport import TransportUnavailable
 from sublet._durable.task_tree import BranchTask
+from sublet._errors import TransportUnavailable
 from sublet_scheduler.scheduler import _scheduler_metrics
 
 WARM_UP_S = 3.0

@@ -9,10 +9,11 @@ from typing import Any
 
 import msgspec
 
-from sublet._amqp.transport import TicketDelivery, TransportUnavailable
+from sublet._amqp.transport import TicketDelivery
 from sublet._client.client import Sublet
 from sublet._client.config import ClientConfig
 from sublet._declare.standalone import Standalone
+from sublet._errors import TransportUnavailable
 from sublet._worker.worker import Worker
 from sublet_protocol import ids
 from sublet_protocol.messages import (

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, Protocol
 
 from simulation.system.processes import Process, ProcessLoop
-from sublet._amqp.transport import TransportUnavailable
+from sublet._errors import TransportUnavailable
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryTransport
 from sublet_platform.memory.cluster import Message, Subscription
 from sublet_platform.memory.connection import MemoryConnection, Registration

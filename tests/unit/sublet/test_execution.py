@@ -14,8 +14,7 @@ from pydantic import BaseModel
 
 from sublet._declare.types import EmptyModel
 from sublet._errors import LifespanSetupError, LoopAlreadyRunningError, NonRetryableException, TaskRunError
-from sublet._worker.context import Context
-from sublet._worker.context_vars import current_context
+from sublet._worker.context import Context, current_context
 from sublet._worker.worker import Worker, WorkerStatus
 from sublet_protocol import limits
 from sublet_protocol.messages import (

@@ -26,7 +26,7 @@ from sublet import (
     UnknownWorkflowError,
 )
 from sublet._durable.context import DurableContext
-from sublet._worker.context_vars import ChildSpawn, current_context
+from sublet._worker.context import ChildSpawn, current_context
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import ParentLink, Record, RunRequest, RunResult, TaskError, WatchRun
 from sublet_protocol.topology import run_key

@@ -331,3 +331,19 @@ def test_durations_name_their_sleeps(duration: timedelta | str, text: str) -> No
 def test_an_input_is_an_empty_model_unless_declared(sublet: Sublet) -> None:
     assert sublet.task()(noop).input_validator_type is EmptyModel
     assert sublet.task(input_validator=Order)(noop).input_validator_type is Order
+
+
+def test_positional_options_keep_their_order(sublet: Sublet) -> None:
+    workflow = sublet.workflow(name="positional")
+    root = workflow.task("root", "1m", "2m", None, 3, 1.5, 10)(noop)
+    leaf = workflow.task("leaf", "1m", "2m", [root], 1, None, None, [SleepCondition("1s")])(noop)
+    assert (root.name, root.schedule_timeout, root.execution_timeout) == ("root", "1m", "2m")
+    assert (root.retries, root.backoff_factor, root.backoff_max_seconds) == (3, 1.5, 10)
+    assert leaf.parents == [root]
+    assert len(leaf.wait_for) == 1
+
+
+def test_an_unknown_option_is_refused_where_the_task_is_declared(sublet: Sublet) -> None:
+    declare: Any = sublet.task
+    with pytest.raises(TypeError, match="retry"):
+        declare(retry=3)

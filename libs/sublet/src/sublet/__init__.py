@@ -1,6 +1,5 @@
 """Durable tasks and DAGs on RabbitMQ and MongoDB."""
 
-from sublet._amqp.transport import TransportUnavailable
 from sublet._client.client import Sublet
 from sublet._client.config import ClientConfig
 from sublet._client.events import Event
@@ -44,7 +43,9 @@ from sublet._errors import (
     NonRetryableException,
     RunCancelledError,
     RunNotFoundError,
+    SubletError,
     TaskRunError,
+    TransportUnavailable,
     UnknownWorkflowError,
 )
 from sublet._worker.context import Context
@@ -80,6 +81,7 @@ __all__ = [
     "SleepResult",
     "Standalone",
     "Sublet",
+    "SubletError",
     "Task",
     "TaskDefaults",
     "TaskRunDetail",

@@ -1,4 +1,22 @@
-"""What the SDK raises."""
+"""The exceptions that the SDK raises for users.
+
+SubletError
+├── NonRetryableException            raised by a task: do not retry
+├── TaskRunError                     how one task failed
+├── NonDeterminismError              a durable task differs from its log
+├── IllegalTaskOutputError           an output cannot be stored
+├── LifespanSetupError               the lifespan of a worker failed
+├── LoopAlreadyRunningError          a blocking call inside an event loop
+├── TransportUnavailable             also a ConnectionError
+├── FailedTaskRunExceptionGroup      also a ValueError
+├── UnknownWorkflowError             also a ValueError
+├── RunCancelledError                also a ValueError
+├── RunNotFoundError                 also a ValueError
+└── sublet.testing.NothingWillHappen
+
+Wrong arguments raise Python's own ``ValueError`` and ``TypeError``, and input of another type raises
+``pydantic.ValidationError``: these are mistakes of the program, which nobody should have to catch.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +25,29 @@ import traceback
 from collections.abc import Sequence
 
 
-class NonRetryableException(Exception):
+class SubletError(Exception):
+    """The base class of all exceptions that Sublet defines: ``except SubletError`` catches each of them."""
+
+
+class NonRetryableException(SubletError):
     """Raise it (or a subclass) in a task to fail at once, however many retries are left."""
 
 
-class TaskRunError(Exception):
-    """How a task failed.
+class TransportUnavailable(SubletError, ConnectionError):
+    """RabbitMQ did not confirm a message in time, or no scheduler answered a question in time.
+
+    The message may or may not have arrived.
+    """
+
+
+class TaskRunError(SubletError):
+    """The error of one failed task.
 
     Attributes:
         exc: the text of the exception.
-        exc_type: the name of its class, such as ``"ValueError"``; ``"SubletError"`` where it is not known.
-        trace: the traceback as text, or "".
-        task_run_external_id: the task run that failed, or "".
+        exc_type: the name of its class, such as ``"ValueError"``; ``"SubletError"`` if it is not known.
+        trace: the traceback as text; empty if there is none.
+        task_run_external_id: the id of the failed task run; empty if it is not known.
     """
 
     def __init__(self, exc: str, exc_type: str, trace: str = "", task_run_external_id: str = "") -> None:
@@ -35,7 +64,10 @@ class TaskRunError(Exception):
         return f"TaskRunError({self.exc!r}, {self.exc_type!r}, task_run_external_id={self.task_run_external_id!r})"
 
     def serialize(self, include_metadata: bool) -> str:
-        """``Type: message`` and the trace; with ``include_metadata`` also a line of JSON with the task run id."""
+        """The error as text: ``Type: message`` and the trace.
+
+        ``include_metadata`` adds a line of JSON with the id of the task run.
+        """
         text = str(self)
         if not include_metadata:
             return text
@@ -43,7 +75,7 @@ class TaskRunError(Exception):
 
     @classmethod
     def deserialize(cls, serialized: str) -> TaskRunError:
-        """The reverse of `serialize`; text of another form becomes the message of an error of type ``SubletError``."""
+        """The reverse of `serialize`. Text of another form becomes the message of an error of type ``SubletError``."""
         text, _, last = serialized.strip().rpartition("\n")
         try:
             task_run_external_id = json.loads(last)["task_run_external_id"] or ""
@@ -57,14 +89,15 @@ class TaskRunError(Exception):
 
     @classmethod
     def from_exception(cls, exc: BaseException, task_run_external_id: str = "") -> TaskRunError:
+        """The error for an exception, with its traceback. A `TaskRunError` is returned unchanged."""
         if isinstance(exc, cls):
             return exc
         trace = "".join(traceback.format_exception(exc))
         return cls(str(exc), type(exc).__name__, trace, task_run_external_id)
 
 
-class FailedTaskRunExceptionGroup(ValueError):
-    """A run failed. ``exceptions`` holds one `TaskRunError` for each task that did."""
+class FailedTaskRunExceptionGroup(SubletError, ValueError):
+    """A run failed. ``exceptions`` holds one `TaskRunError` for each failed task; ``message`` says which run failed."""
 
     def __init__(self, message: str, exceptions: Sequence[TaskRunError]) -> None:
         super().__init__(message, list(exceptions))
@@ -75,21 +108,30 @@ class FailedTaskRunExceptionGroup(ValueError):
         return "\n".join([self.message, *(f"- {error}" for error in self.exceptions)])
 
 
-class UnknownWorkflowError(ValueError):
-    """No worker has ever registered the workflow that was to run."""
+class UnknownWorkflowError(SubletError, ValueError):
+    """A run was requested of a workflow that no worker has ever registered."""
 
 
-class RunCancelledError(ValueError):
-    """The result of a run was asked for that was cancelled."""
+class RunCancelledError(SubletError, ValueError):
+    """The run whose result was requested was cancelled."""
 
 
-class RunNotFoundError(ValueError):
+class RunNotFoundError(SubletError, ValueError):
     """There is no run with this id."""
 
 
-class NonDeterminismError(Exception):
-    """A durable task asked for something else than its log holds at this place: its code changed between two
-    invocations, or it decides by something (time, randomness, a global) that is not in the log."""
+class NonDeterminismError(SubletError):
+    """A durable task asked for another operation than the recorded one.
+
+    Either its code was changed between two invocations, or it depends on something that is not in the durable log: the
+    time, random numbers or global variables.
+
+    Attributes:
+        task_external_id: the id of the task run.
+        invocation_count: the invocation that failed; 1 for the first.
+        message: what is recorded, and what the code asked for.
+        node_id: the operation id.
+    """
 
     def __init__(self, task_external_id: str, invocation_count: int, message: str, node_id: str) -> None:
         super().__init__(task_external_id, invocation_count, message, node_id)
@@ -102,13 +144,13 @@ class NonDeterminismError(Exception):
         return self.message
 
 
-class IllegalTaskOutputError(Exception):
-    """A task returned something that cannot be stored as its output."""
+class IllegalTaskOutputError(SubletError):
+    """A task returned a value that cannot be stored as its output. The text says why and what to do."""
 
 
-class LifespanSetupError(Exception):
-    """The lifespan function of a worker failed before its first yield."""
+class LifespanSetupError(SubletError):
+    """The lifespan function of a worker failed before its ``yield``."""
 
 
-class LoopAlreadyRunningError(Exception):
-    """``worker.start()`` blocks, so it cannot be called where an event loop runs."""
+class LoopAlreadyRunningError(SubletError):
+    """``worker.start()`` was called on a running event loop. It blocks, so use ``await worker.aio_start()`` there."""

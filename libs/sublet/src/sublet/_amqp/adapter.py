@@ -26,29 +26,34 @@ from aio_pika.exceptions import (
 )
 
 from sublet._amqp.connection_scope import ConnectionScope
-from sublet._amqp.transport import TicketDelivery, TransportUnavailable
+from sublet._amqp.transport import TicketDelivery
+from sublet._errors import TransportUnavailable
 from sublet_protocol import limits
 from sublet_protocol.addresses import CONNECT_TIMEOUT_S, addresses, with_heartbeat
+from sublet_protocol.backoff import Backoff
 from sublet_protocol.topology import INBOXES, POOL_ARGUMENTS
 
-RETRY_FIRST_S = 0.1
-RETRY_MAX_S = 5.0
-"""Pauses between attempts to connect double from the first to the longest."""
-REPEAT_FIRST_S = 0.05
-REPEAT_MAX_S = 1.0
-"""The same between attempts to publish."""
-WAIT_FOR_TOPOLOGY_S = 0.5
-"""Between looks for an exchange that the services have not declared yet, or for an inbox that is still locked."""
-LOOKS_PER_WARNING = 20
-"""One in so many of these looks says in the log what is waited for."""
-
+CONNECT_PAUSE_S = 0.1
+"""Seconds before the second attempt to connect. Pauses double up to `CONNECT_PAUSE_MAX_S`."""
+CONNECT_PAUSE_MAX_S = 5.0
+"""So many clients do not overload a RabbitMQ that is starting, and still connect soon after it is ready."""
+REPUBLISH_PAUSE_S = 0.05
+"""Seconds before a message is published again. Pauses double up to `REPUBLISH_PAUSE_MAX_S`."""
+REPUBLISH_PAUSE_MAX_S = 1.0
+"""A caller waits for the confirm, so this is shorter than the pause between attempts to connect."""
+RESTORE_PAUSE_S = 1.0
+"""Seconds before a session whose consumers could not be restored is replaced, so that the log is not flooded."""
+TOPOLOGY_CHECK_INTERVAL_S = 0.5
+"""Seconds between checks for an exchange that is not declared yet, or for an inbox that is still locked."""
+CHECKS_PER_WARNING = 20
+"""Only one of so many checks logs a warning (one in 10 s)."""
 
 _BROKEN = (AMQPError, OSError, RuntimeError)
 """What aio-pika raises when a connection or channel is gone (its ChannelInvalidStateError is a RuntimeError)."""
 
 _REFUSED = (AuthenticationError, ProbableAuthenticationError)
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Consume = Callable[["_Session"], Awaitable[None]]
 PendingSend = Callable[[], Coroutine[Any, Any, Any]]
@@ -141,13 +146,13 @@ class _Session:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self.connection.close()
         except _BROKEN:
-            _log.debug("the connection was closed already", exc_info=True)
+            logger.debug("the connection was closed already", exc_info=True)
 
     def _on_closed(self, *_: object) -> None:
         self.abort()
 
     def _on_cancelled(self, *_: object) -> None:
-        _log.warning("RabbitMQ cancelled a consumer: connecting afresh")
+        logger.warning("RabbitMQ cancelled a consumer: connecting afresh")
         self.abort()
 
     async def _check_exchange(self, exchange: str) -> None:
@@ -211,7 +216,7 @@ class AmqpTransport:
                 async with asyncio.timeout(1.0):
                     await self._sends_done.wait()
             except TimeoutError:
-                _log.warning(
+                logger.warning(
                     "closed with %d acknowledgements unsent: their tickets come again", len(self._pending_sends)
                 )
         self._closed = True
@@ -246,7 +251,7 @@ class AmqpTransport:
         )
         properties = message.properties
         problem = "not connected"
-        pause_s = REPEAT_FIRST_S
+        backoff = Backoff(REPUBLISH_PAUSE_S, REPUBLISH_PAUSE_MAX_S)
         try:
             async with asyncio.timeout(self._publish_timeout_s):
                 while True:
@@ -257,9 +262,8 @@ class AmqpTransport:
                         return
                     except _BROKEN as error:
                         problem = _problem(error, exchange, routing_key)
-                    _log.info("publishing again, because %s", problem)
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(pause_s * 2, REPEAT_MAX_S)
+                    logger.info("publishing again, because %s", problem)
+                    await asyncio.sleep(backoff.next_s())
         except TimeoutError:
             raise TransportUnavailable(
                 f"RabbitMQ at {self._shown_url()} did not confirm within {self._publish_timeout_s:g} s: {problem}."
@@ -316,7 +320,7 @@ class AmqpTransport:
                 if not session.closed.is_set():
                     del self._consumers[name]
                     raise TransportUnavailable(f"RabbitMQ refuses to consume {name!r}: {error}") from error
-            await asyncio.sleep(REPEAT_FIRST_S)
+            await asyncio.sleep(REPUBLISH_PAUSE_S)
 
     def _use(self, session: _Session) -> None:
         self._session = session
@@ -330,7 +334,7 @@ class AmqpTransport:
         return self._session
 
     async def _open_session(self, give_up: tuple[type[Exception], ...] = ()) -> _Session:
-        pause_s = RETRY_FIRST_S
+        backoff = Backoff(CONNECT_PAUSE_S, CONNECT_PAUSE_MAX_S)
         while True:
             url = with_heartbeat(self._url)
             try:
@@ -339,17 +343,16 @@ class AmqpTransport:
             except give_up:
                 raise
             except _BROKEN as error:
-                _log.warning("cannot connect to RabbitMQ at %s, trying again: %s", self._shown_url(), error)
+                logger.warning("cannot connect to RabbitMQ at %s, trying again: %s", self._shown_url(), error)
             self._url = next(self._urls)
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, RETRY_MAX_S)
+            await asyncio.sleep(backoff.next_s())
 
     async def _keep_connected(self, session: _Session) -> None:
         while True:
             await session.closed.wait()
             self._session = None
             self._changed.clear()
-            _log.warning("lost the connection to RabbitMQ at %s: connecting afresh", self._shown_url())
+            logger.warning("lost the connection to RabbitMQ at %s: connecting afresh", self._shown_url())
             self._url = next(self._urls)
             session = await self._open_session()
             self._use(session)
@@ -358,11 +361,11 @@ class AmqpTransport:
                     for name, start in list(self._consumers.items()):
                         await session.consume(name, start)
             except _BROKEN as error:
-                _log.warning("could not restore a consumer: %s", error)
-                await asyncio.sleep(REPEAT_MAX_S)
+                logger.warning("could not restore a consumer: %s", error)
+                await asyncio.sleep(RESTORE_PAUSE_S)
                 session.abort()
             else:
-                _log.info("connected to RabbitMQ again")
+                logger.info("connected to RabbitMQ again")
                 for callback in self._reconnect_callbacks:
                     self._call(callback)
 
@@ -370,7 +373,7 @@ class AmqpTransport:
         try:
             callback()
         except Exception:
-            _log.exception("what was to be done after the reconnect failed")
+            logger.exception("what was to be done after the reconnect failed")
 
     def _run_soon(self, session: _Session, pending_send: PendingSend) -> None:
         self._pending_sends.append((session, pending_send))
@@ -388,7 +391,7 @@ class AmqpTransport:
                     with session.scope.held():
                         await pending_send()
                 except _BROKEN as error:
-                    _log.debug("an acknowledgement or hint was lost with its connection: %s", error)
+                    logger.debug("an acknowledgement or hint was lost with its connection: %s", error)
             self._sends_done.set()
 
     def _shown_url(self) -> str:
@@ -450,11 +453,11 @@ class _PoolConsumer:
             with session.scope.held():
                 await channel.basic_cancel(tag)
         except _BROKEN:
-            _log.debug("the consumer was gone already", exc_info=True)
+            logger.debug("the consumer was gone already", exc_info=True)
 
 
 async def _start_inbox(name: str, on_message: Callable[[bytes], None], session: _Session) -> None:
-    looks = 0
+    checks = 0
     while True:
         channel = await session.plain_channel()
         try:
@@ -464,10 +467,10 @@ async def _start_inbox(name: str, on_message: Callable[[bytes], None], session: 
         except AMQPError as error:
             if session.closed.is_set():
                 raise
-            if looks % LOOKS_PER_WARNING == 0:
-                _log.warning("%s", _waiting_for(error, name))
-        looks += 1
-        await asyncio.sleep(WAIT_FOR_TOPOLOGY_S)
+            if checks % CHECKS_PER_WARNING == 0:
+                logger.warning("%s", _waiting_for(error, name))
+        checks += 1
+        await asyncio.sleep(TOPOLOGY_CHECK_INTERVAL_S)
     await session.watch(channel)
     underlay: Any = await channel.get_underlay_channel()
     await underlay.basic_consume(name, lambda message: on_message(message.body), no_ack=True)

@@ -7,10 +7,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class TransportUnavailable(ConnectionError):
-    """The broker did not confirm in time. The message may or may not have arrived."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class TicketDelivery:
     """A ticket that was delivered: a slot of this worker is taken until it is acknowledged."""

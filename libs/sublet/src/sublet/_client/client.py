@@ -1,4 +1,4 @@
-"""`Sublet`: where everything begins."""
+"""`Sublet`: the client, which declares workflows, runs them and makes workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import socket
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from sublet._amqp.transport import Transport
 from sublet._client.config import ClientConfig
@@ -17,6 +18,14 @@ from sublet._client.runs import RunsClient
 from sublet._client.stubs import StubsClient
 from sublet._declare.base import BaseWorkflow, WorkflowConfig
 from sublet._declare.durations import Duration
+from sublet._declare.options import (
+    DEFAULT_EXECUTION_TIMEOUT,
+    DEFAULT_SCHEDULE_TIMEOUT,
+    DurableStandaloneOptions,
+    StandaloneOptions,
+    TaskOptions,
+    WorkflowOptions,
+)
 from sublet._declare.standalone import Standalone
 from sublet._declare.task import function_name, return_type
 from sublet._declare.types import (
@@ -30,8 +39,8 @@ from sublet._declare.types import (
     R,
     TaskDefaults,
 )
-from sublet._declare.workflow import DEFAULT_EXECUTION_TIMEOUT, DEFAULT_SCHEDULE_TIMEOUT, Workflow
-from sublet._worker.context_vars import current_context
+from sublet._declare.workflow import Workflow
+from sublet._worker.context import current_context
 
 if TYPE_CHECKING:
     from sublet._durable.context import DurableContext
@@ -49,8 +58,14 @@ def _amqp(config: ClientConfig) -> Transport:
 class Sublet:
     """A client: declares workflows, runs them, publishes events, and makes workers.
 
-    It connects when it first has to, so it can be made at import time. The sync methods work in threads with a running
-    event loop and in those without; the ``aio_…`` methods on whatever loop awaits them.
+    The client connects at the first use, so it can be created at import time. The ``aio_…`` methods can be awaited on
+    any event loop. The other methods block the calling thread; they can be called from any thread.
+
+    Attributes:
+        config: the settings of this client.
+        event: publishes events, see `EventClient`.
+        runs: reads, cancels and replays runs, see `RunsClient`.
+        stubs: runs workflows whose code is in another program, see `StubsClient`.
     """
 
     def __init__(
@@ -64,9 +79,12 @@ class Sublet:
     ) -> None:
         """
         Args:
-            config: read from the environment unless given.
-            transport_factory, background, now, new_id: for tests and simulations: another way to the broker; False to
-                run on the caller's event loop (only ``aio_…`` methods then); the time in epoch seconds; fresh ids.
+            config: the settings. None reads them from the environment and ``.env`` files.
+            transport_factory: for tests: makes another connection than the one to RabbitMQ.
+            background: for tests: False runs everything on the event loop of the caller, and only the ``aio_…``
+                methods can be used.
+            now: for tests: the time in Unix seconds.
+            new_id: for tests: makes ids that are not used yet.
         """
         self.config = config or ClientConfig()
         self._transport_factory, self._now, self._new_id = transport_factory, now, new_id
@@ -83,16 +101,16 @@ class Sublet:
 
     @property
     def current_context(self) -> Context | None:
-        """The context of the task that this code runs in; None outside of tasks."""
+        """The context of the task that runs this code; None outside of tasks."""
         return current_context.get()
 
     def close(self) -> None:
-        """Close the connection. Not needed at the end of a program."""
+        """Close the connection. Not needed at the end of a program. The next call connects again."""
         self._connection.sync(self._connection.close())
         self._connection.stop()
 
     async def aio_close(self) -> None:
-        """As `close`."""
+        """Like `close`, for async code."""
         await self._connection.aio(self._connection.close())
         self._connection.stop()
 
@@ -103,14 +121,8 @@ class Sublet:
         self,
         *,
         name: str,
-        description: str | None = ...,
         input_validator: None = ...,
-        on_events: list[str] | None = ...,
-        version: str | None = ...,
-        default_priority: int | Priority = ...,
-        default_filters: list[DefaultFilter] | None = ...,
-        default_additional_metadata: JSON | None = ...,
-        task_defaults: TaskDefaults = ...,
+        **options: Unpack[WorkflowOptions],
     ) -> Workflow[EmptyModel]: ...
 
     @overload
@@ -118,14 +130,8 @@ class Sublet:
         self,
         *,
         name: str,
-        description: str | None = ...,
         input_validator: type[In],
-        on_events: list[str] | None = ...,
-        version: str | None = ...,
-        default_priority: int | Priority = ...,
-        default_filters: list[DefaultFilter] | None = ...,
-        default_additional_metadata: JSON | None = ...,
-        task_defaults: TaskDefaults = ...,
+        **options: Unpack[WorkflowOptions],
     ) -> Workflow[In]: ...
 
     def workflow(
@@ -141,24 +147,26 @@ class Sublet:
         default_additional_metadata: JSON | None = None,
         task_defaults: TaskDefaults = TaskDefaults(),  # noqa: B008  # never changed
     ) -> Workflow[Any]:
-        """Declare a workflow; its decorators (``@workflow.task()``) add the tasks.
+        """Declare a workflow. Its decorators (``@workflow.task()``) add the tasks.
 
         Args:
             name: unique in the namespace.
-            description: for people.
-            input_validator: type of the input: a pydantic model, a dataclass, a TypedDict or ``dict``.
-            on_events: keys of events that start a run with their payload as the input; ``*`` stands for any characters.
-            version: for people; what Sublet goes by is a digest of the declaration.
-            default_priority: of runs that do not say.
-            default_filters: with any, an event starts one run for each filter of its scope whose expression is true.
-            default_additional_metadata: of every run.
-            task_defaults: for parameters that a task leaves at their defaults.
+            description: a text for humans.
+            input_validator: type of the input: a pydantic model, a dataclass, a TypedDict or ``dict``. None accepts
+                any JSON object.
+            on_events: keys of events. Each event with one of these keys starts a run, with its payload as the input.
+                ``*`` stands for any characters.
+            version: a label for humans. Sublet itself tells versions apart by a digest of the declaration.
+            default_priority: priority of runs that are started without one.
+            default_filters: if there are any, an event starts one run for each filter that has the scope of the event
+                and an expression that is true.
+            default_additional_metadata: metadata of every run.
+            task_defaults: replaces the defaults of the options of the tasks.
 
         Raises:
-            ValueError: the name or an event key is not valid.
+            ValueError: the name or an event key is not valid, or the metadata are too large.
         """
         declared = _declared(
-            name,
             description,
             input_validator,
             on_events,
@@ -166,6 +174,7 @@ class Sublet:
             default_priority,
             default_filters,
             default_additional_metadata,
+            name=name,
         )
         return Workflow(declared, self._connection, self.config, task_defaults)
 
@@ -175,38 +184,16 @@ class Sublet:
     def task(
         self,
         *,
-        name: str | None = ...,
-        description: str | None = ...,
         input_validator: None = ...,
-        on_events: list[str] | None = ...,
-        version: str | None = ...,
-        default_priority: int | Priority = ...,
-        default_filters: list[DefaultFilter] | None = ...,
-        default_additional_metadata: JSON | None = ...,
-        schedule_timeout: Duration = ...,
-        execution_timeout: Duration = ...,
-        retries: int = ...,
-        backoff_factor: float | None = ...,
-        backoff_max_seconds: int | None = ...,
+        **options: Unpack[StandaloneOptions],
     ) -> Callable[[Callable[[EmptyModel, Context], R | Awaitable[R]]], Standalone[EmptyModel, R]]: ...
 
     @overload
     def task(
         self,
         *,
-        name: str | None = ...,
-        description: str | None = ...,
         input_validator: type[In],
-        on_events: list[str] | None = ...,
-        version: str | None = ...,
-        default_priority: int | Priority = ...,
-        default_filters: list[DefaultFilter] | None = ...,
-        default_additional_metadata: JSON | None = ...,
-        schedule_timeout: Duration = ...,
-        execution_timeout: Duration = ...,
-        retries: int = ...,
-        backoff_factor: float | None = ...,
-        backoff_max_seconds: int | None = ...,
+        **options: Unpack[StandaloneOptions],
     ) -> Callable[[Callable[[In, Context], R | Awaitable[R]]], Standalone[In, R]]: ...
 
     def task(
@@ -226,79 +213,56 @@ class Sublet:
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
     ) -> Callable[[Callable[[Any, Any], Any]], Standalone[Any, Any]]:
-        """Declare a task on its own, with a function ``(input, ctx) -> output``, async or not.
+        """Declare a standalone task: a workflow of one task. The function is ``(input, ctx) -> output``, sync or async.
 
-        ``name`` is the function's name unless given. The arguments about the workflow are as in `workflow`, those about
-        the task as in `Workflow.task`. The output is a pydantic model, a dictionary, a dataclass or None; callers get
-        it as the type that the function is annotated with.
+        The function returns a pydantic model, a dataclass, a dictionary or None. Callers get the type of its return
+        annotation.
+
+        Args:
+            name: unique in the namespace. None: the name of the function.
+            description, input_validator, on_events, version: see `workflow`.
+            default_priority, default_filters, default_additional_metadata: see `workflow`.
+            schedule_timeout, execution_timeout, retries, backoff_factor, backoff_max_seconds: see `Workflow.task`.
 
         Raises:
-            ValueError, TypeError: as `workflow` and `Workflow.task`.
+            ValueError: see `workflow` and `Workflow.task`.
+            TypeError: the return annotation cannot be resolved.
         """
 
-        def decorate(fn: Callable[[Any, Any], Any]) -> Standalone[Any, Any]:
-            declared = _declared(
-                name or function_name(fn),
-                description,
-                input_validator,
-                on_events,
-                version,
-                default_priority,
-                default_filters,
-                default_additional_metadata,
-            )
-            return self._standalone(
-                fn,
-                declared,
-                name=name,
-                is_durable=False,
-                schedule_timeout=schedule_timeout,
-                execution_timeout=execution_timeout,
-                retries=retries,
-                backoff_factor=backoff_factor,
-                backoff_max_seconds=backoff_max_seconds,
-            )
-
-        return decorate
+        declared = partial(
+            _declared,
+            description,
+            input_validator,
+            on_events,
+            version,
+            default_priority,
+            default_filters,
+            default_additional_metadata,
+        )
+        options = TaskOptions(
+            name=name,
+            schedule_timeout=schedule_timeout,
+            execution_timeout=execution_timeout,
+            retries=retries,
+            backoff_factor=backoff_factor,
+            backoff_max_seconds=backoff_max_seconds,
+        )
+        return self._decorator(declared, options)
 
     @overload
     def durable_task(
         self,
         *,
-        name: str | None = ...,
-        description: str | None = ...,
         input_validator: None = ...,
-        on_events: list[str] | None = ...,
-        version: str | None = ...,
-        default_priority: int | Priority = ...,
-        default_filters: list[DefaultFilter] | None = ...,
-        default_additional_metadata: JSON | None = ...,
-        schedule_timeout: Duration = ...,
-        execution_timeout: Duration = ...,
-        retries: int = ...,
-        backoff_factor: float | None = ...,
-        backoff_max_seconds: int | None = ...,
-        eviction_policy: EvictionPolicy | None = ...,
+        **options: Unpack[DurableStandaloneOptions],
     ) -> Callable[[Callable[[EmptyModel, DurableContext], Awaitable[R]]], Standalone[EmptyModel, R]]: ...
 
     @overload
     def durable_task(
         self,
         *,
-        name: str | None = ...,
-        description: str | None = ...,
         input_validator: type[In],
-        on_events: list[str] | None = ...,
-        version: str | None = ...,
-        default_priority: int | Priority = ...,
-        default_filters: list[DefaultFilter] | None = ...,
-        default_additional_metadata: JSON | None = ...,
-        schedule_timeout: Duration = ...,
-        execution_timeout: Duration = ...,
-        retries: int = ...,
-        backoff_factor: float | None = ...,
-        backoff_max_seconds: int | None = ...,
-        eviction_policy: EvictionPolicy | None = ...,
+        **options: Unpack[DurableStandaloneOptions],
     ) -> Callable[[Callable[[In, DurableContext], Awaitable[R]]], Standalone[In, R]]: ...
 
     def durable_task(
@@ -319,35 +283,38 @@ class Sublet:
         backoff_max_seconds: int | None = None,
         eviction_policy: EvictionPolicy | None = DEFAULT_DURABLE_TASK_EVICTION_POLICY,
     ) -> Callable[[Callable[[Any, Any], Awaitable[Any]]], Standalone[Any, Any]]:
-        """Declare a durable task on its own: an async function whose waits are kept in a log, so that it can leave its
-        worker while it waits and go on elsewhere. ``execution_timeout`` counts active time only; ``eviction_policy``
-        None keeps it on its worker. Otherwise as `task`."""
+        """Declare a standalone durable task: an async function whose operations are recorded in a durable log.
 
-        def decorate(fn: Callable[[Any, Any], Awaitable[Any]]) -> Standalone[Any, Any]:
-            declared = _declared(
-                name or function_name(fn),
-                description,
-                input_validator,
-                on_events,
-                version,
-                default_priority,
-                default_filters,
-                default_additional_metadata,
-            )
-            return self._standalone(
-                fn,
-                declared,
-                name=name,
-                is_durable=True,
-                schedule_timeout=schedule_timeout,
-                execution_timeout=execution_timeout,
-                retries=retries,
-                backoff_factor=backoff_factor,
-                backoff_max_seconds=backoff_max_seconds,
-                eviction_policy=eviction_policy,
-            )
+        While it waits it can be evicted from its worker, and any worker can resume it.
 
-        return decorate
+        Args:
+            execution_timeout: counts active time only, not the time in which the task waits.
+            eviction_policy: when the task leaves its worker while it waits. None: never.
+
+        The other arguments and the exceptions are those of `task`.
+        """
+
+        declared = partial(
+            _declared,
+            description,
+            input_validator,
+            on_events,
+            version,
+            default_priority,
+            default_filters,
+            default_additional_metadata,
+        )
+        options = TaskOptions(
+            is_durable=True,
+            name=name,
+            schedule_timeout=schedule_timeout,
+            execution_timeout=execution_timeout,
+            retries=retries,
+            backoff_factor=backoff_factor,
+            backoff_max_seconds=backoff_max_seconds,
+            eviction_policy=eviction_policy,
+        )
+        return self._decorator(declared, options)
 
     # --- workers --------------------------------------------------------------------------------------------------
 
@@ -360,16 +327,20 @@ class Sublet:
         workflows: list[BaseWorkflow[Any]] | None = None,
         lifespan: LifespanFn | None = None,
     ) -> Worker:
-        """A worker of the pool ``name`` that runs these workflows once it is started.
+        """Make a worker that runs these workflows. Call its ``start()``.
 
         Args:
-            name: workers of one name that register the same tasks share their work.
-            slots: ordinary tasks at a time; 100 unless given.
-            durable_slots: durable tasks at a time that are not waiting; 1,000 unless given.
-            labels: for people.
-            workflows: what it can run; more by ``worker.register_workflow``.
-            lifespan: an async generator function: what it yields is ``ctx.lifespan`` of every task; it is resumed after
-                the last task has ended.
+            name: workers with the same name and the same tasks share their work.
+            slots: how many ordinary tasks run at the same time. None: 100.
+            durable_slots: how many durable tasks it holds at the same time; evicted ones do not count. None: 1,000.
+            labels: shown with the worker, and in ``ctx.worker_labels``.
+            workflows: the workflows and standalone tasks that it runs. ``worker.register_workflow`` adds more.
+            lifespan: an async generator function. The code before its ``yield`` runs before the first task, the code
+                after it runs after the last task. The yielded value is ``ctx.lifespan``.
+
+        Raises:
+            TypeError: an entry of ``workflows`` is not a workflow or a standalone task.
+            ValueError: a number of slots is out of range, a workflow has no tasks, or two have the same name.
         """
         from sublet._worker.worker import Worker
 
@@ -386,15 +357,20 @@ class Sublet:
             new_id=self._new_id,
         )
 
-    def _standalone(self, fn: Callable[..., Any], declared: WorkflowConfig, **options: Any) -> Standalone[Any, Any]:
-        output_type = return_type(fn, declared.name)
-        standalone: Standalone[Any, Any] = Standalone(declared, self._connection, self.config, output_type)
-        standalone.add(fn, **options)
-        return standalone
+    def _decorator(
+        self, declared: Callable[..., WorkflowConfig], options: TaskOptions
+    ) -> Callable[[Callable[..., Any]], Standalone[Any, Any]]:
+        def decorate(fn: Callable[..., Any]) -> Standalone[Any, Any]:
+            config = declared(name=options.name or function_name(fn))
+            output_type = return_type(fn, config.name)
+            standalone: Standalone[Any, Any] = Standalone(config, self._connection, self.config, output_type)
+            standalone.add(fn, **vars(options))
+            return standalone
+
+        return decorate
 
 
 def _declared(
-    name: str,
     description: str | None,
     input_validator: type[Any] | None,
     on_events: list[str] | None,
@@ -402,6 +378,8 @@ def _declared(
     default_priority: int | Priority,
     default_filters: list[DefaultFilter] | None,
     default_additional_metadata: JSON | None,
+    *,
+    name: str,
 ) -> WorkflowConfig:
     return WorkflowConfig(
         name=name,

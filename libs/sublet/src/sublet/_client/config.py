@@ -1,4 +1,4 @@
-"""Settings of a client: from arguments, from the environment (prefix ``SUBLET_``) and from ``.env`` files."""
+"""Settings of clients and workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class ClientConfig(BaseSettings):
-    """Arguments win over environment variables, those over ``.env.local``, ``.env.dev``, ``.env.sublet``, ``.env``."""
+    """Settings from arguments, environment variables (prefix ``SUBLET_``) and files.
+
+    In order of precedence: arguments, environment variables, ``.env.local``, ``.env.dev``, ``.env.sublet``, ``.env``.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="SUBLET_",
@@ -19,17 +22,17 @@ class ClientConfig(BaseSettings):
     )
 
     amqp_url: str = Field("amqp://guest:guest@127.0.0.1:5672/", repr=False)
-    """Where RabbitMQ is; ``amqps://`` for TLS. The only address that clients and workers need."""
+    """Address of RabbitMQ; ``amqps://`` for TLS. Several addresses are separated by commas and tried in turn."""
     namespace: str = ""
-    """Put before the names of workflows, events and workers, so that several teams can share one Sublet."""
+    """Prefix for the names of workflows, events and workers, so that several teams can share one installation."""
     logger: logging.Logger = Field(default_factory=lambda: logging.getLogger("sublet"))
     connect_timeout_s: float = Field(30.0, gt=0)
-    """How long a call waits for the first connection before it raises."""
+    """Seconds that a call waits for the first connection before it raises `TransportUnavailable`."""
     publish_timeout_s: float = Field(60.0, gt=0)
-    """How long a message is sent again and again, over reconnects, until the broker has confirmed it. Longer than it
-    takes to notice that a connection has died without a word (half a minute)."""
+    """Seconds for which publishing a message is retried, also after reconnects, until RabbitMQ has confirmed it. The
+    default is longer than the 30 s after which a dead connection is noticed."""
     query_timeout_s: float = Field(15.0, gt=0)
-    """How long questions (``runs.get`` and the like) wait for an answer."""
+    """Seconds that ``runs.get`` and other queries wait for an answer before they raise `TransportUnavailable`."""
 
     @field_validator("namespace")
     @classmethod
@@ -38,6 +41,6 @@ class ClientConfig(BaseSettings):
         return namespace if not namespace or namespace.endswith("_") else f"{namespace}_"
 
     def apply_namespace(self, resource_name: str, namespace_override: str | None = None) -> str:
-        """The name with its namespace in front, unless it already begins with it."""
+        """The name with the namespace as prefix. A name that has the prefix already is returned unchanged."""
         namespace = self.namespace if namespace_override is None else namespace_override
         return resource_name if resource_name.startswith(namespace) else namespace + resource_name

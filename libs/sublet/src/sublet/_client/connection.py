@@ -17,17 +17,19 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from sublet._amqp.transport import Transport, TransportUnavailable
+from sublet._amqp.publisher import BatchPublisher
+from sublet._amqp.transport import Transport
 from sublet._client.config import ClientConfig
 from sublet._client.loops import BackgroundLoop, CallersLoop, Loop
-from sublet._client.outbox import Outbox
-from sublet._worker.context_vars import offline
+from sublet._errors import TransportUnavailable
+from sublet._worker.context import offline
 from sublet_protocol import messages
+from sublet_protocol.backoff import Backoff
 from sublet_protocol.messages import Record, Reply, RunRequest, RunResult, WatchRun, json_bytes
 from sublet_protocol.topology import EVENTS, REQUESTS, client_inbox, run_key
 
@@ -35,21 +37,23 @@ T = TypeVar("T")
 TransportFactory = Callable[[ClientConfig], Transport]
 
 
-POLL_INTERVAL_S = 1.0
-"""How often the open results are looked through for those that have waited long."""
+RESULT_CHECK_INTERVAL_S = 1.0
+"""Seconds between checks which pending results must be requested again."""
 
 WATCH_AGAIN_S = 10.0
-"""After this long without a result it is asked for again; the pause doubles up to `WATCH_AGAIN_MAX_S`."""
+"""Seconds without a result after which it is requested again, because messages to an inbox may be lost. The pause
+doubles up to `WATCH_AGAIN_MAX_S`."""
 
 WATCH_AGAIN_MAX_S = 60.0
+"""Long runs should cost little; a result that was lost is late by this many seconds at most."""
 
 ASK_AGAIN_S = 3.0
-"""A question that may be asked twice is repeated when it has not been answered for this long."""
+"""Seconds without an answer after which a question that may be asked twice is published again."""
 
 _NOT_CONNECTED = "no connection to RabbitMQ: is it running, and is SUBLET_AMQP_URL right? Not connected"
 _NO_INBOX = "RabbitMQ has no exchange sublet.inboxes: is a scheduler running (it declares what clients use)? No inbox"
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 _forkable: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -74,7 +78,8 @@ class _Watch:
 
     result: asyncio.Future[RunResult]
     ask_at: float
-    pause_s: float = WATCH_AGAIN_S
+    """Time of the event loop, in seconds."""
+    backoff: Backoff = field(default_factory=lambda: Backoff(WATCH_AGAIN_S, WATCH_AGAIN_MAX_S))
     waiting: int = 0
     requested: bool = False
     """The broker has the run request, so "no such run" is an answer."""
@@ -107,7 +112,7 @@ class Connection:
         self._transport: Transport | None = None
         self._connected = SingleFlight(self._connect, self._config.connect_timeout_s, _NOT_CONNECTED)
         self._inbox_open = SingleFlight(self._open_inbox, self._config.connect_timeout_s, _NO_INBOX)
-        self._outbox = Outbox(self._publish)
+        self._publisher = BatchPublisher(self._publish, drop_cancelled=True)
         self._watches: dict[str, _Watch] = {}
         self._questions: dict[str, asyncio.Future[Reply]] = {}
         self._patrol: asyncio.Task[None] | None = None
@@ -261,7 +266,7 @@ class Connection:
         try:
             arrived = messages.decode_for_client(body)
         except messages.MalformedMessage as error:
-            _log.error("a message in the inbox could not be read: %s", error)
+            logger.error("a message in the inbox could not be read: %s", error)
             return
         for record in arrived:
             if isinstance(record, RunResult):
@@ -304,7 +309,7 @@ class Connection:
 
     async def _poll_loop(self) -> None:
         while self._watches:
-            await asyncio.sleep(POLL_INTERVAL_S)
+            await asyncio.sleep(RESULT_CHECK_INTERVAL_S)
             await self._ask_for_what_is_due()
 
     async def _ask_for_what_is_due(self) -> None:
@@ -315,12 +320,11 @@ class Connection:
             if watch.requested and watch.ask_at <= now and not watch.result.done()
         ]
         for _, watch in due:
-            watch.ask_at = now + watch.pause_s
-            watch.pause_s = min(watch.pause_s * 2, WATCH_AGAIN_MAX_S)
+            watch.ask_at = now + watch.backoff.next_s()
         try:
             await self._ask_for_results([run_id for run_id, _ in due])
         except TransportUnavailable as error:
-            _log.warning("could not ask for %d results, will try again: %s", len(due), error)
+            logger.warning("could not ask for %d results, will try again: %s", len(due), error)
 
     async def _ask_for_results(self, run_ids: Iterable[str]) -> None:
         wanted = [WatchRun(run_id=run_id, reply_to=self._inbox) for run_id in dict.fromkeys(run_ids)]
@@ -331,7 +335,7 @@ class Connection:
         by_key: dict[str, list[bytes]] = defaultdict(list)
         for record in records:
             by_key[run_key(record.run_id)].append(messages.encode_one(record))
-        sending = [self._outbox.send(key, encoded) for key, encoded in by_key.items()]
+        sending = [self._publisher.send(key, encoded) for key, encoded in by_key.items()]
         if len(sending) == 1:
             await sending[0]
         else:

@@ -13,17 +13,23 @@ from sublet._client.config import ClientConfig
 from sublet._client.connection import Connection
 from sublet._declare.serialization import check_name, encode_object
 from sublet._declare.types import JSON, BulkPushEventWithMetadata, Priority
-from sublet._worker.context_vars import current_context
+from sublet._worker.context import current_context
 from sublet_protocol import limits
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event that was published. ``payload`` and ``additional_metadata`` are JSON texts."""
+    """A published event.
+
+    Attributes:
+        key: with its namespace.
+        payload: JSON text.
+        event_timestamp, seen_at: when the client published it.
+        additional_metadata: JSON text; None if there are none.
+    """
 
     event_id: str
     key: str
-    """With its namespace."""
     payload: str
     event_timestamp: datetime
     additional_metadata: str | None
@@ -32,7 +38,7 @@ class Event:
 
 
 class EventClient:
-    """Publishes to the exchange ``sublet.events``, as any AMQP client can."""
+    """Publishes events to the exchange ``sublet.events``. Any other AMQP client can do the same."""
 
     def __init__(self, connection: Connection, config: ClientConfig) -> None:
         self._connection = connection
@@ -46,18 +52,18 @@ class EventClient:
         priority: int | Priority | None = None,
         scope: str | None = None,
     ) -> Event:
-        """Publish an event; returns when the broker has it. Blocks this thread.
+        """Publish an event. Returns when RabbitMQ has confirmed it. Blocks this thread.
 
         Args:
-            event_key: what waits and triggers know it by.
-            payload: a JSON object; expressions see it as ``input``.
-            additional_metadata: goes to the runs that the event starts.
-            priority: of the runs that the event starts.
-            scope: only waits and filters with this scope, and waits with none, see it.
+            event_key: the key that waits and triggers name, without namespace.
+            payload: a JSON object; ``input`` in expressions.
+            additional_metadata: metadata of the runs that the event starts.
+            priority: priority of the runs that the event starts.
+            scope: the event is seen by filters with this scope, and by waits with this scope or without one.
 
         Raises:
-            ValueError: the key is not valid; payload or metadata cannot be written as JSON, or are too large.
-            TransportUnavailable: the broker did not confirm in time.
+            ValueError: the key is not valid, or payload or metadata cannot be written as JSON or are too large.
+            TransportUnavailable: RabbitMQ did not confirm the event in time. It may or may not have been published.
         """
         (event,) = self.bulk_push([_bulk_item(event_key, payload, additional_metadata, priority, scope)])
         return event
@@ -70,29 +76,32 @@ class EventClient:
         priority: int | Priority | None = None,
         scope: str | None = None,
     ) -> Event:
-        """As `push`."""
+        """Like `push`, for async code."""
         (event,) = await self.aio_bulk_push([_bulk_item(event_key, payload, additional_metadata, priority, scope)])
         return event
 
     def bulk_push(self, events: Sequence[BulkPushEventWithMetadata]) -> list[Event]:
-        """Publish many events at once; they may arrive in another order. Errors as in `push`; nothing is published if
-        one of them is not valid."""
-        made = [self._made(event) for event in events]
-        self._connection.sync(self._publish(made))
-        return [event for event, _, _ in made]
+        """Publish many events at once. They may arrive in another order. Blocks this thread.
+
+        Raises:
+            The same exceptions as `push`. Nothing is published if one of the events is not valid.
+        """
+        publications = [self._publication(event) for event in events]
+        self._connection.sync(self._publish(publications))
+        return [event for event, _, _ in publications]
 
     async def aio_bulk_push(self, events: Sequence[BulkPushEventWithMetadata]) -> list[Event]:
-        """As `bulk_push`."""
-        made = [self._made(event) for event in events]
-        await self._connection.aio(self._publish(made))
-        return [event for event, _, _ in made]
+        """Like `bulk_push`, for async code."""
+        publications = [self._publication(event) for event in events]
+        await self._connection.aio(self._publish(publications))
+        return [event for event, _, _ in publications]
 
-    async def _publish(self, made: Sequence[tuple[Event, bytes, dict[str, object]]]) -> None:
+    async def _publish(self, publications: Sequence[tuple[Event, bytes, dict[str, object]]]) -> None:
         await asyncio.gather(
-            *(self._connection.push(event.key, event.event_id, body, headers) for event, body, headers in made)
+            *(self._connection.push(event.key, event.event_id, body, headers) for event, body, headers in publications)
         )
 
-    def _made(self, item: BulkPushEventWithMetadata) -> tuple[Event, bytes, dict[str, object]]:
+    def _publication(self, item: BulkPushEventWithMetadata) -> tuple[Event, bytes, dict[str, object]]:
         key = check_name(self._config.apply_namespace(item.key), "the key of an event")
         body = encode_object(item.payload, f"The payload of event {key!r}", limits.PAYLOAD_MAX_BYTES)
         metadata = encode_object(
@@ -135,7 +144,7 @@ def _bulk_item(
 
 
 def _source() -> dict[str, str]:
-    """Which task published it, if one did."""
+    """Metadata that name the task that publishes the event; empty outside of tasks."""
     context = current_context.get()
     if context is None:
         return {}

@@ -1,4 +1,4 @@
-"""What ``client.runs`` returns: read-only pictures of runs and their tasks."""
+"""Models that ``client.runs`` returns: the state of runs and tasks at the time of the query."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class APIResourceMeta(BaseModel):
 
 
 class WorkflowRunSummary(BaseModel):
-    """A run. Times are UTC; ``duration`` in milliseconds."""
+    """State of a run. Times are UTC; ``duration`` is in milliseconds."""
 
     metadata: APIResourceMeta
     status: RunStatus
@@ -59,7 +59,7 @@ class WorkflowRunSummary(BaseModel):
 
 
 class TaskRunSummary(BaseModel):
-    """A task of a run. Times are UTC; ``duration`` in milliseconds."""
+    """State of a task of a run. Times are UTC; ``duration`` is in milliseconds."""
 
     task_external_id: str
     workflow_run_external_id: str
@@ -67,11 +67,11 @@ class TaskRunSummary(BaseModel):
     """The name of the task."""
     status: RunStatus
     is_evicted: bool = False
-    """It waits without a slot; its status is RUNNING."""
+    """True if the task waits without a slot. Its status is RUNNING then."""
     retry_count: int = 0
     attempt: int = 1
     invocation: int = 0
-    """How often a worker has taken it up, resumes counted."""
+    """How often a worker has started or resumed the task."""
     output: dict[str, Any] | None = None
     error_message: str | None = None
     error_trace: str | None = None
@@ -125,7 +125,7 @@ class WorkflowRunList(BaseModel):
 
 
 class TaskRunDetail(BaseModel):
-    """A task of a run, in short. ``readable_id`` is its name."""
+    """Short state of a task of a run. ``readable_id`` is the name of the task."""
 
     external_id: str
     readable_id: str
@@ -136,7 +136,7 @@ class TaskRunDetail(BaseModel):
 
 
 class WorkflowRunDetail(BaseModel):
-    """A run with its tasks by name. ``done``: its status is final."""
+    """A run with its tasks by name. ``done``: the status is final."""
 
     external_id: str
     status: RunStatus
@@ -146,8 +146,8 @@ class WorkflowRunDetail(BaseModel):
     done: bool
 
 
-def _time(epoch_s: float | None) -> datetime | None:
-    return None if epoch_s is None else datetime.fromtimestamp(epoch_s, UTC)
+def _time(unix_s: float | None) -> datetime | None:
+    return None if unix_s is None else datetime.fromtimestamp(unix_s, UTC)
 
 
 def _duration_ms(wire: dict[str, Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""Handles of runs, and what becomes of a run's result: a value or an exception."""
+"""Handles of runs, and the conversion of their results to values or exceptions."""
 
 from __future__ import annotations
 
@@ -23,27 +23,30 @@ Outputs = Mapping[str, bytes | None]
 
 
 class WorkflowRunRef:
-    """A run of a workflow."""
+    """Handle of a run of a workflow. ``workflow_run_id`` is its id."""
 
     def __init__(self, connection: Connection, workflow_run_id: str) -> None:
         self.workflow_run_id = workflow_run_id
         self._connection = connection
 
     def result(self) -> dict[str, Any]:
-        """Wait for the end of the run; blocks this thread.
+        """Wait until the run has ended. Blocks this thread.
 
         Returns:
-            The output of each task by its name; None for one without, ``{"skipped": True}`` for one that was skipped.
+            The output of each task by its name: None for a task without output, ``{"skipped": True}`` for a skipped
+            task.
 
         Raises:
-            FailedTaskRunExceptionGroup: a task failed.
+            FailedTaskRunExceptionGroup: a task failed and has no retries left.
             RunCancelledError: the run was cancelled.
+            UnknownWorkflowError: no worker has ever registered the workflow.
             RunNotFoundError: there is no such run.
+            TransportUnavailable: RabbitMQ is not reachable.
         """
         return all_outputs(outputs_of(*self._connection.sync(self._connection.results([self.workflow_run_id]))))
 
     async def aio_result(self) -> dict[str, Any]:
-        """As `result`."""
+        """Like `result`, for async code."""
         return all_outputs(outputs_of(*await self._connection.aio(self._connection.results([self.workflow_run_id]))))
 
     def __str__(self) -> str:
@@ -54,7 +57,7 @@ class WorkflowRunRef:
 
 
 class TaskRunRef(Generic[In, R]):
-    """A run of a standalone task."""
+    """Handle of a run of a standalone task. ``workflow_run_id`` is its id."""
 
     def __init__(self, connection: Connection, workflow_run_id: str, decode: Callable[[Outputs], R]) -> None:
         self.workflow_run_id = workflow_run_id
@@ -62,17 +65,19 @@ class TaskRunRef(Generic[In, R]):
         self._decode = decode
 
     def result(self) -> R:
-        """Wait for what the task returns; blocks this thread.
+        """Wait until the run has ended, and return the output of the task. Blocks this thread.
 
         Raises:
-            FailedTaskRunExceptionGroup: it failed.
-            RunCancelledError: it was cancelled.
+            FailedTaskRunExceptionGroup: the task failed and has no retries left.
+            RunCancelledError: the run was cancelled.
+            UnknownWorkflowError: no worker has ever registered the task.
             RunNotFoundError: there is no such run.
+            TransportUnavailable: RabbitMQ is not reachable.
         """
         return self._decode(outputs_of(*self._connection.sync(self._connection.results([self.workflow_run_id]))))
 
     async def aio_result(self) -> R:
-        """As `result`."""
+        """Like `result`, for async code."""
         return self._decode(outputs_of(*await self._connection.aio(self._connection.results([self.workflow_run_id]))))
 
     def __str__(self) -> str:

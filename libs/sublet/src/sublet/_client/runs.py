@@ -1,4 +1,4 @@
-"""``client.runs``: look at runs, and cancel or replay them."""
+"""``client.runs``: reads, cancels and replays runs."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from sublet_protocol.messages import CancelRun, Query, Record, ReplayRun
 from sublet_protocol.topology import QUERY_KEY, run_key
 
 PAGE_SIZE = 500
-"""Runs that a bulk operation by filter looks up at once."""
+"""Runs in one page of the query by which a bulk operation finds its runs."""
 
-PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 0.0)
-"""Between looks for a run: one that was requested a moment ago may not be stored yet."""
+NOT_FOUND_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 0.0)
+"""Seconds after each unsuccessful query for a run: a run that was requested a moment ago may not be stored yet."""
 
 
 class RunsClient:
-    """Every method exists twice: ``x()`` blocks this thread, ``await aio_x()`` does not."""
+    """Reads, cancels and replays runs. Each method ``x()`` blocks this thread; ``await aio_x()`` does not."""
 
     def __init__(self, connection: Connection, apply_namespace: Callable[[str], str]) -> None:
         self._connection = connection
         self._apply_namespace = apply_namespace
 
-    # --- looking --------------------------------------------------------------------------------------------------
+    # --- reading --------------------------------------------------------------------------------------------------
 
     def get(self, workflow_run_id: str) -> WorkflowRunDetails:
         """The run and its tasks.
@@ -50,39 +50,39 @@ class RunsClient:
         return self._connection.sync(self._get(workflow_run_id))
 
     async def aio_get(self, workflow_run_id: str) -> WorkflowRunDetails:
-        """As `get`."""
+        """Like `get`, for async code."""
         return await self._connection.aio(self._get(workflow_run_id))
 
     def get_details(self, external_id: str) -> WorkflowRunDetail:
-        """The run with its tasks by name. Errors as in `get`."""
+        """The run with its tasks by name. Exceptions are those of `get`."""
         return _by_name(self.get(external_id))
 
     async def aio_get_details(self, external_id: str) -> WorkflowRunDetail:
-        """As `get_details`."""
+        """Like `get_details`, for async code."""
         return _by_name(await self.aio_get(external_id))
 
     def get_status(self, workflow_run_id: str) -> RunStatus:
-        """How far the run has come. Errors as in `get`."""
+        """The status of the run. Exceptions are those of `get`."""
         return self.get(workflow_run_id).run.status
 
     async def aio_get_status(self, workflow_run_id: str) -> RunStatus:
-        """As `get_status`."""
+        """Like `get_status`, for async code."""
         return (await self.aio_get(workflow_run_id)).run.status
 
     def get_result(self, run_id: str) -> dict[str, Any]:
-        """Wait for the end of the run: the output of each task by its name.
+        """Wait until the run has ended. Returns the output of each task by its name.
 
         Raises:
-            FailedTaskRunExceptionGroup, RunCancelledError, RunNotFoundError: as ``WorkflowRunRef.result``.
+            FailedTaskRunExceptionGroup, RunCancelledError, RunNotFoundError: see ``WorkflowRunRef.result``.
         """
         return self.get_run_ref(run_id).result()
 
     async def aio_get_result(self, run_id: str) -> dict[str, Any]:
-        """As `get_result`."""
+        """Like `get_result`, for async code."""
         return await self.get_run_ref(run_id).aio_result()
 
     def get_run_ref(self, workflow_run_id: str) -> WorkflowRunRef:
-        """A handle of a run, to wait for its result. Does not ask whether there is one."""
+        """A handle of the run, to wait for its result. Does not check that the run exists."""
         return WorkflowRunRef(self._connection, workflow_run_id)
 
     def list(
@@ -97,16 +97,18 @@ class RunsClient:
         parent_task_external_id: str | None = None,
         triggering_event_external_id: str | None = None,
     ) -> WorkflowRunList:
-        """Runs, newest first.
+        """List runs, newest first. Only runs that match all given arguments are returned.
 
         Args:
-            since, until: created in this time; the last day unless given. A time without zone is local time.
-            offset, limit: the page; 100 runs unless given.
-            statuses: in one of these states.
-            additional_metadata: with all of these entries.
-            workflow_ids: of these workflows, by name.
-            parent_task_external_id: started by this task run.
-            triggering_event_external_id: started by this event.
+            since: created at or after this time. None: in the last 24 hours. A time without zone is local time.
+            offset: how many runs are left out at the start.
+            limit: how many runs are returned at most. None: 100.
+            statuses: runs in one of these states.
+            until: created before this time. None: until now.
+            additional_metadata: runs whose metadata contain all of these entries.
+            workflow_ids: runs of these workflows, by name without namespace.
+            parent_task_external_id: runs that were started by the task run with this id.
+            triggering_event_external_id: runs that were started by the event with this id.
 
         Raises:
             TransportUnavailable: no scheduler answered within ``query_timeout_s``.
@@ -137,7 +139,7 @@ class RunsClient:
         parent_task_external_id: str | None = None,
         triggering_event_external_id: str | None = None,
     ) -> WorkflowRunList:
-        """As `list`."""
+        """Like `list`, for async code."""
         return await self._connection.aio(
             self._list(
                 since,
@@ -155,7 +157,7 @@ class RunsClient:
     # --- changing -------------------------------------------------------------------------------------------------
 
     def cancel(self, run_id: str) -> None:
-        """Cancel a run, or one task of it by its task run id. Nothing happens to what has ended.
+        """Cancel a run, or one task by its task run id. A run or task that has ended is not changed.
 
         Raises:
             ValueError: there is no such run.
@@ -164,30 +166,35 @@ class RunsClient:
         self._connection.sync(self._cancel(run_id))
 
     async def aio_cancel(self, run_id: str) -> None:
-        """As `cancel`."""
+        """Like `cancel`, for async code."""
         await self._connection.aio(self._cancel(run_id))
 
     def bulk_cancel(self, opts: BulkCancelReplayOpts) -> None:
-        """Cancel many runs: by id, or all that a filter finds. Tries them all; then raises the first error, as in
-        `cancel`."""
+        """Cancel many runs: by their ids, or all that a filter finds.
+
+        Raises:
+            The same exceptions as `cancel`: the first one, after all runs have been tried.
+        """
         self._connection.sync(self._bulk_cancel(opts))
 
     async def aio_bulk_cancel(self, opts: BulkCancelReplayOpts) -> None:
-        """As `bulk_cancel`."""
+        """Like `bulk_cancel`, for async code."""
         await self._connection.aio(self._bulk_cancel(opts))
 
     def replay(self, run_id: str) -> None:
-        """Run a run that has ended again, under the same id: what failed or was cancelled, and everything after it;
-        all of it if it had completed.
+        """Run an ended run again, under the same id.
+
+        Tasks that failed or were cancelled run again, and all tasks that depend on them. All tasks of a completed run
+        run again.
 
         Raises:
             ValueError: there is no such run, or it has not ended.
-            TransportUnavailable: no scheduler answered within ``query_timeout_s``: it may still be replayed.
+            TransportUnavailable: no scheduler answered within ``query_timeout_s``. The run may still be replayed.
         """
         self._connection.sync(self._replay(run_id))
 
     async def aio_replay(self, run_id: str) -> None:
-        """As `replay`."""
+        """Like `replay`, for async code."""
         await self._connection.aio(self._replay(run_id))
 
     # --- inside: on the connection's loop -------------------------------------------------------------------------
@@ -206,7 +213,7 @@ class RunsClient:
 
     async def _get(self, run_id: str) -> WorkflowRunDetails:
         run_id = ids.run_of(run_id)
-        for pause_s in PAUSES_S:
+        for pause_s in NOT_FOUND_PAUSES_S:
             answer = await self._query("run", {"run_id": run_id}, f"looking up run {run_id}")
             if answer is not None:
                 return WorkflowRunDetails.from_wire(answer)
@@ -250,15 +257,15 @@ class RunsClient:
         await self._connection.ask(question, run_key(run_id), f"cancelling {run_or_task_run_id}")
 
     async def _bulk_cancel(self, opts: BulkCancelReplayOpts) -> None:
-        run_ids = opts.ids if opts.ids is not None else await self._found(opts)
+        run_ids = opts.ids if opts.ids is not None else await self._find_ids(opts)
         outcomes = await asyncio.gather(*(self._cancel(run_id) for run_id in run_ids), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def _found(self, opts: BulkCancelReplayOpts) -> Sequence[str]:
+    async def _find_ids(self, opts: BulkCancelReplayOpts) -> Sequence[str]:
         filters = opts.filters
-        assert filters is not None  # the model makes sure
+        assert filters is not None  # checked by BulkCancelReplayOpts
         found: dict[str, None] = {}
         while True:
             page = await self._list(

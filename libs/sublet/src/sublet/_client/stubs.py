@@ -1,4 +1,4 @@
-"""``client.stubs``: run workflows and tasks whose code lives elsewhere."""
+"""``client.stubs``: run workflows and tasks whose code is in another program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sublet._declare.workflow import Workflow
 
 
 class StubsClient:
-    """What it makes can be run, but not be registered with a worker."""
+    """Makes stubs: workflows and standalone tasks that can be run, but not registered with a worker."""
 
     def __init__(self, connection: Connection, config: ClientConfig) -> None:
         self._connection = connection
@@ -32,7 +32,13 @@ class StubsClient:
     def workflow(
         self, *, name: str, input_validator: Any = None, default_additional_metadata: JSON | None = None
     ) -> Workflow[Any]:
-        """A workflow by its name."""
+        """A stub of the workflow with this name.
+
+        Args:
+            name: without namespace.
+            input_validator: type of the input. None accepts any JSON object.
+            default_additional_metadata: metadata of every run that is started by this stub.
+        """
         return Workflow(_declared(name, input_validator, default_additional_metadata), self._connection, self._config)
 
     @overload
@@ -83,7 +89,14 @@ class StubsClient:
         output_validator: Any = None,
         default_additional_metadata: JSON | None = None,
     ) -> Standalone[Any, Any]:
-        """A standalone task by its name; results are read as ``output_validator``."""
+        """A stub of the standalone task with this name.
+
+        Args:
+            name: without namespace.
+            input_validator: type of the input. None accepts any JSON object.
+            output_validator: type of the results. None: an `EmptyModel` with the fields of the output.
+            default_additional_metadata: metadata of every run that is started by this stub.
+        """
         declared = _declared(name, input_validator, default_additional_metadata)
         return Standalone(declared, self._connection, self._config, output_validator or EmptyModel)
 

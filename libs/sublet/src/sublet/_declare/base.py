@@ -1,4 +1,4 @@
-"""From a workflow and its input to a run: what `Workflow` and `Standalone` have in common."""
+"""The common base of workflows and standalone tasks: makes run requests from inputs, and results from answers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from sublet._declare.types import (
     TriggerWorkflowOptions,
     WorkflowRunTriggerConfig,
 )
-from sublet._worker.context_vars import ChildSpawn, current_context
+from sublet._worker.context import ChildSpawn, current_context
 from sublet_protocol import ids, limits, specs
 from sublet_protocol.messages import ParentLink, RunRequest, RunResult
 
 T = TypeVar("T")
 
 NO_INPUT: Any = EmptyModel()
-"""Stands for "no input given": fits every input type without required fields."""
+"""Default for "no input": fits every input type without required fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkflowConfig:
-    """What is declared about a workflow as a whole."""
+    """Options of a workflow. See `Sublet.workflow` for the meaning of each."""
 
     name: str
     description: str | None = None
@@ -48,11 +48,12 @@ class WorkflowConfig:
 
 
 class BaseWorkflow(Generic[In]):
-    """Something that can be registered with a worker, and run.
+    """A workflow or a standalone task: can be registered with a worker, and run.
 
     Attributes:
         name: with its namespace.
-        tasks: its tasks, in the order of their declaration.
+        description: as declared.
+        tasks: in the order of their declaration. Empty for a stub.
     """
 
     def __init__(self, declared: WorkflowConfig, connection: Connection, config: ClientConfig) -> None:
@@ -80,10 +81,10 @@ class BaseWorkflow(Generic[In]):
         return self._input_codec.type
 
     def spec(self) -> specs.WorkflowSpec:
-        """The declaration as it travels, with its version: a digest of all the rest.
+        """The declaration in the form that is sent to the schedulers. Its version is a digest of all other fields.
 
         Raises:
-            ValueError: there are no tasks, names are given twice, or parents are unknown or form a cycle.
+            ValueError: there are no tasks, two tasks have the same name, or parents are unknown or form a cycle.
         """
         if not self.tasks:
             raise ValueError(f"workflow {self.name!r} has no tasks: declare some with @workflow.task()")
@@ -109,11 +110,16 @@ class BaseWorkflow(Generic[In]):
         additional_metadata: JSON | None = None,
         priority: int | Priority | None = None,
     ) -> WorkflowRunTriggerConfig:
-        """One run for ``run_many``. ``key`` is for your own use; the others are as in ``run``.
+        """Make one item for ``run_many``.
+
+        Args:
+            key: for your own use; not sent.
+
+        The other arguments are those of ``run``.
 
         Raises:
             pydantic.ValidationError: the input does not fit the declared type.
-            ValueError: the input or the metadata cannot be written as JSON, or is too large.
+            ValueError: the input or the metadata cannot be written as JSON, or are too large.
         """
         raw = self._input_codec.encode(self._input_codec.check(NO_INPUT if input is None else input))
         check_size(raw, f"The input of workflow {self.name!r}", limits.PAYLOAD_MAX_BYTES)
@@ -138,18 +144,18 @@ class BaseWorkflow(Generic[In]):
     # --- for the typed methods of the subclasses ------------------------------------------------------------------
 
     def _value(self, outputs: Outputs) -> Any:
-        """What the outputs of a completed run are for the caller."""
+        """Convert the outputs of a completed run to the value for the caller."""
         raise NotImplementedError
 
     def _child_value(self, raw: bytes | None) -> Any:
-        """The same from the output of a child as its durable parent sees it."""
+        """Convert the output of a child run to the value for its durable parent. See `ChildSpawn.decode`."""
         raise NotImplementedError
 
     def _ref(self, run_id: str) -> Any:
         raise NotImplementedError
 
     def _run_items(self, items: Sequence[WorkflowRunTriggerConfig], wait: bool) -> list[Any]:
-        """Blocks. Values or exceptions in the order of the items; refs without ``wait``."""
+        """Run the items, and block. Returns values or exceptions in their order; handles if not ``wait``."""
         if not items:
             return []
         requests = self._requests(items)
@@ -159,7 +165,7 @@ class BaseWorkflow(Generic[In]):
         return self._outcomes(self._connection.sync(self._connection.run(requests)))
 
     async def _aio_run_items(self, items: Sequence[WorkflowRunTriggerConfig], wait: bool) -> list[Any]:
-        """As `_run_items`; in a durable task through its log."""
+        """Like `_run_items`, for async code. In a durable task the runs are operations of its log."""
         if not items:
             return []
         context = current_context.get()
@@ -177,12 +183,12 @@ class BaseWorkflow(Generic[In]):
         for result in results:
             try:
                 outcomes.append(self._value(outputs_of(result)))
-            except Exception as error:  # what the output's own type raises is an outcome too
+            except Exception as error:  # also what the type of the output raises
                 outcomes.append(error)
         return outcomes
 
     def _requests(self, items: Sequence[WorkflowRunTriggerConfig]) -> list[RunRequest]:
-        """Run requests; inside a task they are its children, and the same again when the task is retried."""
+        """Run requests for the items. Inside a task they are its children, with the same ids in each retry of it."""
         context = current_context.get()
         requested_at = self._connection.now()
         requests = []
@@ -225,7 +231,7 @@ class BaseWorkflow(Generic[In]):
 
 
 def _merged_metadata(item: WorkflowRunTriggerConfig) -> dict[str, object]:
-    """The item's metadata over that of the running task, if there is one."""
+    """The metadata of the item, merged over those of the running task if there is one."""
     context = current_context.get()
     inherited: Mapping[str, object] = {} if context is None else context.additional_metadata
     merged = {**inherited, **item.options.additional_metadata}
@@ -235,7 +241,7 @@ def _merged_metadata(item: WorkflowRunTriggerConfig) -> dict[str, object]:
 
 
 def only(outcomes: Sequence[Any]) -> Any:
-    """The outcome of the only item: returned, or raised."""
+    """Return the value of the only item, or raise its exception."""
     (outcome,) = outcomes
     if isinstance(outcome, BaseException):
         raise outcome
@@ -243,7 +249,7 @@ def only(outcomes: Sequence[Any]) -> Any:
 
 
 def unless_failed(outcomes: list[T], return_exceptions: bool) -> list[T]:
-    """The outcomes; raises the first exception among them unless they are wanted as values."""
+    """Return the outcomes. Raises the first exception among them, unless ``return_exceptions``."""
     if not return_exceptions:
         for outcome in outcomes:
             if isinstance(outcome, BaseException):

@@ -1,4 +1,4 @@
-"""What a task may wait for: a time, an event, the output of a parent, and or-groups of these."""
+"""Conditions that a task can wait for: a duration, an event, the output of a parent, and or-groups of these."""
 
 from __future__ import annotations
 
@@ -19,17 +19,25 @@ if TYPE_CHECKING:
 
 
 class Condition:
-    """Something that comes true. ``readable_data_key`` names it in results, and must be unique within one task."""
+    """Base class of conditions. ``readable_data_key`` is the key of the condition in results; unique within a task."""
 
     readable_data_key: str
 
     def spec(self, config: ClientConfig) -> specs.Condition:
-        """As it travels; the namespace is put before event keys."""
+        """The condition in the form that is sent to the schedulers. Event keys get the namespace."""
         raise NotImplementedError
 
 
 class SleepCondition(Condition):
-    """True once ``duration`` has passed. The key is ``sleep:<duration>`` unless one is given."""
+    """True when ``duration`` has passed.
+
+    Args:
+        duration: a timedelta, or a text such as ``"5m"``.
+        readable_data_key: None: ``sleep:<duration>``.
+
+    Raises:
+        ValueError: the duration is negative or not understood.
+    """
 
     def __init__(self, duration: Duration, readable_data_key: str | None = None) -> None:
         self.duration = duration
@@ -41,11 +49,14 @@ class SleepCondition(Condition):
 
 
 class UserEventCondition(Condition):
-    """True once an event with the key ``event_key`` arrives for which ``expression`` holds.
+    """True when an event arrives that has this key and for which the expression is true.
 
-    ``expression`` is CEL; it sees the payload as ``input``: ``"input.order_id == 42"``. With a ``scope`` only events of
-    that scope count. ``consider_events_since`` also takes events that arrived after that time (a time without zone is
-    local time). The key is the event's key unless one is given.
+    Args:
+        event_key: the key of the event, without namespace.
+        expression: CEL. The payload is ``input``: ``"input.order_id == 42"``. None: every event with this key counts.
+        readable_data_key: None: the key of the event.
+        scope: only events with this scope count. None: events of any scope count.
+        consider_events_since: events that arrived after this time count too. A time without zone is local time.
 
     Raises:
         ValueError: the expression is not valid CEL.
@@ -79,9 +90,12 @@ class UserEventCondition(Condition):
 
 
 class ParentCondition(Condition):
-    """True if ``expression`` holds when the parent is done: CEL that sees the parent's output as ``output``.
+    """True if the expression is true for the output of a completed parent. Only for tasks of a DAG.
 
-    Only for tasks of a DAG, and only about one of their ``parents``. The key is the parent's name unless one is given.
+    Args:
+        parent: one of the ``parents`` of the task.
+        expression: CEL. The output of the parent is ``output``: ``"output.total > 100"``.
+        readable_data_key: None: the name of the parent.
 
     Raises:
         ValueError: the expression is not valid CEL.
@@ -102,16 +116,17 @@ class ParentCondition(Condition):
 
 @dataclass(frozen=True)
 class OrGroup:
-    """True as soon as one of its conditions is."""
+    """True as soon as one of its conditions is true. Made by `or_`."""
 
     conditions: tuple[Condition, ...]
 
 
 def or_(*conditions: Condition) -> OrGroup:
-    """A group that is true as soon as one of the conditions is: ``wait_for=[or_(SleepCondition("1h"), paid)]``.
+    """A group that is true as soon as one of its conditions is true: ``wait_for=[or_(SleepCondition("1h"), paid)]``.
 
     Raises:
-        ValueError: no condition was given.
+        ValueError: there is no condition.
+        TypeError: an argument is not a condition.
     """
     if not conditions:
         raise ValueError("or_() needs at least one condition")
@@ -122,32 +137,33 @@ def or_(*conditions: Condition) -> OrGroup:
 
 
 def groups(conditions: Iterable[Condition | OrGroup] | None) -> tuple[tuple[Condition, ...], ...]:
-    """The list as users write it, as AND of or-groups."""
-    made: list[tuple[Condition, ...]] = []
+    """Convert the list of a user to or-groups, all of which must be true."""
+    or_groups: list[tuple[Condition, ...]] = []
     for entry in conditions or ():
         if isinstance(entry, OrGroup):
-            made.append(entry.conditions)
+            or_groups.append(entry.conditions)
         elif isinstance(entry, Condition):
-            made.append((entry,))
+            or_groups.append((entry,))
         else:
             raise TypeError(f"expected a condition or or_(…), not {type(entry).__name__}: {entry!r}")
-    return tuple(made)
+    return tuple(or_groups)
 
 
 def flat(conditions: Iterable[Condition | OrGroup] | None) -> list[Condition]:
-    """All conditions of the list, those in or-groups too."""
+    """All conditions of the list, including those in or-groups."""
     return [condition for group in groups(conditions) for condition in group]
 
 
 def spec_of(conditions: Iterable[Condition | OrGroup] | None, config: ClientConfig) -> specs.Groups:
-    """The list as it travels."""
+    """The list in the form that is sent to the schedulers."""
     return tuple(tuple(condition.spec(config) for condition in group) for group in groups(conditions))
 
 
 def check_unique_keys(lists: Sequence[Iterable[Condition | OrGroup] | None], where: str) -> None:
-    """
+    """Check that the conditions of one task have different keys. ``where`` names the task in the error.
+
     Raises:
-        ValueError: two conditions have the same readable key; the text names it.
+        ValueError: two conditions have the same readable key.
     """
     keys = Counter(condition.readable_data_key for conditions in lists for condition in flat(conditions))
     twice = sorted(key for key, count in keys.items() if count > 1)

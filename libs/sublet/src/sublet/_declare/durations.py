@@ -14,11 +14,11 @@ _WHOLE = re.compile(rf"(?:{_PART.pattern})+")
 
 
 def seconds_of(duration: Duration, what: str = "duration") -> float:
-    """The length in seconds; fractions are kept. ``what`` names it in errors.
+    """The duration in seconds, with fractions. ``what`` names it in errors.
 
     Raises:
-        ValueError: a text of another form, or a negative length.
-        TypeError: neither a timedelta nor a text.
+        ValueError: the text is not understood, or the duration is negative.
+        TypeError: it is neither a timedelta nor a text.
     """
     if isinstance(duration, timedelta):
         seconds = duration.total_seconds()
@@ -38,7 +38,7 @@ def seconds_of(duration: Duration, what: str = "duration") -> float:
 
 
 def positive_seconds_of(duration: Duration, what: str) -> float:
-    """As `seconds_of`, for what cannot be zero."""
+    """Like `seconds_of`, for durations that must be longer than zero (ValueError)."""
     seconds = seconds_of(duration, what)
     if seconds == 0:
         raise ValueError(f"{what} must be longer than zero")
@@ -46,8 +46,8 @@ def positive_seconds_of(duration: Duration, what: str) -> float:
 
 
 def text_of(duration: Duration) -> str:
-    """A short text for names: whole hours or minutes where possible, else seconds (``"2h"``, ``"5m"``, ``"90s"``,
-    ``"0.5s"``). A text stays as it was written."""
+    """A short text for names: whole hours or minutes if possible, else seconds (``"2h"``, ``"5m"``, ``"90s"``,
+    ``"0.5s"``). A text is returned unchanged."""
     if isinstance(duration, str):
         return duration
     seconds = duration.total_seconds()

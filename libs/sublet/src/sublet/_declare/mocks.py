@@ -1,4 +1,4 @@
-"""Calling a task's function in a unit test, with a context that needs nobody."""
+"""Calls the function of a task in a unit test, with a context that needs no connection."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from sublet._client.config import ClientConfig
 from sublet._declare.serialization import encode_object
 from sublet._declare.types import JSON, EmptyModel
 from sublet._durable.context import DurableContext
-from sublet._worker.context import Context
-from sublet._worker.context_vars import ChildSpawn, current_context
+from sublet._worker.context import ChildSpawn, Context, current_context
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import Completion, Grant
 from sublet_protocol.specs import Groups
@@ -29,7 +28,7 @@ T = TypeVar("T")
 
 
 class MockTaskServices:
-    """A `sublet.context.Desk` that does nothing, at once."""
+    """`TaskServices` that do nothing and return at once."""
 
     worker_id = "mock-worker"
     worker_labels: Mapping[str, str | int] = {}
@@ -59,17 +58,17 @@ class MockTaskServices:
 def _done() -> asyncio.Future[None]:
     try:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    except RuntimeError:  # in sync code, where nobody awaits it
+    except RuntimeError:  # called by sync code, which does not await it
         return cast("asyncio.Future[None]", None)
     future.set_result(None)
     return future
 
 
 class MockDurableContext(DurableContext):
-    """There is no log, so nothing can be waited for."""
+    """Context of a durable task without a log, so the task cannot wait."""
 
     def __init__(self, grant: Grant, task: Task[Any, Any], services: MockTaskServices) -> None:
-        super().__init__(grant, task, services, stay=cast("Any", None))
+        super().__init__(grant, task, services, invocation=cast("Any", None))
 
     async def _wait(self, groups: Groups, label: str | None) -> Completion:
         raise ValueError("a mocked durable task cannot wait: test it in a SubletTestEnvironment (sublet.testing)")

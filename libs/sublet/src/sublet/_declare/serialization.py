@@ -1,4 +1,4 @@
-"""JSON in and out of users' types: inputs and outputs of tasks, metadata, event payloads."""
+"""Converts between JSON and the types of users: inputs and outputs of tasks, metadata, event payloads, exceptions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from sublet._errors import IllegalTaskOutputError
+from sublet._errors import IllegalTaskOutputError, TaskRunError
 from sublet_protocol import limits
+from sublet_protocol.messages import TaskError
 
 T = TypeVar("T")
 
@@ -22,14 +23,17 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def is_in_sublet_serialization_context(context: object) -> bool:
-    """For validators and serializers of your models: is ``info.context`` that of Sublet at work?"""
+    """True if ``context`` is the pydantic ``info.context`` of a validator or serializer that Sublet runs.
+
+    So a model can be written in another way for Sublet than elsewhere.
+    """
     return isinstance(context, Mapping) and bool(context.get("is_sublet_serialization_context"))
 
 
 def remove_null_unicode_character(data: Any, replacement: str = "") -> Any:
-    """A copy of texts, dictionaries and lists, nested as they may be, without NUL characters.
+    """A copy of texts, dictionaries and lists, at any depth, with each NUL character replaced.
 
-    Outputs must not hold any (`IllegalTaskOutputError`).
+    Outputs of tasks must not contain NUL characters (`IllegalTaskOutputError`).
     """
     if isinstance(data, str):
         return data.replace("\0", replacement)
@@ -44,10 +48,10 @@ def remove_null_unicode_character(data: Any, replacement: str = "") -> Any:
 
 
 class Codec(Generic[T]):
-    """One type of user data, to JSON and back.
+    """Converts one type of user data to JSON and back.
 
-    Models are written with the names of their fields; names and aliases are both read, so that programs which know
-    only the aliases can start runs.
+    Models are written with the names of their fields. Names and aliases are both accepted when reading, so that
+    programs which know only the aliases can start runs.
     """
 
     def __init__(self, type_: Any) -> None:
@@ -55,10 +59,10 @@ class Codec(Generic[T]):
         self.adapter: TypeAdapter[T] = TypeAdapter(type_)
 
     def check(self, value: object) -> T:
-        """The value as this type; a model or dataclass of another type is taken by its fields.
+        """Validate a value against this type. A model or dataclass of another type is read as a dictionary.
 
         Raises:
-            ValidationError: it does not fit.
+            ValidationError: the value does not fit the type.
         """
         if isinstance(value, BaseModel) and not self._is(value):
             value = value.model_dump()
@@ -77,7 +81,7 @@ class Codec(Generic[T]):
         return self.adapter.validate_json(raw, context=_CONTEXT, by_alias=True, by_name=True)
 
     def decode_or_empty(self, raw: bytes | None) -> T:
-        """As `decode`; no output is None where the type allows it, else an empty object."""
+        """Like `decode`. No output (None) becomes None if the type allows it, else an empty object."""
         if self.type is type(None):
             return None  # type: ignore[return-value]  # T is None here
         if raw is not None and raw != b"null":
@@ -97,11 +101,11 @@ def _codec_of(type_: Any) -> Codec[Any]:
 
 
 def encode_output(value: object, task: str) -> bytes | None:
-    """The output of the task with this name as JSON; None for None and for an empty dictionary.
+    """Convert the output of a task to JSON. None and an empty dictionary become None. ``task`` is its name.
 
     Raises:
-        IllegalTaskOutputError: it is no dictionary, model, dataclass or None; it cannot be written as JSON; it holds
-            a NUL character; or its JSON is larger than `limits.PAYLOAD_MAX_BYTES`.
+        IllegalTaskOutputError: the output is not a dictionary, model, dataclass or None; it cannot be written as JSON;
+            it contains a NUL character; or its JSON is larger than `limits.PAYLOAD_MAX_BYTES`.
     """
     if value is None or value == {}:
         return None
@@ -117,7 +121,7 @@ def encode_output(value: object, task: str) -> bytes | None:
         else:
             type_: Any = type(value)
             raw = _codec_of(type_).encode(value)
-    except Exception as error:  # serializers are user code: they may raise anything
+    except Exception as error:  # serializers are user code, which can raise any exception
         raise IllegalTaskOutputError(f"The output of task {task!r} cannot be written as JSON: {error}") from error
     if b"\\u0000" in raw and _NUL.search(raw):
         raise IllegalTaskOutputError(
@@ -130,11 +134,11 @@ def encode_output(value: object, task: str) -> bytes | None:
 
 
 def encode_object(value: Mapping[str, Any], what: str, limit_bytes: int) -> bytes:
-    """A JSON object: metadata, or an event's payload.
+    """Convert metadata, or the payload of an event, to a JSON object. ``what`` names it in errors.
 
     Raises:
-        TypeError: it is no mapping.
-        ValueError: it cannot be written as JSON, or is too large.
+        TypeError: the value is not a mapping.
+        ValueError: the value cannot be written as JSON, or is too large.
     """
     if not isinstance(value, Mapping):
         raise TypeError(f"{what} must be a dictionary, not {type(value).__name__}")
@@ -144,6 +148,21 @@ def encode_object(value: Mapping[str, Any], what: str, limit_bytes: int) -> byte
         raise ValueError(f"{what} cannot be written as JSON: {error}") from error
     check_size(raw, what, limit_bytes)
     return raw
+
+
+def task_error(error: BaseException, task_run_id: str) -> TaskError:
+    """An exception of a task as a message.
+
+    Text and trace are cut to `limits.ERROR_TEXT_MAX_CHARS` characters. The end of a long trace is kept, because it
+    shows where the exception was raised.
+    """
+    failed = TaskRunError.from_exception(error, task_run_id)
+    return TaskError(
+        type=failed.exc_type,
+        message=failed.exc[: limits.ERROR_TEXT_MAX_CHARS],
+        trace=failed.trace[-limits.ERROR_TEXT_MAX_CHARS :],
+        task_run_id=task_run_id,
+    )
 
 
 def check_size(raw: bytes, what: str, limit_bytes: int) -> None:
@@ -159,11 +178,12 @@ def too_large(what: str, size_bytes: int, limit_bytes: int) -> str:
 
 
 def check_name(name: str, what: str) -> str:
-    """The name itself.
+    """Return the name unchanged if it is valid. ``what`` says in errors what it is the name of.
 
     Raises:
-        ValueError: it is empty, longer than `limits.NAME_MAX_CHARS` or `limits.NAME_MAX_BYTES`, or holds control
-            characters.
+        TypeError: the name is not a text.
+        ValueError: the name is empty, longer than `limits.NAME_MAX_CHARS` or `limits.NAME_MAX_BYTES`, or contains
+            control characters.
     """
     if not isinstance(name, str):
         raise TypeError(f"{what} must be a text, not {type(name).__name__}")

@@ -1,4 +1,4 @@
-"""A task of a workflow: the user's function, and what is declared about it."""
+"""A task of a workflow: the user's function with its options."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import contextlib
 import copy
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic
 
 from sublet._client.config import ClientConfig
 from sublet._declare import conditions, mocks
-from sublet._declare.conditions import Condition, OrGroup, ParentCondition
-from sublet._declare.durations import Duration, positive_seconds_of
+from sublet._declare.conditions import Condition, ParentCondition
+from sublet._declare.durations import positive_seconds_of
+from sublet._declare.options import Conditions, TaskOptions
 from sublet._declare.serialization import Codec, check_name, encode_output
-from sublet._declare.types import JSON, EmptyModel, EvictionPolicy, In, R, TaskType
+from sublet._declare.types import JSON, EmptyModel, In, R, TaskType
 from sublet_protocol import specs
 
 if TYPE_CHECKING:
@@ -24,56 +25,44 @@ if TYPE_CHECKING:
     TaskFunction = Callable[[In, Context], R | Awaitable[R]]
     DurableTaskFunction = Callable[[In, DurableContext], Awaitable[R]]
 
-Conditions = list[Condition | OrGroup]
-"""AND of what it lists; `or_` makes a group of which one is enough."""
-
 
 class Task(Generic[In, R]):
-    """One task of a workflow, made by the decorators ``@workflow.task`` and the like. It cannot be run by itself.
+    """One task of a workflow, made by ``@workflow.task()`` and the other decorators.
+
+    A task cannot be run by itself: run its workflow, or declare a standalone task (``@client.task()``).
 
     Attributes:
         name: in lower case; unique in its workflow.
         workflow_name: with its namespace.
-        fn: the function as it was decorated.
+        fn: the decorated function.
         execution_timeout, schedule_timeout: as declared, a timedelta or a text.
     """
 
     def __init__(
         self,
         fn: Callable[..., Any],
+        options: TaskOptions,
         *,
         workflow_name: str,
         input_codec: Codec[In],
         config: ClientConfig,
-        name: str | None,
-        is_durable: bool,
-        schedule_timeout: Duration,
-        execution_timeout: Duration,
-        parents: Sequence[Task[Any, Any]] | None = None,
-        retries: int = 0,
-        backoff_factor: float | None = None,
-        backoff_max_seconds: int | None = None,
-        wait_for: Conditions | None = None,
-        skip_if: Conditions | None = None,
-        cancel_if: Conditions | None = None,
-        eviction_policy: EvictionPolicy | None = None,
-        type: TaskType = TaskType.DEFAULT,
     ) -> None:
         self.fn = fn
         self.workflow_name = workflow_name
-        self.name = check_name((name or function_name(fn)).lower() + _SUFFIXES[type], "the name of a task")
-        self.type = type
-        self.is_durable = is_durable
-        self.parents: list[Task[Any, Any]] = list(parents or ())
-        self.schedule_timeout = schedule_timeout
-        self.execution_timeout = execution_timeout
-        self.retries = retries
-        self.backoff_factor = backoff_factor
-        self.backoff_max_seconds = backoff_max_seconds
-        self.wait_for: Conditions = list(wait_for or ())
-        self.skip_if: Conditions = list(skip_if or ())
-        self.cancel_if: Conditions = list(cancel_if or ())
-        self.eviction_policy = eviction_policy
+        name = (options.name or function_name(fn)).lower() + _SUFFIXES[options.type]
+        self.name = check_name(name, "the name of a task")
+        self.type = options.type
+        self.is_durable = options.is_durable
+        self.parents: list[Task[Any, Any]] = list(options.parents or ())
+        self.schedule_timeout = options.schedule_timeout
+        self.execution_timeout = options.execution_timeout
+        self.retries = options.retries
+        self.backoff_factor = options.backoff_factor
+        self.backoff_max_seconds = options.backoff_max_seconds
+        self.wait_for: Conditions = list(options.wait_for or ())
+        self.skip_if: Conditions = list(options.skip_if or ())
+        self.cancel_if: Conditions = list(options.cancel_if or ())
+        self.eviction_policy = options.eviction_policy
         self._config = config
         self._input_codec = input_codec
         self._output_codec: Codec[R] = Codec(return_type(fn, self.name))
@@ -85,7 +74,7 @@ class Task(Generic[In, R]):
 
     @property
     def output_validator(self) -> typing.Any:
-        """The pydantic TypeAdapter of the return type."""
+        """The pydantic ``TypeAdapter`` of the return type."""
         return self._output_codec.adapter
 
     @property
@@ -93,31 +82,31 @@ class Task(Generic[In, R]):
         return self._output_codec.type
 
     def decode_input(self, raw: bytes) -> In:
-        """The input of the workflow, from JSON.
+        """Convert the JSON of the workflow's input to its declared type.
 
         Raises:
-            pydantic.ValidationError: it does not fit the declared type.
+            pydantic.ValidationError: the JSON does not fit the declared type.
         """
         return self._input_codec.decode(raw)
 
     def encode_output(self, value: R) -> bytes | None:
-        """What the function returned, as JSON; None for None and for an empty dictionary.
+        """Convert the return value of the function to JSON. None and an empty dictionary become None.
 
         Raises:
-            IllegalTaskOutputError: it cannot be stored; the text says why and what to do.
+            IllegalTaskOutputError: the value cannot be stored. The text says why and what to do.
         """
         return encode_output(value, self.name)
 
     def decode_output(self, raw: bytes | None) -> R:
-        """The output as the type that the function is annotated with; None stands for no output.
+        """Convert the JSON of an output to the return type of the function. None stands for no output.
 
         Raises:
-            pydantic.ValidationError: it does not fit the annotated type.
+            pydantic.ValidationError: the JSON does not fit the annotated type.
         """
         return self._output_codec.decode_or_empty(raw)
 
     def spec(self) -> specs.TaskSpec:
-        """The declaration as it travels."""
+        """The declaration in the form that is sent to the schedulers."""
         return specs.TaskSpec(
             name=self.name,
             durable=self.is_durable,
@@ -151,17 +140,23 @@ class Task(Generic[In, R]):
         lifespan: Any = None,
         dependencies: dict[str, Any] | None = None,
     ) -> R:
-        """Call the function, for a unit test, with a context that needs no Sublet; its ids begin with ``mock-``. That
-        of a durable task cannot wait (ValueError); test those with ``sublet.testing``.
+        """Call the function in a unit test, with a context that needs no connection.
+
+        Ids of the context begin with ``mock-``. A durable task cannot wait or start children in it: test such tasks
+        with ``sublet.testing``.
 
         Args:
-            input: none given: an empty one.
-            additional_metadata, parent_outputs, retry_count, lifespan: what the context shows; outputs by task name.
-            dependencies: given to the function as arguments of these names.
+            input: the input. None: an empty one.
+            additional_metadata: value of ``ctx.additional_metadata``.
+            parent_outputs: outputs of the parents by task name, for ``ctx.task_output``.
+            retry_count: value of ``ctx.retry_count``.
+            lifespan: value of ``ctx.lifespan``.
+            dependencies: passed to the function as keyword arguments.
 
         Raises:
             pydantic.ValidationError: the input does not fit the declared type.
-            TypeError: the function is async: await `aio_mock_run`.
+            TypeError: the function is async: await `aio_mock_run` instead.
+            ValueError: a durable task waits or starts a child.
         """
         result: R = mocks.mock_run(
             self, input, additional_metadata, parent_outputs, retry_count, lifespan, dependencies
@@ -177,7 +172,7 @@ class Task(Generic[In, R]):
         lifespan: Any = None,
         dependencies: dict[str, Any] | None = None,
     ) -> R:
-        """As `mock_run`, for an async function."""
+        """Like `mock_run`, for an async function."""
         result: R = await mocks.aio_mock_run(
             self, input, additional_metadata, parent_outputs, retry_count, lifespan, dependencies
         )
@@ -226,13 +221,13 @@ def function_name(fn: Callable[..., Any]) -> str:
 
 
 def return_type(fn: Callable[..., Any], task: str) -> Any:
-    """The annotated return type; `EmptyModel`, which takes any fields, where there is none."""
+    """The annotated return type. Without an annotation: `EmptyModel`, which accepts any fields."""
     annotations = getattr(fn, "__annotations__", {})
     if "return" not in annotations:
         return EmptyModel
     if not isinstance(annotations["return"], str):
         return annotations["return"] if annotations["return"] is not None else type(None)
-    # Only the return type is resolved: the others may exist for type checkers alone.
+    # Only the return type is resolved: the types of the arguments may exist for type checkers only.
     bare = _Annotated(annotations["return"], inspect.unwrap(fn))
     try:
         return typing.get_type_hints(bare, include_extras=True)["return"]
@@ -244,7 +239,7 @@ def return_type(fn: Callable[..., Any], task: str) -> Any:
 
 
 class _Annotated:
-    """Something that `typing.get_type_hints` takes for a function with a return annotation only."""
+    """Looks to `typing.get_type_hints` like a function that has only a return annotation."""
 
     def __init__(self, returns: str, fn: Callable[..., Any]) -> None:
         self.__annotations__ = {"return": returns}
@@ -252,7 +247,7 @@ class _Annotated:
 
 
 def _closure(fn: Callable[..., Any]) -> dict[str, Any]:
-    """What the function sees of the function around it; not what is only defined later, such as itself."""
+    """Variables of the enclosing function that the function uses. Those that are not assigned yet are left out."""
     visible = {}
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True) if inspect.isfunction(fn) else ():
         with contextlib.suppress(ValueError):

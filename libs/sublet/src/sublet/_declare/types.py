@@ -1,4 +1,4 @@
-"""Small types that users meet in signatures."""
+"""Small types of the public signatures: options, enumerations, filters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DataclassInstance(Protocol):
 
 
 class EmptyModel(BaseModel):
-    """The input of workflows that declare none. Takes any fields, and keeps them as attributes."""
+    """Input of workflows that declare no input type. Accepts any fields, and has them as attributes."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -36,7 +36,7 @@ R = TypeVar("R", bound=BaseModel | Mapping[str, Any] | DataclassInstance | None)
 
 
 class Priority(IntEnum):
-    """Of the ready tasks of a pool, those of higher priority run first."""
+    """Priority of a run. Among the ready tasks of a pool, those of higher priority run first."""
 
     LOW = 1
     MEDIUM = 2
@@ -48,7 +48,7 @@ class Priority(IntEnum):
 
 
 class RunStatus(StrEnum):
-    """How far a run, or a task of it, has come. The last three are final."""
+    """Status of a run or a task. COMPLETED, CANCELLED and FAILED are final."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -61,7 +61,7 @@ V1TaskStatus = RunStatus
 
 
 class TaskType(StrEnum):
-    """When a task of a workflow runs."""
+    """Kind of a task: an ordinary one, or the on-failure or on-success task of its workflow."""
 
     DEFAULT = "DEFAULT"
     ON_FAILURE = "ON_FAILURE"
@@ -69,7 +69,7 @@ class TaskType(StrEnum):
 
 
 class TaskDefaults(BaseModel):
-    """Fills the parameters of a workflow's tasks where a declaration leaves their defaults."""
+    """Options for the tasks of a workflow. They apply where a task leaves an option at its default."""
 
     schedule_timeout: Duration | None = None
     execution_timeout: Duration | None = None
@@ -79,10 +79,13 @@ class TaskDefaults(BaseModel):
 
 
 class DefaultFilter(BaseModel):
-    """Lets an event start a run of the workflow only if its scope is ``scope`` and ``expression`` is true.
+    """An event starts a run of the workflow only if it has this scope and the expression is true for it.
 
-    The expression is CEL over ``input`` (the event's payload), ``payload`` (this filter's), ``additional_metadata``,
-    ``event_key`` and ``event_id``.
+    The expression is CEL. Its variables are ``input`` (the payload of the event), ``payload`` (that of this filter),
+    ``additional_metadata``, ``event_key`` and ``event_id``. The started run has ``ctx.filter_payload``.
+
+    Raises:
+        ValueError: the expression is not valid CEL.
     """
 
     expression: str
@@ -97,11 +100,14 @@ class DefaultFilter(BaseModel):
 
 
 class EvictionPolicy(BaseModel):
-    """When a durable task whose every branch waits gives its slot away.
+    """When a durable task is evicted from its worker while all its branches wait.
 
-    ``ttl``: how long it may first stay on its worker (zero: not at all; None: until something else evicts it).
-    ``allow_capacity_eviction``: it may have to go earlier when the worker's durable slots run short, those with the
-    lowest ``priority`` first.
+    Attributes:
+        ttl: how long the task may wait on its worker before it is evicted. Zero: it is evicted at once. None: waiting
+            alone does not evict it.
+        allow_capacity_eviction: the task may be evicted earlier when waiting tasks hold all durable slots of the
+            worker.
+        priority: tasks with the lowest priority are evicted first in that case.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -112,11 +118,11 @@ class EvictionPolicy(BaseModel):
 
 
 DEFAULT_DURABLE_TASK_EVICTION_POLICY = EvictionPolicy(ttl=timedelta(0))
-"""At once: a slot is not held while its task waits."""
+"""Evicts at once: a waiting task holds no slot."""
 
 
 class TriggerWorkflowOptions(BaseModel):
-    """Options of one run in one object; the arguments of the same names do the same."""
+    """Options of one run as one object. Arguments of the same names take precedence."""
 
     child_key: str | None = None
     additional_metadata: dict[str, Any] = Field(default_factory=dict)
@@ -124,13 +130,13 @@ class TriggerWorkflowOptions(BaseModel):
 
 
 class WorkflowRunTriggerConfig(BaseModel):
-    """One run for ``run_many``: made by ``create_bulk_run_item``. ``input`` is JSON."""
+    """One item for ``run_many``, made by ``create_bulk_run_item``. ``input`` is JSON text."""
 
     workflow_name: str
     input: str | None = None
     options: TriggerWorkflowOptions = Field(default_factory=TriggerWorkflowOptions)
     key: str | None = None
-    """For the caller's own use; not sent."""
+    """For your own use; not sent."""
 
 
 class BulkPushEventWithMetadata(BaseModel):
@@ -144,7 +150,7 @@ class BulkPushEventWithMetadata(BaseModel):
 
 
 class RunFilter(BaseModel):
-    """Which runs a bulk operation means."""
+    """Selects runs for a bulk operation. A run must match all fields that are given."""
 
     since: datetime
     until: datetime | None = None
@@ -155,7 +161,7 @@ class RunFilter(BaseModel):
 
 
 class BulkCancelReplayOpts(BaseModel):
-    """Either the ids of runs, or a filter that finds them."""
+    """Runs for a bulk operation: either their ids, or a filter."""
 
     ids: list[str] | None = None
     filters: RunFilter | None = None

@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sublet._client.config import ClientConfig
 from sublet._client.connection import Connection
 from sublet._client.refs import Outputs, WorkflowRunRef, all_outputs
-from sublet._declare.base import NO_INPUT, BaseWorkflow, WorkflowConfig, only, unless_failed
+from sublet._declare.base import WorkflowConfig
 from sublet._declare.durations import Duration
+from sublet._declare.options import DEFAULT_EXECUTION_TIMEOUT, DEFAULT_SCHEDULE_TIMEOUT, Conditions, TaskOptions
+from sublet._declare.runnable import RunnableWorkflow
 from sublet._declare.standalone import Standalone
-from sublet._declare.task import Conditions, Task
+from sublet._declare.task import Task
 from sublet._declare.types import (
     DEFAULT_DURABLE_TASK_EVICTION_POLICY,
-    JSON,
     EvictionPolicy,
     In,
-    Priority,
     R,
     TaskDefaults,
     TaskType,
-    TriggerWorkflowOptions,
-    WorkflowRunTriggerConfig,
 )
-from sublet_protocol import limits
 
 if TYPE_CHECKING:
     from sublet._durable.context import DurableContext
     from sublet._worker.context import Context
 
-DEFAULT_SCHEDULE_TIMEOUT = timedelta(seconds=limits.DEFAULT_SCHEDULE_TIMEOUT_S)
-DEFAULT_EXECUTION_TIMEOUT = timedelta(seconds=limits.DEFAULT_EXECUTION_TIMEOUT_S)
 
-__all__ = ["BaseWorkflow", "Standalone", "Workflow"]
-
-
-class Workflow(BaseWorkflow[In]):
-    """A DAG of tasks, made by ``client.workflow(name=…)``; its decorators add the tasks."""
+class Workflow(RunnableWorkflow[In, dict[str, Any], WorkflowRunRef]):
+    """A DAG of tasks, made by ``client.workflow(name=…)``. Its decorators add the tasks."""
 
     def __init__(
         self,
@@ -67,26 +58,30 @@ class Workflow(BaseWorkflow[In]):
         skip_if: Conditions | None = None,
         cancel_if: Conditions | None = None,
     ) -> Callable[[Callable[[In, Context], R | Awaitable[R]]], Task[In, R]]:
-        """Add a task.
+        """Add a task. The function is ``(input, ctx) -> output``, sync or async.
+
+        Durations are a ``timedelta`` or a text such as ``"90s"``, ``"5m"`` or ``"1h30m"``.
 
         Args:
-            name: in lower case; the function's name unless given.
-            schedule_timeout: how long it may be ready without a worker taking it; then it is cancelled.
-            execution_timeout: how long it may run; then the attempt fails.
-            parents: it runs after these, and not at all if one fails or is cancelled.
-            retries: attempts after the first that failed.
-            backoff_factor: the delay before retry n is ``backoff_factor ** n`` seconds, at most
-                ``backoff_max_seconds`` (a day unless given). Without it retries are immediate.
-            wait_for: it runs when all of these are true; they count from when its parents are done.
-            skip_if: it is skipped (output ``{"skipped": True}``) when all of these are true.
-            cancel_if: it and what depends on it is cancelled when all of these are true.
+            name: unique in the workflow; converted to lower case. None: the name of the function.
+            schedule_timeout: how long the task may be ready without a worker that takes it. Then it is cancelled.
+                Default: 5 minutes.
+            execution_timeout: how long one attempt may run. Then the attempt fails. Default: 60 seconds.
+            parents: tasks that must complete first. The task does not run if one of them fails or is cancelled.
+            retries: how many more attempts follow after a failed one.
+            backoff_factor: the delay before retry n is ``backoff_factor ** n`` seconds. None: no delay.
+            backoff_max_seconds: the longest delay in seconds. None: one day.
+            wait_for: the task starts when all of these conditions are true. They are evaluated from the time when all
+                parents are complete.
+            skip_if: the task is skipped when all of these are true. Its output is then ``{"skipped": True}``.
+            cancel_if: the task and the tasks that depend on it are cancelled when all of these are true.
 
         Raises:
             ValueError: the name is taken or not valid, a number is out of range, a duration is not understood, two
-                conditions have the same key, or a `ParentCondition` is not about a parent.
+                conditions have the same key, or a `ParentCondition` names a task that is not a parent.
+            TypeError: a parent is not a task, or the return annotation of the function cannot be resolved.
         """
-        return self._decorator(
-            is_durable=False,
+        options = TaskOptions(
             name=name,
             schedule_timeout=schedule_timeout,
             execution_timeout=execution_timeout,
@@ -98,6 +93,7 @@ class Workflow(BaseWorkflow[In]):
             skip_if=skip_if,
             cancel_if=cancel_if,
         )
+        return self._decorator(options)
 
     def durable_task(
         self,
@@ -113,10 +109,17 @@ class Workflow(BaseWorkflow[In]):
         cancel_if: Conditions | None = None,
         eviction_policy: EvictionPolicy | None = DEFAULT_DURABLE_TASK_EVICTION_POLICY,
     ) -> Callable[[Callable[[In, DurableContext], Awaitable[R]]], Task[In, R]]:
-        """Add a durable task: an async function whose waits are kept in a log, so that it can leave its worker while
-        it waits and go on elsewhere. ``execution_timeout`` counts active time only. ``eviction_policy``: see
-        `EvictionPolicy`; None keeps it on its worker. Otherwise as `task`."""
-        return self._decorator(
+        """Add a durable task: an async function whose operations are recorded in a durable log.
+
+        While it waits it can be evicted from its worker, and any worker can resume it.
+
+        Args:
+            execution_timeout: counts active time only, not the time in which the task waits.
+            eviction_policy: when the task leaves its worker while it waits, see `EvictionPolicy`. None: never.
+
+        The other arguments and the exceptions are those of `task`.
+        """
+        options = TaskOptions(
             is_durable=True,
             name=name,
             schedule_timeout=schedule_timeout,
@@ -130,6 +133,7 @@ class Workflow(BaseWorkflow[In]):
             cancel_if=cancel_if,
             eviction_policy=eviction_policy,
         )
+        return self._decorator(options)
 
     def on_failure_task(
         self,
@@ -140,15 +144,16 @@ class Workflow(BaseWorkflow[In]):
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
     ) -> Callable[[Callable[[In, Context], R | Awaitable[R]]], Task[In, R]]:
-        """Add the task that runs once after the first final failure of another. Its name gets the ending
-        ``-on-failure``. ``ctx.task_run_errors`` tells it what failed.
+        """Add the task that runs once when another task of the run has failed and has no retries left.
+
+        ``-on-failure`` is appended to its name. ``ctx.task_run_errors`` holds the errors. The arguments are those of
+        `task`.
 
         Raises:
-            ValueError: there is one already; otherwise as `task`.
+            ValueError: the workflow has an on-failure task already; or as for `task`.
         """
         self._refuse_second(TaskType.ON_FAILURE)
-        return self._decorator(
-            is_durable=False,
+        options = TaskOptions(
             name=name,
             schedule_timeout=schedule_timeout,
             execution_timeout=execution_timeout,
@@ -157,6 +162,7 @@ class Workflow(BaseWorkflow[In]):
             backoff_max_seconds=backoff_max_seconds,
             type=TaskType.ON_FAILURE,
         )
+        return self._decorator(options)
 
     def on_success_task(
         self,
@@ -167,14 +173,15 @@ class Workflow(BaseWorkflow[In]):
         backoff_factor: float | None = None,
         backoff_max_seconds: int | None = None,
     ) -> Callable[[Callable[[In, Context], R | Awaitable[R]]], Task[In, R]]:
-        """Add the task that runs after all others have completed. Its name gets the ending ``-on-success``.
+        """Add the task that runs after all other tasks have completed. ``-on-success`` is appended to its name.
+
+        The arguments are those of `task`.
 
         Raises:
-            ValueError: there is one already; otherwise as `task`.
+            ValueError: the workflow has an on-success task already; or as for `task`.
         """
         self._refuse_second(TaskType.ON_SUCCESS)
-        return self._decorator(
-            is_durable=False,
+        options = TaskOptions(
             name=name,
             schedule_timeout=schedule_timeout,
             execution_timeout=execution_timeout,
@@ -183,204 +190,29 @@ class Workflow(BaseWorkflow[In]):
             backoff_max_seconds=backoff_max_seconds,
             type=TaskType.ON_SUCCESS,
         )
+        return self._decorator(options)
 
     def add_task(self, task: Standalone[Any, Any]) -> None:
-        """Add the task of a standalone: it gets this workflow's input. Other tasks may name ``standalone.task`` as
-        their parent."""
+        """Add the task of a standalone task to this workflow. It gets the input of this workflow.
+
+        Other tasks can have ``standalone.task`` as a parent.
+
+        Raises:
+            TypeError: ``task`` is not a standalone task.
+            ValueError: the workflow has a task of the same name.
+        """
         if not isinstance(task, Standalone):
             raise TypeError(f"add_task takes a standalone task (made by @client.task()), not {task!r}")
         self._add(task.task.moved_to(self.name, self._input_codec))
 
-    # --- running ------------------------------------------------------------------------------------------------
-
-    @overload
-    def run(
-        self,
-        input: In = ...,
-        options: TriggerWorkflowOptions | None = ...,
-        wait_for_result: Literal[True] = ...,
-        child_key: str | None = ...,
-        additional_metadata: JSON | None = ...,
-        priority: int | Priority | None = ...,
-    ) -> dict[str, Any]: ...
-
-    @overload
-    def run(
-        self,
-        input: In = ...,
-        options: TriggerWorkflowOptions | None = ...,
-        *,
-        wait_for_result: Literal[False],
-        child_key: str | None = ...,
-        additional_metadata: JSON | None = ...,
-        priority: int | Priority | None = ...,
-    ) -> WorkflowRunRef: ...
-
-    def run(
-        self,
-        input: In = NO_INPUT,
-        options: TriggerWorkflowOptions | None = None,
-        wait_for_result: bool = True,
-        child_key: str | None = None,
-        additional_metadata: JSON | None = None,
-        priority: int | Priority | None = None,
-    ) -> dict[str, Any] | WorkflowRunRef:
-        """Run the workflow, and wait for the outputs of its tasks; blocks this thread.
-
-        Args:
-            input: checked here against the declared type.
-            options: the arguments below in one object; those given directly win.
-            wait_for_result: False returns a handle as soon as the broker has the request.
-            child_key: inside a task: the child's name among the children of this parent; the same key is the same
-                run. Without it children are numbered in the order in which they are started.
-            additional_metadata: over the workflow's default metadata, and over that of the running parent.
-            priority: instead of the workflow's own.
-
-        Returns:
-            The output of each task by its name; None for one without, ``{"skipped": True}`` for one that was skipped.
-
-        Raises:
-            pydantic.ValidationError: the input does not fit the declared type.
-            ValueError: the input or the metadata cannot be written as JSON, or is too large.
-            FailedTaskRunExceptionGroup: a task failed, after its retries; it holds the error of each that did.
-            RunCancelledError: the run was cancelled.
-            UnknownWorkflowError: no worker has ever registered this workflow.
-            TransportUnavailable: the broker did not confirm the request in time.
-        """
-        item = self.create_bulk_run_item(input, None, options, child_key, additional_metadata, priority)
-        return only(self._run_items([item], wait_for_result))  # type: ignore[no-any-return]
-
-    @overload
-    async def aio_run(
-        self,
-        input: In = ...,
-        options: TriggerWorkflowOptions | None = ...,
-        wait_for_result: Literal[True] = ...,
-        child_key: str | None = ...,
-        additional_metadata: JSON | None = ...,
-        priority: int | Priority | None = ...,
-    ) -> dict[str, Any]: ...
-
-    @overload
-    async def aio_run(
-        self,
-        input: In = ...,
-        options: TriggerWorkflowOptions | None = ...,
-        *,
-        wait_for_result: Literal[False],
-        child_key: str | None = ...,
-        additional_metadata: JSON | None = ...,
-        priority: int | Priority | None = ...,
-    ) -> WorkflowRunRef: ...
-
-    async def aio_run(
-        self,
-        input: In = NO_INPUT,
-        options: TriggerWorkflowOptions | None = None,
-        wait_for_result: bool = True,
-        child_key: str | None = None,
-        additional_metadata: JSON | None = None,
-        priority: int | Priority | None = None,
-    ) -> dict[str, Any] | WorkflowRunRef:
-        """As `run`. In a durable task it is an operation of the log: the task gives its slot away while it waits, and
-        a failed or cancelled child raises `TaskRunError`."""
-        item = self.create_bulk_run_item(input, None, options, child_key, additional_metadata, priority)
-        return only(await self._aio_run_items([item], wait_for_result))  # type: ignore[no-any-return]
-
-    @overload
-    def run_many(
-        self,
-        workflows: list[WorkflowRunTriggerConfig],
-        return_exceptions: Literal[False] = ...,
-        wait_for_result: Literal[True] = ...,
-    ) -> list[dict[str, Any]]: ...
-
-    @overload
-    def run_many(
-        self,
-        workflows: list[WorkflowRunTriggerConfig],
-        return_exceptions: Literal[True],
-        wait_for_result: Literal[True] = ...,
-    ) -> list[dict[str, Any] | BaseException]: ...
-
-    @overload
-    def run_many(
-        self,
-        workflows: list[WorkflowRunTriggerConfig],
-        return_exceptions: bool = ...,
-        *,
-        wait_for_result: Literal[False],
-    ) -> list[WorkflowRunRef]: ...
-
-    def run_many(
-        self,
-        workflows: list[WorkflowRunTriggerConfig],
-        return_exceptions: bool = False,
-        wait_for_result: bool = True,
-    ) -> Any:
-        """Start many runs at once; the results stand in the order of the items, which `create_bulk_run_item` makes.
-
-        With ``return_exceptions`` a run that fails gives its exception in its place; otherwise the first of them is
-        raised when all runs have ended. Errors as in `run`.
-        """
-        return unless_failed(self._run_items(workflows, wait_for_result), return_exceptions)
-
-    @overload
-    async def aio_run_many(
-        self,
-        workflows: list[WorkflowRunTriggerConfig],
-        return_exceptions: Literal[False] = ...,
-        wait_for_result: Literal[True] = ...,
-    ) -> list[dict[str, Any]]: ...
-
-    @overload
-    async def aio_run_many(
-        self,
-        workflows: list[WorkflowRunTriggerConfig],
-        return_exceptions: Literal[True],
-        wait_for_result: Literal[True] = ...,
-    ) -> list[dict[str, Any] | BaseException]: ...
-
-    @overload
-    async def aio_run_many(
-        self,
-        workflows: list[WorkflowRunTriggerConfig],
-        return_exceptions: bool = ...,
-        *,
-        wait_for_result: Literal[False],
-    ) -> list[WorkflowRunRef]: ...
-
-    async def aio_run_many(
-        self,
-        workflows: list[WorkflowRunTriggerConfig],
-        return_exceptions: bool = False,
-        wait_for_result: bool = True,
-    ) -> Any:
-        """As `run_many`; in a durable task as `aio_run`."""
-        return unless_failed(await self._aio_run_items(workflows, wait_for_result), return_exceptions)
-
-    def get_run_ref(self, run_id: str) -> WorkflowRunRef:
-        """The handle of a run of this workflow that was started elsewhere."""
-        return self._ref(run_id)
-
     # --- inside -------------------------------------------------------------------------------------------------
 
-    def _decorator(self, **declared: Any) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
-        defaults = {
-            "schedule_timeout": DEFAULT_SCHEDULE_TIMEOUT,
-            "execution_timeout": DEFAULT_EXECUTION_TIMEOUT,
-            "retries": 0,
-            "backoff_factor": None,
-            "backoff_max_seconds": None,
-        }
-        for parameter, default in defaults.items():
-            preset = getattr(self._task_defaults, parameter)
-            if preset is not None and declared[parameter] == default:
-                declared[parameter] = preset
+    def _decorator(self, options: TaskOptions) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
+        filled = options.filled_from(self._task_defaults)
 
         def decorate(fn: Callable[..., Any]) -> Task[Any, Any]:
             task: Task[Any, Any] = Task(
-                fn, workflow_name=self.name, input_codec=self._input_codec, config=self._config, **declared
+                fn, filled, workflow_name=self.name, input_codec=self._input_codec, config=self._config
             )
             self._add(task)
             return task
@@ -394,7 +226,7 @@ class Workflow(BaseWorkflow[In]):
         self._refresh_on_success()
 
     def _refresh_on_success(self) -> None:
-        """The on-success task, wherever it was declared, runs after all leaves."""
+        """Make all leaves the parents of the on-success task, independent of the order of declaration."""
         ordinary = [task for task in self.tasks if task.type is TaskType.DEFAULT]
         inner = {parent.name for task in ordinary for parent in task.parents}
         for task in self.tasks:

@@ -1,4 +1,4 @@
-"""The context of a durable task: everything that may take long is an operation in its log, and holds no slot."""
+"""The context of a durable task: its methods are operations that are recorded in the durable log."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from sublet._declare.serialization import Codec, check_size
 from sublet._durable.replay import memo_operation, run_operation, wait_operation
 from sublet._durable.task_tree import Branch
 from sublet._errors import TaskRunError
-from sublet._worker.context import Context, TaskServices
-from sublet._worker.context_vars import ChildSpawn
+from sublet._worker.context import ChildSpawn, Context, TaskServices
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import ChildRequest, Completion, Grant, Operation, json_bytes
 from sublet_protocol.specs import Groups, SleepCondition
@@ -32,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SleepResult:
-    """``duration``: how long the task was to sleep, as it is recorded."""
+    """Result of a sleep. ``duration`` is the recorded duration that was asked for."""
 
     duration: timedelta
 
@@ -40,54 +39,74 @@ class SleepResult:
 class DurableContext(Context):
     """The context of one invocation of a durable task.
 
-    Its methods can be used in the function and in the asyncio tasks that it starts (gather, TaskGroup, create_task).
-    When all of these wait, the function leaves its worker, and begins again when there is news: what it did before is
-    then answered from the log. So between its operations it must do the same again: decide by inputs, by results of
-    operations and by `aio_now`, not by clocks, randomness or globals.
+    The durable function and the asyncio tasks that it starts (gather, TaskGroup, create_task) are its branches. When
+    all branches wait for operations, the task can be evicted from its worker. When there is a result, any worker runs
+    the function again from its start, and the operations of earlier invocations return their recorded results. So the
+    code must ask for the same operations each time: it may depend on the input, on results of operations and on
+    `aio_now`, but not on clocks, random numbers or global variables. Otherwise it fails with `NonDeterminismError`.
 
-    - A branch that does something else than to wait for operations (I/O, ``asyncio.sleep``, a timeout, a lock) keeps
-      the task on its worker until it has done so.
-    - ``asyncio.as_completed`` starts bare coroutines in any order: give it tasks that you created in order.
-    - Open connections in the worker's lifespan: what a library starts in the background counts as a branch, too.
+    - A branch that waits for anything else (I/O, ``asyncio.sleep``, a timeout) keeps the task on its worker.
+    - ``asyncio.as_completed`` starts bare coroutines in any order. Pass it tasks that you created in a fixed order.
+    - Open connections in the lifespan of the worker: a background task that a library starts in the durable function
+      counts as a branch.
     """
 
     is_durable = True
 
-    def __init__(self, grant: Grant, task: Task[Any, Any], services: TaskServices, stay: DurableInvocation) -> None:
+    def __init__(
+        self, grant: Grant, task: Task[Any, Any], services: TaskServices, invocation: DurableInvocation
+    ) -> None:
         super().__init__(grant, task, services)
-        self._invocation = stay
+        self._invocation = invocation
         self._waits = 0
 
     @property
     def invocation_count(self) -> int:
-        """How often the function has begun, in this attempt and those before, from 1."""
+        """Number of times that the function was started, in this attempt and earlier ones; 1 for the first."""
         return self._grant.invocation
 
     @property
     def wait_index(self) -> int:
-        """How many waits this invocation has asked for."""
+        """Number of waits that this invocation has asked for so far."""
         return self._waits
 
     # --- waiting --------------------------------------------------------------------------------------------------
 
     async def aio_sleep_for(self, duration: Duration, label: str | None = None) -> SleepResult:
-        """Sleep, without a slot. ``label`` is for people who look at the log."""
+        """Sleep. The task can be evicted meanwhile.
+
+        Args:
+            duration: a timedelta, or a text such as ``"5m"``.
+            label: a text for humans, shown in the durable log.
+
+        Raises:
+            ValueError: the duration is negative or not understood.
+        """
         duration_s = seconds_of(duration, "the duration of a sleep")
         await self._wait(((SleepCondition(key="sleep", duration_s=duration_s),),), label)
         return SleepResult(timedelta(seconds=duration_s))
 
     async def aio_sleep_until(self, wake_at: datetime, label: str | None = None) -> SleepResult:
-        """Sleep until a moment (one without a time zone is local time); not at all if it has passed."""
+        """Sleep until a time; return at once if it has passed. A time without zone is local time."""
         left = wake_at.astimezone(UTC) - await self.aio_now()
         return await self.aio_sleep_for(max(left, timedelta(0)), label)
 
     async def aio_wait_for(
         self, signal_key: str, *conditions_: Condition | OrGroup, label: str | None = None
     ) -> dict[str, Any]:
-        """Wait until all conditions have come true, of an or-group at least one.
+        """Wait until all conditions are true. An or-group is true when one of its conditions is true.
 
-        Returns ``{"CREATE": {key of condition: [payload]}}`` with those that came true; the payload of a sleep is
-        ``{"duration_s": seconds}``. ``signal_key`` is for people.
+        Args:
+            signal_key: a text for humans that names the wait.
+            conditions_: sleeps, events, and or-groups of these.
+            label: a text for humans, shown in the durable log instead of ``signal_key``.
+
+        Returns:
+            ``{"CREATE": {readable_data_key: [payload]}}`` with the conditions that came true. The payload of a sleep is
+            ``{"duration_s": seconds}``, that of an event is its payload.
+
+        Raises:
+            ValueError: there is no condition, or two conditions have the same key.
         """
         where = f"the wait {signal_key!r}"
         if not conditions_:
@@ -106,13 +125,22 @@ class DurableContext(Context):
         lookback_window: timedelta | None = None,
         label: str | None = None,
     ) -> T | dict[str, Any]:
-        """Wait for an event, and return its payload, as ``payload_validator`` if that is given.
+        """Wait for an event, and return its payload.
 
-        Every event counts that arrived after this branch's previous operation was over. ``lookback_window`` goes back
-        further, and needs a ``scope``.
+        Events count that arrive after the previous operation of this branch has ended. An event that arrives while that
+        operation runs (for example a child) is not seen, unless ``lookback_window`` covers it.
+
+        Args:
+            key: the key of the event, without namespace.
+            expression: CEL. The payload is ``input``. None: every event with this key counts.
+            payload_validator: type of the returned payload. None: a dictionary.
+            scope: only events with this scope count.
+            lookback_window: events of this time before the call count too. Needs a ``scope``.
+            label: a text for humans, shown in the durable log.
 
         Raises:
-            ValueError: only one of scope and lookback_window, or the expression is not valid CEL.
+            ValueError: only one of scope and lookback_window is given, or the expression is not valid CEL.
+            pydantic.ValidationError: the payload does not fit ``payload_validator``.
         """
         if (scope is None) != (lookback_window is None):
             raise ValueError("give scope and lookback_window together, or neither")
@@ -130,10 +158,10 @@ class DurableContext(Context):
         )
         return done
 
-    # --- remembering ----------------------------------------------------------------------------------------------
+    # --- memos ----------------------------------------------------------------------------------------------
 
     async def aio_now(self) -> datetime:
-        """The time (UTC) when the code first came here."""
+        """The time (UTC). It is recorded: later invocations get the time of the first call."""
         branch = await self._invocation.branch()
         operation = memo_operation(branch.next_operation_id(), "now", [])
         recorded = self._invocation.log.recall(operation)
@@ -145,8 +173,17 @@ class DurableContext(Context):
     async def aio_memo(
         self, fn: Callable[..., T | Awaitable[T]], result_validator: type[T], /, *args: Any, **kwargs: Any
     ) -> T:
-        """Call ``fn``, once, and remember what it gives; later invocations get that. If the worker dies at the wrong
-        moment it is called again, so it should be harmless to repeat."""
+        """Call ``fn(*args, **kwargs)`` once, and record its result. Later invocations get the recorded result.
+
+        If the worker dies before the result is recorded, ``fn`` is called again. So it should be idempotent.
+
+        Args:
+            fn: a sync or async function.
+            result_validator: type of the result; it must be possible to write it as JSON.
+
+        Raises:
+            ValueError: the result is too large.
+        """
         branch = await self._invocation.branch()
         name = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
         operation = memo_operation(branch.next_operation_id(), name, [args, kwargs])

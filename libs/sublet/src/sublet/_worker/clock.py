@@ -1,4 +1,4 @@
-"""The clock of one invocation: it counts active time, against what is allowed."""
+"""Measures the active time of a task, which its execution timeout limits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class ActiveClock:
-    """Counts seconds from its making, except while paused. ``time`` gives seconds that never go back."""
+    """Counts seconds from its creation, except while it is paused. ``time`` is a monotonic clock in seconds."""
 
     __slots__ = ("_counted_s", "_since", "_time", "allowed_s")
 
@@ -21,7 +21,7 @@ class ActiveClock:
         return self._counted_s + (self._time() - self._since if self._since is not None else 0.0)
 
     @property
-    def is_spent(self) -> bool:
+    def is_exceeded(self) -> bool:
         return self._since is not None and self.active_s >= self.allowed_s
 
     def resume(self) -> None:
@@ -29,7 +29,7 @@ class ActiveClock:
             self._since = self._time()
 
     def pause(self) -> None:
-        """Waiting does not count. Also the end of it."""
+        """Stop counting: the task waits, or has ended."""
         self._counted_s = self.active_s
         self._since = None
 

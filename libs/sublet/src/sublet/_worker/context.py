@@ -1,4 +1,7 @@
-"""What a task's function gets as its second argument: who it is, what came before it, and what it can ask for."""
+"""The context of a running task: what a task function gets as its second argument.
+
+`current_context` holds it while the code of a task runs, so that clients know which task started a run or an event.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic_core import to_json
@@ -21,8 +26,38 @@ if TYPE_CHECKING:
     from sublet._declare.task import Task
 
 
+current_context: ContextVar[Context | None] = ContextVar("sublet_current_context", default=None)
+"""The context of the running task; None outside of tasks. The worker copies it into the threads of sync tasks."""
+
+offline: ContextVar[str | None] = ContextVar("sublet_offline", default=None)
+"""Text of the error that clients raise when they are used here; None where they may be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpawn:
+    """A child run that a durable task starts.
+
+    ``await ctx._aio_spawn(spawns, wait)`` of a durable context starts them and returns a list in their order:
+
+    * ``wait=True``: the result of ``decode`` for the output of each child. For a child that failed or was cancelled:
+      its `TaskRunError` as a value, which the caller raises or returns (``return_exceptions``).
+    * ``wait=False``: the run ids of the children, once they are recorded.
+    """
+
+    workflow: str
+    """Name with its namespace."""
+    input_json: bytes = b"{}"
+    metadata: dict[str, object] = field(default_factory=dict)
+    """Already merged with the metadata of the parent."""
+    priority: int | None = None
+    child_key: str | None = None
+    decode: Callable[[bytes | None], Any] = lambda raw: raw
+    """Turns the output of the child into the value that the user gets. The output is that of the task for a workflow of
+    one task, else ``{task name: output}``; None for no output."""
+
+
 class TaskServices(Protocol):
-    """What the worker does for the code of one task. The methods are called on the worker's event loop."""
+    """What the worker does for the code of one task. Methods are called on the event loop of the worker."""
 
     @property
     def worker_id(self) -> str: ...
@@ -40,7 +75,7 @@ class TaskServices(Protocol):
     def is_cancelled(self) -> bool: ...
 
     def now(self) -> float:
-        """Epoch seconds."""
+        """The time in Unix seconds."""
 
     def release_slot(self) -> asyncio.Future[None]: ...
 
@@ -49,11 +84,11 @@ class TaskServices(Protocol):
     def cancel(self) -> asyncio.Future[None]: ...
 
     def from_sync(self, start: Callable[[], asyncio.Future[None]]) -> None:
-        """Call ``start`` on the worker's loop. In another thread: wait until its future has ended."""
+        """Call ``start`` on the event loop of the worker. From another thread: block until its future has ended."""
 
 
 class Context:
-    """The context of one attempt of a task."""
+    """The context of one attempt of a task: ids, metadata, outputs of parents, and requests to Sublet."""
 
     is_durable = False
 
@@ -75,7 +110,7 @@ class Context:
 
     @property
     def workflow_id(self) -> str:
-        """The workflow's name, which identifies it."""
+        """The name of the workflow, which identifies it."""
         return self._grant.workflow
 
     @property
@@ -84,7 +119,7 @@ class Context:
 
     @property
     def workflow_version_id(self) -> str:
-        """The version that the run began with."""
+        """The version of the workflow with which the run was started."""
         return self._grant.version
 
     @property
@@ -101,12 +136,12 @@ class Context:
 
     @property
     def retry_count(self) -> int:
-        """From 0."""
+        """Number of retries so far; 0 in the first attempt."""
         return self._grant.retry_count
 
     @property
     def attempt_number(self) -> int:
-        """From 1."""
+        """Number of this attempt; 1 for the first."""
         return self._grant.retry_count + 1
 
     @property
@@ -123,7 +158,7 @@ class Context:
 
     @property
     def parent_workflow_run_id(self) -> str | None:
-        """The run of the task that started this run."""
+        """The run whose task started this run; None if no task did."""
         return ids.run_of(self._grant.parent.task_run_id) if self._grant.parent is not None else None
 
     @property
@@ -136,12 +171,12 @@ class Context:
 
     @property
     def lifespan(self) -> Any:
-        """What the worker's lifespan function yielded."""
+        """The value that the lifespan function of the worker yielded."""
         return self._services.lifespan
 
     @property
     def is_cancelled(self) -> bool:
-        """True from the moment on when the task should stop: sync code has to look, async code is cancelled soon."""
+        """True when the task should stop. Sync code has to check this; async code is cancelled a moment later."""
         return self._services.is_cancelled
 
     # --- what started the run -------------------------------------------------------------------------------------
@@ -163,13 +198,14 @@ class Context:
         """The payload of the filter that let the event start this run."""
         return dict(self._grant.trigger.filter_payload) if self._grant.trigger is not None else {}
 
-    # --- what came before -----------------------------------------------------------------------------------------
+    # --- results of other tasks ---------------------------------------------------------------------------------
 
     def task_output(self, task: Task[Any, R]) -> R:
-        """The output of a parent.
+        """The output of a parent, as the return type of its function.
 
         Raises:
-            ValueError: it was skipped, or is no parent of this task.
+            ValueError: the parent was skipped, or ``task`` is not a parent of this task.
+            pydantic.ValidationError: the output does not fit the return type.
         """
         if self.was_skipped(task):
             raise ValueError(f"task {task.name!r} was skipped, so it has no output; ask ctx.was_skipped(task) first")
@@ -182,47 +218,58 @@ class Context:
 
     @property
     def task_run_errors(self) -> dict[str, str]:
-        """In an on-failure task: how each task of the run failed that did, by its name."""
+        """In an on-failure task: the error of each failed task, by task name."""
         return {name: str(_raised(error)) for name, error in self._grant.errors.items()}
 
     def get_task_run_error(self, task: Task[Any, Any]) -> TaskRunError | None:
         error = self._grant.errors.get(task.name)
         return _raised(error) if error is not None else None
 
-    # --- what it can ask for --------------------------------------------------------------------------------------
+    # --- requests --------------------------------------------------------------------------------------
 
     def release_slot(self) -> None:
-        """Let another task have this one's slot, and go on: for a long rest that needs no care.
+        """Free the slot of this task, which continues to run. Another task can then start on this worker.
 
-        It can still be cancelled and timed out, and begins again elsewhere if the worker dies. A second call does
-        nothing. Called in async code it returns at once, and the slot is free soon; see `aio_release_slot`.
+        Call it when the remaining work (an upload, a poll) should not count against the slots of the worker. The task
+        can still be cancelled and timed out, and is run again on another worker if this one dies. A second call does
+        nothing. In async code this method returns at once and the slot is freed soon; `aio_release_slot` waits for it.
         """
         self._services.from_sync(self._services.release_slot)
 
     async def aio_release_slot(self) -> None:
-        """As `release_slot`; returns when the slot is free."""
+        """Like `release_slot`, for async code. Returns when the slot is free."""
         await asyncio.shield(self._services.release_slot())
 
     def refresh_timeout(self, increment_by: Duration) -> None:
-        """Give this attempt more time than its execution timeout."""
+        """Extend the execution timeout of this attempt.
+
+        Raises:
+            ValueError: the duration is not longer than zero, or not understood.
+        """
         by_s = positive_seconds_of(increment_by, "increment_by")
         self._services.from_sync(lambda: self._services.extend(by_s))
 
     async def aio_refresh_timeout(self, increment_by: Duration) -> None:
+        """Like `refresh_timeout`, for async code. Returns when the extension is confirmed."""
         await asyncio.shield(self._services.extend(positive_seconds_of(increment_by, "increment_by")))
 
     def cancel(self) -> None:
-        """Cancel this task: its run goes on as if somebody else had done so."""
+        """Cancel this task. Its run continues as after a cancellation by ``client.runs``."""
         self._services.from_sync(self._services.cancel)
 
     async def aio_cancel(self) -> None:
+        """Like `cancel`, for async code. Returns when the cancellation is confirmed."""
         await asyncio.shield(self._services.cancel())
 
     def log(self, line: str | Mapping[str, Any], raise_on_error: bool = False) -> None:
-        """Write to the worker's log (logger ``sublet.task``), with the ids of run and task.
+        """Write a line at level INFO to the logger ``sublet.task``, with the ids of run and task in ``extra``.
+
+        Args:
+            line: a text, or anything that can be written as JSON.
+            raise_on_error: False logs the ``repr`` of a line that cannot be written as JSON.
 
         Raises:
-            TypeError: the line is no text and cannot be written as JSON, and ``raise_on_error`` is set.
+            TypeError: the line cannot be written as JSON, and ``raise_on_error`` is true.
         """
         try:
             text = line if isinstance(line, str) else to_json(line).decode()
@@ -242,12 +289,13 @@ class Context:
         )
 
     async def aio_log(self, line: str | Mapping[str, Any], raise_on_error: bool = False) -> None:
+        """Like `log`."""
         self.log(line, raise_on_error)
 
     # --- for the client -------------------------------------------------------------------------------------------
 
     def _next_child_index(self) -> int:
-        """Numbers the children of this attempt, from 0; also in threads."""
+        """Number of the next child of this attempt, from 0. Safe to call from any thread."""
         return next(self._children)
 
 

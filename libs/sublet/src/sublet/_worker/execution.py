@@ -1,4 +1,4 @@
-"""One grant being run: the user's function, its clock, its ticket, and how it ends."""
+"""Runs the code of one grant, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from sublet._client.config import ClientConfig
+from sublet._declare.serialization import task_error
 from sublet._declare.task import Task
 from sublet._durable.context import DurableContext
 from sublet._durable.invocation import Checkpoint, DurableInvocation
+from sublet._errors import NonRetryableException
 from sublet._worker.clock import ActiveClock
-from sublet._worker.context import Context
-from sublet._worker.context_vars import current_context
-from sublet._worker.failures import is_retryable, task_error
-from sublet._worker.reports import chunked
+from sublet._worker.context import Context, current_context
 from sublet._worker.tickets import HeldTicket
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import (
@@ -44,9 +43,25 @@ if TYPE_CHECKING:
 
 
 class Execution:
-    """It ends exactly once: by what the function gives, by a checkpoint, by its timeout, or because it was revoked.
+    """One task that runs under a lease of this worker.
 
-    ``ticket``: None once the slot has been released by hand, and for a task that runs without (see `Tickets`).
+    Who owns which fact:
+
+    - `DurableInvocation` knows whether a durable task waits (``waiting_since``) and whether its code has ended
+      (``ended``), because its code can leave the worker by an eviction.
+    - `Execution` knows whether the code of an ordinary task has ended, whether the task is cancelled, and whether it
+      still holds its slot and its ticket.
+    - `Runner` knows which leases this worker has: an execution stays listed until RabbitMQ has confirmed its end.
+    - `Tickets` knows what a ticket is used for.
+
+    An execution ends exactly once: by the result of the function, by an eviction, by its timeout, or because its lease
+    was revoked.
+
+    Attributes:
+        ticket: None after the task has released its slot, and for a task without a ticket (see `Tickets`).
+        released: the slot is released, or will be as soon as the report is confirmed.
+        holds_slot: the slot is still counted as taken.
+        is_cancelled: the code should stop; nothing that it returns counts.
     """
 
     def __init__(self, runner: Runner, grant: Grant, task: Task[Any, Any], ticket: HeldTicket | None) -> None:
@@ -61,10 +76,9 @@ class Execution:
         self.kind: SlotKind = "durable" if task.is_durable else "task"
         self.ticket = ticket
         self.released = False
-        """Its slot is given away, or about to be: the report may be unconfirmed."""
         self.holds_slot = True
-        self.ended = False
         self.is_cancelled = False
+        self._has_ended = False
         self.clock = ActiveClock(self._loop.time, grant.timeout_s)
         self.durable_invocation = (
             DurableInvocation(grant, task.eviction_policy, self.clock, self) if task.is_durable else None
@@ -72,12 +86,16 @@ class Execution:
 
     @property
     def state(self) -> Literal["running", "waiting", "released"]:
-        """Waiting: a durable task that stays on the worker although it waits. Released: it runs without a slot."""
+        """``waiting``: a durable task that waits and stays on the worker. ``released``: it runs without a slot."""
         if self.released:
             return "released"
-        return (
-            "running" if self.durable_invocation is None or self.durable_invocation.waiting_since is None else "waiting"
-        )
+        waits = self.durable_invocation is not None and self.durable_invocation.waiting_since is not None
+        return "waiting" if waits else "running"
+
+    @property
+    def ended(self) -> bool:
+        """The end is reported, or the lease is lost: nothing that the code still does counts."""
+        return self.durable_invocation.ended if self.durable_invocation is not None else self._has_ended
 
     # --- running --------------------------------------------------------------------------------------------------
 
@@ -90,7 +108,7 @@ class Execution:
             self._code = self._loop.create_task(self._run(context), context=self._runner.variables.copy())
 
     async def _run(self, context: Context) -> None:
-        """Whatever comes out of the user's code, this does not raise."""
+        """Run the user's code and report its end. Does not raise, whatever the code raises."""
         try:
             current_context.set(context)
             output = await self._call(context)
@@ -100,7 +118,10 @@ class Execution:
                 if self.is_cancelled:
                     self._runner.revoked(self)
                 else:
-                    self._fail(task_error(error, ids.task_run_of(self.lease)), retryable=is_retryable(error))
+                    self._fail(
+                        task_error(error, ids.task_run_of(self.lease)),
+                        retryable=not isinstance(error, NonRetryableException),
+                    )
         else:
             if not self.ended:
                 self._finish(encoded)
@@ -128,7 +149,7 @@ class Execution:
         )
 
     def time_out(self) -> None:
-        """The active time is used up."""
+        """End the attempt: it has used up its execution timeout."""
         if self.ended:
             return
         message = f"Task exceeded timeout of {self.clock.allowed_s:g} s"
@@ -137,24 +158,25 @@ class Execution:
         self._runner.spawn(self.stop_code())
 
     def _end(self) -> None:
-        self.ended = True
-        self.clock.pause()
         if self.durable_invocation is not None:
             self.durable_invocation.finish()
+        else:
+            self._has_ended = True
+            self.clock.pause()
 
     def forget(self) -> None:
-        """The lease is not ours any more: nothing is reported."""
+        """End without a report: the lease is lost."""
         self._end()
 
     async def stop_code(self) -> None:
-        """Cancel what runs. A thread cannot be cancelled: what it gives is ignored."""
+        """Cancel the code. A thread cannot be cancelled: its result is ignored."""
         if self.durable_invocation is not None:
             await self.durable_invocation.drop()
         elif self._code is not None and not self._code.done():
             self._code.cancel()
             await asyncio.wait([self._code], timeout=limits.CANCEL_GRACE_S)
 
-    # --- durable tasks: what a stay asks of us --------------------------------------------------------------------
+    # --- durable tasks (see `invocation.InvocationHost`) ----------------------------------------------------------
 
     @property
     def draining(self) -> bool:
@@ -173,15 +195,14 @@ class Execution:
         return self._report(Recorded(self.lease, rest, waiting, self.clock.active_s, number=self._next_number()))
 
     def _report_leading_chunks(self, operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
-        """Report what one message cannot hold; returns the last portion."""
-        *portions, last = chunked(operations)
+        """Report all portions but the last, which is returned for the caller's own report."""
+        *portions, last = _chunked(operations)
         for portion in portions:
             self._report(Recorded(self.lease, portion, number=self._next_number()))
         return last
 
     def report_eviction(self, checkpoint: Checkpoint) -> None:
         rest = self._report_leading_chunks(checkpoint.operations)
-        self.ended = True
 
         def report(ticket: str | None, more: bool) -> Record:
             return Evicted(
@@ -230,7 +251,7 @@ class Execution:
         return self._release
 
     async def _release_slot(self) -> None:
-        """Report, confirm, and only then acknowledge."""
+        """Acknowledge the ticket only after the report is confirmed: otherwise the slot could be used twice."""
         await self._runner.releases.acquire()
         if self.ended:
             self._runner.releases.release()
@@ -266,7 +287,7 @@ class Execution:
         ended.result()
 
     def _report(self, report: Record) -> asyncio.Future[None]:
-        """The future is cancelled when the lease has ended: what such code says does not count."""
+        """Send a report. After the end nothing is sent, and the future is cancelled."""
         if self.ended:
             refused: asyncio.Future[None] = self._loop.create_future()
             refused.cancel()
@@ -276,3 +297,18 @@ class Execution:
     def _next_number(self) -> int:
         self._number += 1
         return self._number
+
+
+def _chunked(operations: tuple[Operation, ...]) -> list[tuple[Operation, ...]]:
+    """Split operations into portions of at most `limits.REPORT_MAX_BYTES`, in order. There is at least one portion; it
+    may be empty."""
+    portions: list[list[Operation]] = [[]]
+    size = 0
+    for operation in operations:
+        weight = len(operation.result) + (len(operation.child.input) if operation.child is not None else 0)
+        if portions[-1] and size + weight > limits.REPORT_MAX_BYTES:
+            portions.append([])
+            size = 0
+        portions[-1].append(operation)
+        size += weight
+    return [tuple(portion) for portion in portions]

@@ -1,4 +1,4 @@
-"""The worker's engine: tickets become claims, grants become running tasks, and their ends become reports."""
+"""The core of a worker: claims tickets, runs granted tasks, and reports their ends."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
-from sublet._amqp.transport import PoolConsumer, TicketDelivery, Transport, TransportUnavailable
+from sublet._amqp.publisher import BatchPublisher
+from sublet._amqp.transport import PoolConsumer, TicketDelivery, Transport
 from sublet._client.config import ClientConfig
 from sublet._declare.task import Task
 from sublet._durable import task_tree
+from sublet._errors import TransportUnavailable
 from sublet._worker.execution import Execution
-from sublet._worker.reports import Reports
 from sublet._worker.tickets import CLAIM_REPEATED_S, HeldTicket, Tickets
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import (
@@ -38,22 +39,32 @@ from sublet_protocol.messages import (
     TaskError,
     decode_for_worker,
     encode,
+    encode_one,
 )
 from sublet_protocol.specs import SlotKind, WorkflowSpec
-from sublet_protocol.topology import WORKERS, pool_queue, run_key, worker_inbox
+from sublet_protocol.topology import REQUESTS, WORKERS, pool_queue, run_key, worker_inbox
 
-SWEEP_INTERVAL_S = 0.1
-"""How often timeouts and unanswered claims are looked for."""
+TIMEOUT_CHECK_INTERVAL_S = 0.1
+"""Seconds between checks for tasks that exceeded their execution timeout and for claims without an answer."""
+
+DRAIN_CHECK_INTERVAL_S = 0.1
+"""Seconds between checks whether everything has ended, while the worker drains."""
+
+HELLO_RETRY_PAUSE_S = 0.1
+"""Seconds before a hello or goodbye is published again. The transport has waited for a connection before that."""
+
+REPORT_RETRY_PAUSE_S = 1.0
+"""Pause before reports are published again. The transport itself has waited for a connection before that."""
 
 RECENT_LEASES = 10_000
-"""Leases that have ended are remembered, so that a grant that comes twice is not run twice."""
+"""Ended leases that are remembered, so that a grant that arrives twice is not run twice."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What a worker is and can run. ``tasks`` by (workflow, task); slots of a kind without tasks are 0."""
+    """What a worker is and can run. ``tasks`` are by (workflow, task); a kind without tasks has 0 slots."""
 
     worker_id: str
     name: str
@@ -70,13 +81,13 @@ class Registration:
 
     @property
     def capacity(self) -> dict[SlotKind, int]:
-        """Slots by kind, where there are any."""
+        """Slots by kind; kinds without slots are left out."""
         both: dict[SlotKind, int] = {"task": self.slots, "durable": self.durable_slots}
         return {kind: slots for kind, slots in both.items() if slots}
 
 
 class Runner:
-    """``start`` it; ``drain`` ends it in good order."""
+    """Call `start` once. `drain` shuts it down gracefully, `close` at once. See `Execution` for who owns which fact."""
 
     def __init__(
         self,
@@ -92,11 +103,11 @@ class Runner:
         self._thread = threading.get_ident()
         self._background: set[asyncio.Future[Any]] = set()
         self._executions: dict[str, Execution] = {}
-        self._over: OrderedDict[str, None] = OrderedDict()
-        self._reports = Reports(transport, self.spawn)
-        self._tickets = Tickets(transport, self._claim, self._reports.add)
+        self._ended_leases: OrderedDict[str, None] = OrderedDict()
+        self._reports = BatchPublisher(self._publish_until_confirmed, drop_cancelled=False)
+        self._tickets = Tickets(transport, self._claim, self._report)
         self._busy = asyncio.Event()
-        """Something runs, or an answer is due."""
+        """Set while a task runs or a claim has no answer."""
         self._consumers: list[PoolConsumer] = []
         self._shards = ids.BUCKETS
         self.config = config
@@ -109,21 +120,21 @@ class Runner:
             max_workers=max(registration.slots, 1) + limits.RELEASED_MAX_PER_WORKER, thread_name_prefix="sublet-task"
         )
 
-    # --- life -----------------------------------------------------------------------------------------------------
+    # --- start and stop --------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Introduce ourselves, and take work. The transport is connected."""
+        """Register with the schedulers, and begin to take work. The transport must be connected."""
         task_tree.install(self._loop)
         await self._transport.open_inbox(self._registration.inbox, self._on_message)
         await self._publish_to_schedulers(self._hello())
         self._transport.on_reconnect(self._on_reconnect)
-        self.spawn(self._beat())
-        self.spawn(self._sweep())
+        self.spawn(self._heartbeat_loop())
+        self.spawn(self._check_timeouts_loop())
         for kind, slots in self._registration.capacity.items():
             self._consumers.append(await self._consume(kind, slots))
 
     async def drain(self) -> None:
-        """Take no more work, let waiting tasks go, finish what runs, hand back the rest, and say goodbye."""
+        """Take no more work, evict waiting tasks, finish running ones, requeue the other tickets, and deregister."""
         for consumer in self._consumers:
             await consumer.cancel()
         self.draining = True
@@ -137,19 +148,20 @@ class Runner:
         ):
             for execution in list(self._executions.values()):
                 if execution.durable_invocation is not None:
-                    execution.durable_invocation.look()
-            await asyncio.sleep(SWEEP_INTERVAL_S)
+                    execution.durable_invocation.check()
+            await asyncio.sleep(DRAIN_CHECK_INTERVAL_S)
         self._tickets.requeue_all()
         await self._publish_to_schedulers(Goodbye(self._registration.worker_id))
 
     def close(self) -> None:
-        """Stop everything at once. What runs is recovered as after a crash."""
+        """Stop everything at once. Running tasks are recovered as after a crash."""
         for task in list(self._background):
             task.cancel()
+        self._reports.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run something of our own: in no branch of users' code."""
+        """Run a coroutine of the SDK. In an empty context it does not count as a branch of a durable task."""
         task = self._loop.create_task(work, context=Variables())
         self._background.add(task)
         task.add_done_callback(self._background.discard, context=Variables())
@@ -157,10 +169,10 @@ class Runner:
 
     @property
     def held(self) -> Counter[str]:
-        """The leases of this worker by state: see `Execution.state`."""
+        """Number of leases of this worker by `Execution.state`."""
         return Counter(execution.state for execution in self._executions.values())
 
-    # --- for executions -------------------------------------------------------------------------------------------
+    # --- for executions --------------------------------------------------------------------------------------------
 
     @property
     def worker_id(self) -> str:
@@ -175,12 +187,13 @@ class Runner:
         return threading.get_ident() == self._thread
 
     def report(self, lease: str, report: Record) -> asyncio.Future[None]:
-        """Tell the scheduler of this lease. The future ends with the broker's confirm."""
-        return self._reports.add(run_key(ids.run_of(lease), self._shards), report)
+        """Send a report to the scheduler of this lease. The future ends when RabbitMQ has confirmed it, and never
+        fails."""
+        return self._report(run_key(ids.run_of(lease), self._shards), report)
 
     def report_end(self, execution: Execution, build: Callable[[str | None, bool], Record]) -> asyncio.Future[None]:
-        """Report how it ended, and ask for the next task if its ticket can be kept."""
-        self._remember(execution.lease)
+        """Report the end of an execution, and ask for the next task if its ticket can be retained."""
+        self._remember_ended(execution.lease)
         ticket = None if execution.released else execution.ticket
         more = ticket is not None and self._tickets.keeps(ticket)
         if more and ticket is not None:
@@ -191,13 +204,13 @@ class Runner:
         return confirmed
 
     def revoked(self, execution: Execution) -> None:
-        """The code of a revoked lease has stopped, or will not."""
+        """Forget a revoked lease, whose code has stopped."""
         if self._executions.get(execution.lease) is execution:
             execution.forget()
-            self._let_go(execution)
+            self._release(execution)
 
     def free_slot(self, execution: Execution) -> None:
-        """The task goes on without its slot, or is over."""
+        """Free the slot of a task that continues without it, or that has ended."""
         execution.holds_slot = False
         ticket, execution.ticket = execution.ticket, None
         if ticket is None or ticket.void:
@@ -206,43 +219,43 @@ class Runner:
             self._tickets.give_up(ticket)
 
     def evict_for_capacity(self) -> None:
-        """When every durable slot is taken by a task that waits, one of them has to go."""
-        stays = [
+        """Evict one waiting task if every durable slot is held by a waiting task."""
+        invocations = [
             e.durable_invocation
             for e in self._executions.values()
             if e.durable_invocation is not None and not e.released and not e.ended
         ]
-        if len(stays) < self._registration.durable_slots or any(
-            invocation.waiting_since is None for invocation in stays
+        if len(invocations) < self._registration.durable_slots or any(
+            invocation.waiting_since is None for invocation in invocations
         ):
             return
-        candidates = [invocation for invocation in stays if invocation.may_be_evicted_for_capacity]
+        candidates = [invocation for invocation in invocations if invocation.may_be_evicted_for_capacity]
         if candidates:
             min(candidates, key=lambda invocation: invocation.eviction_order).evict("capacity_pressure")
 
     def _confirmed(self, execution: Execution, more: bool) -> None:
-        """The broker has the end of this lease."""
+        """RabbitMQ has confirmed the report of the end."""
         if not more:
-            self._let_go(execution)
+            self._release(execution)
             return
         del self._executions[execution.lease]
         if execution.ticket is not None:
             self._tickets.expect(execution.ticket)
 
-    def _let_go(self, execution: Execution) -> None:
+    def _release(self, execution: Execution) -> None:
         del self._executions[execution.lease]
         if execution.released:
             self.releases.release()
         else:
             self.free_slot(execution)
 
-    # --- what arrives ---------------------------------------------------------------------------------------------
+    # --- arriving messages -----------------------------------------------------------------------------------------
 
     def _on_message(self, body: bytes) -> None:
         try:
             records = decode_for_worker(body)
         except MalformedMessage as error:
-            _log.error("a message in the inbox could not be read: %s", error)
+            logger.error("cannot read a message in the inbox, ignoring it: %s", error)
             return
         for record in records:
             match record:
@@ -259,17 +272,17 @@ class Runner:
                 case Ping():
                     self._answer_ping(record)
                 case _:
-                    _log.warning("a worker's inbox is no place for %s", type(record).__name__)
+                    logger.warning("unexpected %s in the inbox of a worker", type(record).__name__)
 
     def _granted(self, grant: Grant) -> None:
         self._shards = grant.shards
-        if grant.lease in self._executions or grant.lease in self._over:
-            return  # the answer to a repeated claim, or cancelled before it came
+        if grant.lease in self._executions or grant.lease in self._ended_leases:
+            return  # the answer to a repeated claim, or revoked before it arrived
         task = self._registration.tasks.get((grant.workflow, grant.task))
         ticket = self._tickets.serve(grant.ticket)
         kind: SlotKind = "durable" if task is not None and task.is_durable else "task"
         if self.draining or (ticket is None and not self._has_room(kind)):
-            self._hand_back(grant, ticket)
+            self._decline(grant, ticket)
         elif task is None:
             self._refuse(grant, ticket)
         else:
@@ -280,53 +293,53 @@ class Runner:
             execution.start()
 
     def _has_room(self, kind: SlotKind) -> bool:
-        """For a task without a ticket of its own."""
+        """Whether a task without a ticket can run."""
         return self._taken(kind) + self._tickets.idle(kind) < self._registration.capacity.get(kind, 0)
 
     def _taken(self, kind: SlotKind) -> int:
-        """Slots in which a task runs."""
+        """Number of slots in which a task runs."""
         return sum(e.kind == kind and e.holds_slot and not e.ended for e in self._executions.values())
 
-    def _hand_back(self, grant: Grant, ticket: HeldTicket | None) -> None:
-        """We are leaving, or have no room: the task is ready again."""
-        self._remember(grant.lease)
+    def _decline(self, grant: Grant, ticket: HeldTicket | None) -> None:
+        """Decline a grant, because the worker drains or has no free slot. The task is ready again."""
+        self._remember_ended(grant.lease)
         confirmed = self.report(grant.lease, GrantDeclined(grant.lease, ticket.id if ticket is not None else None))
         if ticket is not None:
             confirmed.add_done_callback(lambda _: self._tickets.requeue(ticket), context=Variables())
 
     def _refuse(self, grant: Grant, ticket: HeldTicket | None) -> None:
-        """A task that this worker does not know: two programs share a pool."""
-        self._remember(grant.lease)
+        """Fail a task that this worker does not have: two different programs share a pool."""
+        self._remember_ended(grant.lease)
         message = f"worker {self.worker_id} of pool {self._registration.pool} has no task {grant.workflow}:{grant.task}"
-        _log.error("%s", message)
+        logger.error("%s", message)
         error = TaskError("UnknownTask", message, task_run_id=ids.task_run_of(grant.lease))
         confirmed = self.report(grant.lease, Failed(grant.lease, grant.ticket, error, retryable=False))
         if ticket is not None:
             confirmed.add_done_callback(lambda _: self._tickets.give_up(ticket), context=Variables())
 
     def _revoke(self, message: Revoked) -> None:
-        self._remember(message.lease)
+        self._remember_ended(message.lease)
         execution = self._executions.get(message.lease)
         if execution is not None and not execution.ended and not execution.is_cancelled:
-            _log.info("lease %s is revoked: %s", message.lease, message.reason)
+            logger.info("lease %s is revoked, cancelling its task: %s", message.lease, message.reason)
             execution.is_cancelled = True
             self.spawn(self._stop(execution))
 
     async def _stop(self, execution: Execution) -> None:
-        """The code may look at ``ctx.is_cancelled`` for a moment; then it is cancelled."""
+        """Give the code `limits.CANCEL_GRACE_S` to notice ``ctx.is_cancelled``; then cancel it."""
         await asyncio.sleep(limits.CANCEL_GRACE_S)
         if not execution.ended:
             execution.forget()
             await execution.stop_code()
             if execution.lease in self._executions:
-                self._let_go(execution)
+                self._release(execution)
 
-    def _remember(self, lease: str) -> None:
-        self._over[lease] = None
-        if len(self._over) > RECENT_LEASES:
-            self._over.popitem(last=False)
+    def _remember_ended(self, lease: str) -> None:
+        self._ended_leases[lease] = None
+        if len(self._ended_leases) > RECENT_LEASES:
+            self._ended_leases.popitem(last=False)
 
-    # --- tickets --------------------------------------------------------------------------------------------------
+    # --- tickets ---------------------------------------------------------------------------------------------------
 
     async def _consume(self, kind: SlotKind, slots: int) -> PoolConsumer:
         def on_ticket(delivery: TicketDelivery) -> None:
@@ -345,7 +358,7 @@ class Runner:
             redelivered=ticket.delivery.redelivered,
         )
 
-    # --- being alive ----------------------------------------------------------------------------------------------
+    # --- heartbeats ------------------------------------------------------------------------------------------------
 
     def _on_reconnect(self) -> None:
         self._tickets.reconnected()
@@ -389,28 +402,43 @@ class Runner:
             try:
                 await self._transport.publish(WORKERS, "", encode([record]))
             except TransportUnavailable as error:
-                _log.warning("%s is not confirmed, sending it again: %s", type(record).__name__, error)
-                await asyncio.sleep(SWEEP_INTERVAL_S)
+                logger.warning("%s is not confirmed, publishing it again: %s", type(record).__name__, error)
+                await asyncio.sleep(HELLO_RETRY_PAUSE_S)
             else:
                 return
 
-    async def _beat(self) -> None:
+    def _report(self, routing_key: str, report: Record) -> asyncio.Future[None]:
+        return self._reports.add(routing_key, encode_one(report))
+
+    async def _publish_until_confirmed(self, routing_key: str, body: bytes) -> None:
+        """Reports must not be lost: a lease whose end is never reported would block its run until the worker dies."""
+        while True:
+            try:
+                await self._transport.publish(REQUESTS, routing_key, body)
+                return
+            except TransportUnavailable as error:
+                logger.warning("reports to %s are not confirmed, publishing them again: %s", routing_key, error)
+            except Exception:
+                logger.exception("reports to %s cannot be published, trying again", routing_key)
+            await asyncio.sleep(REPORT_RETRY_PAUSE_S)
+
+    async def _heartbeat_loop(self) -> None:
         while True:
             self._send_heartbeat()
             await asyncio.sleep(limits.HEARTBEAT_INTERVAL_S)
 
-    async def _sweep(self) -> None:
-        """A worker that has nothing to do does nothing."""
+    async def _check_timeouts_loop(self) -> None:
+        """Check timeouts and unanswered claims. An idle worker does not wake up."""
         while True:
             await self._busy.wait()
-            await asyncio.sleep(SWEEP_INTERVAL_S)
+            await asyncio.sleep(TIMEOUT_CHECK_INTERVAL_S)
             self._tickets.ask_again()
-            for execution in [e for e in self._executions.values() if e.clock.is_spent and not e.ended]:
+            for execution in [e for e in self._executions.values() if e.clock.is_exceeded and not e.ended]:
                 execution.time_out()
             if not self._executions and not self._tickets.unanswered:
                 self._busy.clear()
 
 
 def actions_of(tasks: Sequence[Task[Any, Any]]) -> list[str]:
-    """What names a pool: ``<workflow>:<task>:<kind>`` of each task, sorted."""
+    """``<workflow>:<task>:<kind>`` of each task, sorted. A pool is named by a digest of these."""
     return sorted(f"{task.workflow_name}:{task.name}:{'durable' if task.is_durable else 'task'}" for task in tasks)

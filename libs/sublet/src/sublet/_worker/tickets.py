@@ -1,4 +1,4 @@
-"""The tickets that a worker holds: each is a slot taken at RabbitMQ, and should be one taken here."""
+"""The tickets of a worker. RabbitMQ counts each unacknowledged ticket as a taken slot of this worker."""
 
 from __future__ import annotations
 
@@ -9,30 +9,41 @@ from collections.abc import Callable, Hashable
 from contextvars import Context
 
 from sublet._amqp.transport import TicketDelivery, Transport
+from sublet_protocol.backoff import Backoff
 from sublet_protocol.messages import Claim, MalformedMessage, Record, Ticket, decode_ticket, encode
 from sublet_protocol.specs import SlotKind
 from sublet_protocol.topology import INBOXES
 
 CLAIM_REPEATED_S = 3.0
-"""A claim is repeated, to the shard's queue, when it has not been answered for this long; then after twice as long."""
+"""Seconds without an answer after which a claim is repeated, to the queue of the shard: a scheduler that took the shard
+over in the meantime has not seen the claim. The pause doubles up to `CLAIM_REPEATED_MAX_S`."""
 
 CLAIM_REPEATED_MAX_S = 30.0
+"""The longest pause in seconds between repeated claims: an outage of the scheduler must not fill its queue."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class HeldTicket:
-    """A ticket of ours. ``void``: its channel is gone, the broker has given it to somebody again."""
+    """A ticket that was delivered to this worker.
+
+    Attributes:
+        serving: a task runs under this ticket.
+        asked: the scheduler owes an answer to a claim.
+        dismissed: the scheduler answered "no task" before RabbitMQ confirmed the last report under this ticket.
+        ask_again_at: when the claim is repeated, in seconds of the event loop's time.
+        void: its channel is closed, so RabbitMQ delivers the ticket again, to any worker.
+    """
 
     __slots__ = (
         "ask_again_at",
         "asked",
+        "backoff",
         "claim_key",
         "delivery",
         "dismissed",
         "id",
         "kind",
-        "pause_s",
         "serving",
         "shard_key",
         "void",
@@ -45,22 +56,19 @@ class HeldTicket:
         self.kind = kind
         self.delivery = delivery
         self.serving = False
-        """A task runs under it."""
         self.asked = False
-        """The scheduler owes an answer."""
         self.dismissed = False
-        """It said that there is nothing to do, before the broker has confirmed the last report under this ticket."""
         self.ask_again_at = 0.0
-        self.pause_s = CLAIM_REPEATED_S
+        self.backoff = Backoff(CLAIM_REPEATED_S, CLAIM_REPEATED_MAX_S)
         self.void = False
 
 
 class Tickets:
-    """Claims what is delivered, keeps tickets for the next task, and gives them up when there is none.
+    """Claims delivered tickets, uses them for the next task too, and acknowledges them when there is no task.
 
-    When a connection is lost its tickets are void although their tasks go on. Each such orphan *adopts* the next
-    ticket of its kind: that is held, without claiming anything, until the orphan ends. So what RabbitMQ counts stays
-    what is truly taken.
+    When a connection is lost, its tickets become void, but their tasks continue as *orphans*. Each orphan *adopts* the
+    next ticket of its kind: the ticket is held without a claim until the orphan ends. So RabbitMQ never counts fewer
+    taken slots than there are running tasks.
     """
 
     def __init__(
@@ -76,7 +84,7 @@ class Tickets:
         self._held: dict[str, HeldTicket] = {}
         self._adopted: dict[SlotKind, deque[HeldTicket]] = {"task": deque(), "durable": deque()}
         self._orphans: dict[SlotKind, int] = {"task": 0, "durable": 0}
-        """Tasks that run without a ticket and have not adopted one yet."""
+        """Number of tasks that run without a ticket and have not adopted one yet."""
         self._channels: dict[SlotKind, Hashable] = {}
         self._changed: set[SlotKind] = set()
         self._unsent: dict[str, list[Record]] = defaultdict(list)
@@ -84,17 +92,17 @@ class Tickets:
 
     @property
     def unanswered(self) -> int:
-        """Tickets for which an answer is due."""
+        """Number of tickets whose claim has no answer yet."""
         return sum(ticket.asked for ticket in self._held.values())
 
     def idle(self, kind: SlotKind) -> int:
-        """Tickets of this kind under which nothing runs: each may be granted a task at any moment."""
+        """Number of tickets of this kind without a running task. A task may be granted to each of them at any time."""
         return sum(ticket.kind == kind and not ticket.serving for ticket in self._held.values())
 
-    # --- what arrives ---------------------------------------------------------------------------------------------
+    # --- arriving messages -----------------------------------------------------------------------------------------
 
     def delivered(self, kind: SlotKind, delivery: TicketDelivery) -> None:
-        """RabbitMQ gave us a slot's worth of work."""
+        """RabbitMQ has delivered a ticket."""
         if self._channels.get(kind) not in (None, delivery.channel):
             self._void(kind)
             self._changed.add(kind)
@@ -102,11 +110,11 @@ class Tickets:
         try:
             ticket = HeldTicket(decode_ticket(delivery.body), kind, delivery)
         except MalformedMessage as error:
-            _log.error("a ticket could not be read and is dropped: %s", error)
+            logger.error("cannot read a ticket, dropping it: %s", error)
             self._transport.ack(delivery)
             return
         if ticket.id in self._held:
-            self._transport.ack(delivery)  # doubled: a hint that we follow already
+            self._transport.ack(delivery)  # a duplicate of a ticket that is claimed already
         elif self.draining:
             self._transport.requeue(delivery)
         elif self._orphans[kind]:
@@ -116,7 +124,7 @@ class Tickets:
             self._ask(ticket)
 
     def reconnected(self) -> None:
-        """Tickets of the old connection are void. (Those of the new one may have come before this call.)"""
+        """Mark the tickets of the old connection as void. Tickets of the new one may have arrived before this call."""
         for kind in list(self._channels):
             if kind in self._changed:
                 self._changed.discard(kind)
@@ -125,7 +133,7 @@ class Tickets:
                 del self._channels[kind]
 
     def serve(self, ticket_id: str) -> HeldTicket | None:
-        """A grant came for this ticket; None if it is not ours any more."""
+        """Use a ticket for a granted task. None: this worker does not hold the ticket any more, or it is in use."""
         ticket = self._held.get(ticket_id)
         if ticket is None or ticket.serving:
             return None
@@ -134,6 +142,7 @@ class Tickets:
         return ticket
 
     def no_task(self, ticket_id: str) -> None:
+        """The scheduler has no task for this ticket."""
         ticket = self._held.get(ticket_id)
         if ticket is None or ticket.serving:
             return
@@ -142,22 +151,22 @@ class Tickets:
         else:
             ticket.dismissed = True
 
-    # --- what ends ------------------------------------------------------------------------------------------------
+    # --- ends of tasks ---------------------------------------------------------------------------------------------
 
     def orphan_started(self, kind: SlotKind) -> None:
-        """A task began for which there is no ticket."""
+        """A task without a ticket has started."""
         self._orphans[kind] += 1
 
     def keeps(self, ticket: HeldTicket | None) -> bool:
-        """Whether a report may ask for the next task under it."""
+        """Whether the report of an end may ask for the next task under this ticket."""
         return ticket is not None and not ticket.void and not self.draining
 
     def wait_for_next(self, ticket: HeldTicket) -> None:
-        """The task under it has ended, and its report asks for the next one. Once that is confirmed see `expect`."""
+        """The task has ended, and its report asks for the next one. Call `expect` when the report is confirmed."""
         ticket.serving = False
 
     def expect(self, ticket: HeldTicket) -> None:
-        """The scheduler has the question: from now on an answer is due (unless it has come already)."""
+        """The report is confirmed, so the scheduler will answer, unless it has answered already."""
         if ticket.serving or self._held.get(ticket.id) is not ticket:
             return
         if ticket.dismissed:
@@ -166,21 +175,21 @@ class Tickets:
             self._await_answer(ticket)
 
     def give_up(self, ticket: HeldTicket) -> None:
-        """The slot is free: acknowledge. For a task whose ticket is void see `orphan_ended`."""
+        """Free the slot: acknowledge the ticket. For a task whose ticket is void, see `orphan_ended`."""
         if self._held.get(ticket.id) is ticket:
             del self._held[ticket.id]
         if not ticket.void:
             self._transport.ack(ticket.delivery)
 
     def requeue(self, ticket: HeldTicket) -> None:
-        """Let another worker have it."""
+        """Requeue the ticket, for any worker."""
         if self._held.get(ticket.id) is ticket:
             del self._held[ticket.id]
         if not ticket.void:
             self._transport.requeue(ticket.delivery)
 
     def orphan_ended(self, kind: SlotKind) -> None:
-        """A task without a ticket is over: the ticket that stood for it may be used."""
+        """A task without a ticket has ended: claim the ticket that it adopted."""
         if not self._adopted[kind]:
             self._orphans[kind] -= 1
         elif self.draining:
@@ -189,11 +198,11 @@ class Tickets:
             self._ask(self._adopted[kind].popleft())
 
     def drain(self) -> None:
-        """No more claims. What has been asked is still answered."""
+        """Claim no more tickets. Answers to earlier claims are still used."""
         self.draining = True
 
     def requeue_all(self) -> None:
-        """The end: whatever was not answered, another worker may have."""
+        """Requeue all tickets without a task, at the end of the worker."""
         for ticket in list(self._held.values()):
             if not ticket.serving:
                 self.requeue(ticket)
@@ -201,15 +210,14 @@ class Tickets:
             while adopted:
                 self._transport.requeue(adopted.popleft().delivery)
 
-    # --- asking ---------------------------------------------------------------------------------------------------
+    # --- claims ----------------------------------------------------------------------------------------------------
 
     def ask_again(self) -> None:
-        """Repeat what has not been answered, to the queue of the shard: its scheduler may be another one by now."""
+        """Repeat claims without an answer, to the queue of the shard: another scheduler may own the shard now."""
         now = self._loop.time()
         for ticket in self._held.values():
             if ticket.asked and ticket.ask_again_at <= now:
-                ticket.pause_s = min(ticket.pause_s * 2, CLAIM_REPEATED_MAX_S)
-                ticket.ask_again_at = now + ticket.pause_s
+                ticket.ask_again_at = now + ticket.backoff.next_s()
                 self._report(ticket.shard_key, self._claim(ticket))
 
     def _ask(self, ticket: HeldTicket) -> None:
@@ -221,18 +229,18 @@ class Tickets:
 
     def _await_answer(self, ticket: HeldTicket) -> None:
         ticket.asked = True
-        ticket.pause_s = CLAIM_REPEATED_S
-        ticket.ask_again_at = self._loop.time() + CLAIM_REPEATED_S
+        ticket.backoff.reset()
+        ticket.ask_again_at = self._loop.time() + ticket.backoff.next_s()
 
     def _send_claims(self) -> None:
         unsent, self._unsent = self._unsent, defaultdict(list)
         for claim_key, claims in unsent.items():
             self._transport.publish_nowait(INBOXES, claim_key, encode(claims))
 
-    # --- losing ---------------------------------------------------------------------------------------------------
+    # --- lost connections ------------------------------------------------------------------------------------------
 
     def _void(self, kind: SlotKind) -> None:
-        """The connection is gone: the broker gives all of these tickets to somebody again."""
+        """The channel is closed: RabbitMQ delivers all of its tickets again."""
         for ticket in [ticket for ticket in self._held.values() if ticket.kind == kind]:
             ticket.void = True
             del self._held[ticket.id]

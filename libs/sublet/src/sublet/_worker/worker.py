@@ -1,4 +1,4 @@
-"""A worker: runs the tasks of its workflows, as many at once as it has slots."""
+"""`Worker`: runs the tasks of its workflows, as many at the same time as it has slots."""
 
 from __future__ import annotations
 
@@ -27,39 +27,49 @@ from sublet._worker.runner import Registration, Runner, actions_of
 from sublet_protocol import limits
 
 LifespanFn = Callable[[], AsyncGenerator[Any, None]]
-"""Everything before its ``yield`` happens before the first task, everything after it when the last one has ended. What
-it yields is ``ctx.lifespan``: the place for connection pools."""
+"""An async generator function with one ``yield``, for example to open and close a connection pool.
+
+The code before the ``yield`` runs before the first task, the code after it runs after the last task. The yielded value
+is ``ctx.lifespan``."""
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class WorkerStatus(StrEnum):
+    """Status of a worker, see ``worker.status``."""
+
     INITIALIZED = "INITIALIZED"
     STARTING = "STARTING"
     HEALTHY = "HEALTHY"
     UNHEALTHY = "UNHEALTHY"
-    """Not connected: what runs goes on, nothing new comes."""
+    """Not connected to RabbitMQ. Running tasks continue, and no new ones start."""
     STOPPING = "STOPPING"
     STOPPED = "STOPPED"
 
 
 class Worker:
-    """Made by ``client.worker(name, …)``; ``start()`` blocks until a signal stops it.
+    """A worker, made by ``client.worker(name, …)``. ``start()`` blocks until a signal stops it.
 
-    Workers with the same name and the same tasks share the work. The first SIGTERM or SIGINT makes it leave in good
-    order: it takes nothing new, lets waiting durable tasks go, and finishes what runs. A second one ends the process at
-    once; what ran is then run again by another worker.
+    Workers with the same name and the same tasks share their work. On the first SIGTERM or SIGINT a worker shuts down
+    gracefully: it takes no new tasks, evicts waiting durable tasks, finishes running tasks and deregisters. A second
+    signal ends the process at once. Its tasks are then run again by other workers.
 
     Args:
-        name: of the worker and of its pool; the namespace of the configuration is put before it.
-        slots: ordinary tasks at once, 100 unless given; only if a workflow has some.
-        durable_slots: durable tasks at once that do not wait, 1,000 unless given; only if a workflow has some.
+        name: the name of the worker and of its pool. The namespace of the client is its prefix.
+        config: the settings of the client.
+        slots: how many ordinary tasks run at the same time. None: 100.
+        durable_slots: how many durable tasks it holds at the same time; evicted ones do not count. None: 1,000.
         labels: shown with the worker, and in ``ctx.worker_labels``.
-        workflows: what it can run.
+        workflows: the workflows and standalone tasks that it runs.
         lifespan: see `LifespanFn`.
-        transport: instead of RabbitMQ at the configured address; for tests.
+        transport: for tests: used instead of the connection to RabbitMQ.
+        now: for tests: the time in Unix seconds.
+        new_id: for tests: makes the id of the worker.
 
     Raises:
-        TypeError: something else than a workflow or standalone task in ``workflows``.
-        ValueError: slots that are not positive, or given for a kind that no task has; a workflow without tasks.
+        TypeError: an entry of ``workflows`` is not a workflow or a standalone task.
+        ValueError: a number of slots is out of range; a workflow has no tasks; two workflows have the same name.
     """
 
     def __init__(
@@ -90,10 +100,16 @@ class Worker:
         self._status = WorkerStatus.INITIALIZED
         self.register_workflows(workflows or ())
 
-    # --- what it can run ------------------------------------------------------------------------------------------
+    # --- what it can run -------------------------------------------------------------------------------------------
 
     def register_workflow(self, workflow: BaseWorkflow[Any]) -> None:
-        """Add a workflow or standalone task; before the start."""
+        """Add a workflow or a standalone task, before the worker is started.
+
+        Raises:
+            TypeError: it is not a workflow or a standalone task.
+            ValueError: it has no tasks, or another workflow has the same name.
+            RuntimeError: the worker has been started.
+        """
         if isinstance(workflow, Task):
             raise TypeError(
                 f"{workflow!r} is one task of a workflow: register the workflow {workflow.workflow_name!r} itself"
@@ -108,22 +124,23 @@ class Worker:
         self._workflows[workflow.name] = workflow
 
     def register_workflows(self, workflows: Sequence[BaseWorkflow[Any]]) -> None:
+        """Add several workflows, see `register_workflow`."""
         for workflow in workflows:
             self.register_workflow(workflow)
 
     @property
     def slots(self) -> int:
-        """Room for ordinary tasks."""
+        """How many ordinary tasks run at the same time; 0 if no workflow has any."""
         return self._room(False, self._slots, limits.DEFAULT_SLOTS, "slots")
 
     @property
     def durable_slots(self) -> int:
-        """Room for durable tasks."""
+        """How many durable tasks are held at the same time; 0 if no workflow has any."""
         return self._room(True, self._durable_slots, limits.DEFAULT_DURABLE_SLOTS, "durable_slots")
 
     @property
     def pool(self) -> str:
-        """Workers of equal pool share their ready queues: same name, same tasks."""
+        """Name of the pool: the name of the worker and a digest of its tasks. Workers of one pool share their work."""
         digest = hashlib.sha256("\n".join(actions_of(self._tasks)).encode()).hexdigest()[:8]
         return f"{self.name}-{digest}"
 
@@ -134,18 +151,23 @@ class Worker:
 
     @property
     def held(self) -> Counter[str]:
-        """How many tasks it holds at this moment: ``running``, ``waiting`` (durable tasks that stay for a while) and
-        ``released`` (those that run on without a slot)."""
+        """Number of tasks that the worker holds now, by state.
+
+        ``running``; ``waiting``: durable tasks that wait and are not evicted; ``released``: tasks that released their
+        slot and still run.
+        """
         return self._runner.held if self._runner is not None else Counter()
 
-    # --- life -----------------------------------------------------------------------------------------------------
+    # --- start and stop --------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Run until a signal comes.
+        """Run until the process gets SIGTERM or SIGINT. Blocks this thread.
 
         Raises:
-            LoopAlreadyRunningError: there is an event loop in this thread; ``await worker.aio_start()`` there.
+            LoopAlreadyRunningError: this thread has a running event loop: use ``await worker.aio_start()``.
             LifespanSetupError: the lifespan function failed before its ``yield``.
+            TransportUnavailable: RabbitMQ refuses the user or password.
+            ValueError: the worker has no workflows, or slots are given for a kind of task that it does not have.
         """
         try:
             asyncio.get_running_loop()
@@ -155,7 +177,11 @@ class Worker:
             raise LoopAlreadyRunningError("worker.start() blocks: in async code use worker.aio_start() and stop()")
 
     async def aio_start(self) -> None:
-        """Start, and return when it takes work. ``stop`` ends it."""
+        """Start, and return when the worker takes tasks. `stop` ends it.
+
+        Raises:
+            The same exceptions as `start`, and RuntimeError if the worker has been started before.
+        """
         if self._status is not WorkerStatus.INITIALIZED:
             raise RuntimeError(f"worker {self.name!r} has been started before; make another one")
         if not self._workflows:
@@ -171,11 +197,11 @@ class Worker:
         self._status = WorkerStatus.HEALTHY
 
     async def stop(self) -> None:
-        """Leave in good order: see the class. Returns when all is done."""
+        """Shut down gracefully, see the class. Returns when all running tasks have ended."""
         if self._runner is None or self._status is not WorkerStatus.HEALTHY:
             return
         self._status = WorkerStatus.STOPPING
-        self._config.logger.info("worker %s finishes %d tasks and leaves", self.name, self.held.total())
+        self._config.logger.info("worker %s is shutting down: finishing %d tasks", self.name, self.held.total())
         try:
             await self._runner.drain()
         finally:
@@ -196,7 +222,7 @@ class Worker:
         self._resources.callback(self._runner.close)
         await self._runner.start()
         self._config.logger.info(
-            "worker %s takes work from pool %s: %d slots, %d durable slots",
+            "worker %s is ready: pool %s, %d slots, %d durable slots",
             self.name,
             registration.pool,
             registration.slots,
@@ -260,7 +286,10 @@ def _checked_slots(what: str, slots: int | None) -> int | None:
 
 @contextlib.contextmanager
 def _signals(stopping: asyncio.Event) -> Any:
-    """The first signal sets the event, the second ends the process."""
+    """On the first signal set ``stopping``, on the second end the process.
+
+    Outside the main thread Python does not allow signal handlers, so nothing is installed there.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -268,14 +297,14 @@ def _signals(stopping: asyncio.Event) -> Any:
 
     def on_signal() -> None:
         if stopping.is_set():
-            print("second signal: leaving at once", file=sys.stderr)
+            print("second signal: exiting at once", file=sys.stderr)
             os._exit(1)
         stopping.set()
 
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, on_signal)
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, on_signal)
     try:
         yield
     finally:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(each)
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)

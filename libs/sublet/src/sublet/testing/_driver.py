@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, TypeVar
 
+from sublet._errors import SubletError
 from sublet.testing._loop import WorldLoop
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ POLITE_ROUNDS = 10
 """For a test's loop of which we cannot see whether it is busy: rounds that it gets after each result."""
 
 
-class NothingWillHappen(Exception):
+class NothingWillHappen(SubletError):
     """What a test waits for will not come, however much time passes."""
 
 

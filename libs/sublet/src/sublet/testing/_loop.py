@@ -20,8 +20,9 @@ from weakref import WeakKeyDictionary
 
 from sublet_platform.memory.cluster import Pipe
 
-SPINS_MAX = 10_000
-"""Rounds without a rest. Code that polls without a pause must not keep time from passing."""
+ROUNDS_MAX = 10_000
+"""Rounds of the loop in a row that had something to run. After that time may pass, because code may poll without a
+pause."""
 
 
 class Process:
@@ -65,11 +66,11 @@ class _RestingSelector(selectors.DefaultSelector):
     def __init__(self, on_rest: Callable[[], None]) -> None:
         super().__init__()
         self._on_rest = on_rest
-        self.spins = 0
+        self.rounds = 0
 
     def select(self, timeout: float | None = None) -> Any:
-        self.spins += 1
-        if timeout is None or timeout > 0 or self.spins > SPINS_MAX:
+        self.rounds += 1
+        if timeout is None or timeout > 0 or self.rounds > ROUNDS_MAX:
             self._on_rest()
         return super().select(0)
 
@@ -97,12 +98,12 @@ class WorldLoop(asyncio.SelectorEventLoop):
 
     def turn(self) -> None:
         """Run everything that can run at this moment. Another loop may be running in this thread: it stands still."""
-        self._resting_selector.spins = 0
+        self._resting_selector.rounds = 0
         self.turning = True
         try:
             with _outer_loop_aside():
                 self.run_forever()
-                while self._ready and self._resting_selector.spins <= SPINS_MAX:  # type: ignore[attr-defined]
+                while self._ready and self._resting_selector.rounds <= ROUNDS_MAX:  # type: ignore[attr-defined]
                     self.run_forever()  # a thread had something to say just as there was nothing else
         finally:
             self.turning = False

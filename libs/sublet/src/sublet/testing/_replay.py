@@ -25,7 +25,7 @@ from sublet._durable.invocation import Checkpoint, DurableInvocation
 from sublet._durable.replay import Log
 from sublet._errors import NonDeterminismError
 from sublet._worker.clock import ActiveClock
-from sublet._worker.context_vars import ChildSpawn, current_context, offline
+from sublet._worker.context import ChildSpawn, current_context, offline
 from sublet.testing._loop import WorldLoop
 from sublet_protocol import ids
 from sublet_protocol.messages import Grant, LogEntry, Operation

@@ -9,11 +9,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sublet._amqp.transport import TransportUnavailable
 from sublet._client.config import ClientConfig
 from sublet._client.connection import Connection
 from sublet._durable.invocation import DurableInvocation
-from sublet._worker.context_vars import current_context
+from sublet._errors import TransportUnavailable
+from sublet._worker.context import current_context
 from sublet.testing._driver import Driver
 from sublet.testing._loop import Process, WorldLoop
 from sublet_engine.run.explain import why
