@@ -1,8 +1,8 @@
-"""AMQP by aio-pika. Nothing else in the SDK imports it.
+"""The transport on RabbitMQ, with aio-pika. No other module of the SDK imports aio-pika.
 
-A `_Session` is one connection with its channels. When the connection breaks, or the channel of a consumer does, the
-whole session is thrown away and the transport makes another: inbox first, then pools, then the callbacks of
-`on_reconnect`. So no channel is ever reused, and a ticket's channel tells whether the ticket is void.
+A `_Session` is one connection with its channels. When the connection or the channel of a consumer breaks, the whole
+session is discarded, and the transport opens another one: first the inbox, then the pools, then the callbacks of
+`on_reconnect`. So no channel is used again, and the channel of a ticket tells whether the ticket is void.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CHECKS_PER_WARNING = 20
 """Only one of so many checks logs a warning (one in 10 s)."""
 
 _BROKEN = (AMQPError, OSError, RuntimeError)
-"""What aio-pika raises when a connection or channel is gone (its ChannelInvalidStateError is a RuntimeError)."""
+"""Exceptions of aio-pika when a connection or channel is closed (its ChannelInvalidStateError is a RuntimeError)."""
 
 _REFUSED = (AuthenticationError, ProbableAuthenticationError)
 
@@ -66,9 +66,9 @@ class _Session:
         self.connection = connection
         self.closed = asyncio.Event()
         self.scope = ConnectionScope()
-        """Held by all that goes on in this session."""
+        """Guards all code that uses this session."""
         self.unacked: dict[Hashable, set[int]] = {}
-        """Tags of tickets that are out, by channel."""
+        """Delivery tags of tickets that are not acknowledged, by channel."""
         self._consuming: set[str] = set()
         self._consumers_lock = asyncio.Lock()
         self._channels_lock = asyncio.Lock()
@@ -94,7 +94,7 @@ class _Session:
         except PublishError:
             raise
         except DeliveryError:
-            # A channel that met a quorum queue while its leader was dead is refused for ever (RabbitMQ 3.10).
+            # A channel that used a quorum queue without a leader is refused until it is closed (RabbitMQ 3.10).
             await channel.close(AMQPError("RabbitMQ refused a message on this channel"))
             raise
 
@@ -112,7 +112,7 @@ class _Session:
         await channel.basic_publish(body, exchange=exchange, routing_key=routing_key, properties=properties, wait=False)
 
     async def consume(self, name: str, start: Consume) -> None:
-        """Start this consumer unless it is there; one after the other, in the order of the calls."""
+        """Start this consumer unless it is started. Consumers are started one by one, in the order of the calls."""
         async with self._consumers_lock:
             if name not in self._consuming:
                 await start(self)
@@ -122,7 +122,7 @@ class _Session:
         return await _opened(self.connection.channel(publisher_confirms=False))
 
     async def watch(self, channel: aio_pika.abc.AbstractChannel) -> None:
-        """From now on the session ends with this channel, and with its consumer."""
+        """Discard the session when this channel or its consumer ends."""
         channel.close_callbacks.add(self._on_closed)
         underlay: Any = await channel.get_underlay_channel()
         underlay.on_consumer_cancel_callbacks.add(self._on_cancelled)
@@ -130,7 +130,7 @@ class _Session:
             self.abort()
 
     def abort(self) -> None:
-        """End it now."""
+        """Discard the session."""
         self.closed.set()
         self.scope.close()
         if self._closing is None:
@@ -152,11 +152,11 @@ class _Session:
         self.abort()
 
     def _on_cancelled(self, *_: object) -> None:
-        logger.warning("RabbitMQ cancelled a consumer: connecting afresh")
+        logger.warning("RabbitMQ cancelled a consumer, reconnecting")
         self.abort()
 
     async def _check_exchange(self, exchange: str) -> None:
-        # On a channel of its own, because asking for what is not there closes the channel.
+        # On a separate channel, because RabbitMQ closes the channel if the exchange does not exist.
         async with self._channels_lock:
             if exchange in self._exchanges:
                 return
@@ -167,18 +167,18 @@ class _Session:
 
 
 class AmqpTransport:
-    """`sublet.transport.Transport`, which says what the methods do. Belongs to the event loop that connects it."""
+    """`Transport` on RabbitMQ; see there for the methods. Use it only on the event loop that connects it."""
 
     def __init__(self, url: str, *, publish_timeout_s: float = 60.0, name: str = "sublet") -> None:
-        """``url`` may name several nodes, with commas: tried in turn. ``name`` is for RabbitMQ's management."""
+        """``url`` may list several nodes, separated by commas, to try in turn. ``name`` is shown by RabbitMQ."""
         self._urls = cycle(addresses(url))
         self._url = next(self._urls)
-        """The node that is connected, or is tried."""
+        """The node that is connected or that is tried next."""
         self._publish_timeout_s = publish_timeout_s
         self._name = name
         self._session: _Session | None = None
         self._changed = asyncio.Event()
-        """Set while there is a session, or none will ever be again."""
+        """Set while there is a session, and when the transport is closed."""
         self._closed = False
         self._consumers: dict[str, Consume] = {}
         self._reconnect_callbacks: list[Callable[[], None]] = []
@@ -210,14 +210,15 @@ class AmqpTransport:
         ]
 
     async def close(self) -> None:
-        """Sends what was acknowledged until now, then closes the connection."""
+        """Send pending acknowledgements, then close the connection."""
         if self._session is not None and self._pending_sends:
             try:
                 async with asyncio.timeout(1.0):
                     await self._sends_done.wait()
             except TimeoutError:
                 logger.warning(
-                    "closed with %d acknowledgements unsent: their tickets come again", len(self._pending_sends)
+                    "closed with %d unsent acknowledgements: RabbitMQ delivers their tickets again",
+                    len(self._pending_sends),
                 )
         self._closed = True
         session, self._session = self._session, None
@@ -240,8 +241,8 @@ class AmqpTransport:
         message_id: str | None = None,
         headers: Mapping[str, object] | None = None,
     ) -> None:
-        """Confirmed means: put into a queue. A message that no queue takes yet is published again, like one whose
-        connection broke; the text of TransportUnavailable says what was in the way."""
+        """Confirmed means: stored in a queue. A message that no queue accepts yet is published again, like one whose
+        connection broke. The text of TransportUnavailable says what the problem was."""
         message = aio_pika.Message(
             b"",
             content_type="application/json",
@@ -262,7 +263,7 @@ class AmqpTransport:
                         return
                     except _BROKEN as error:
                         problem = _problem(error, exchange, routing_key)
-                    logger.info("publishing again, because %s", problem)
+                    logger.info("publishing again: %s", problem)
                     await asyncio.sleep(backoff.next_s())
         except TimeoutError:
             raise TransportUnavailable(
@@ -273,7 +274,7 @@ class AmqpTransport:
     def publish_nowait(self, exchange: str, routing_key: str, body: bytes) -> None:
         session = self._session
         if session is not None:
-            self._run_soon(session, partial(session.publish_nowait, exchange, routing_key, body))
+            self._send_soon(session, partial(session.publish_nowait, exchange, routing_key, body))
 
     # --- consuming ------------------------------------------------------------------------------------------------
 
@@ -301,12 +302,12 @@ class AmqpTransport:
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _settle(self, ticket: TicketDelivery, method: str, **options: Any) -> None:
-        """Unless it is void, or settled already: a tag that its channel does not know would close the channel."""
+        """Acknowledge or requeue, unless the ticket is void or settled: an unknown tag would close the channel."""
         session = self._session
         tags = session.unacked.get(ticket.channel) if session is not None else None
         if session is not None and tags is not None and ticket.tag in tags:
             tags.remove(ticket.tag)
-            self._run_soon(session, partial(getattr(ticket.channel, method), ticket.tag, wait=False, **options))
+            self._send_soon(session, partial(getattr(ticket.channel, method), ticket.tag, wait=False, **options))
 
     async def _consume(self, name: str, start: Consume) -> None:
         self._consumers[name] = start
@@ -352,7 +353,7 @@ class AmqpTransport:
             await session.closed.wait()
             self._session = None
             self._changed.clear()
-            logger.warning("lost the connection to RabbitMQ at %s: connecting afresh", self._shown_url())
+            logger.warning("lost the connection to RabbitMQ at %s, reconnecting", self._shown_url())
             self._url = next(self._urls)
             session = await self._open_session()
             self._use(session)
@@ -361,11 +362,11 @@ class AmqpTransport:
                     for name, start in list(self._consumers.items()):
                         await session.consume(name, start)
             except _BROKEN as error:
-                logger.warning("could not restore a consumer: %s", error)
+                logger.warning("cannot restore the consumers, reconnecting: %s", error)
                 await asyncio.sleep(RESTORE_PAUSE_S)
                 session.abort()
             else:
-                logger.info("connected to RabbitMQ again")
+                logger.info("reconnected to RabbitMQ")
                 for callback in self._reconnect_callbacks:
                     self._call(callback)
 
@@ -373,15 +374,15 @@ class AmqpTransport:
         try:
             callback()
         except Exception:
-            logger.exception("what was to be done after the reconnect failed")
+            logger.exception("a callback failed after the reconnect")
 
-    def _run_soon(self, session: _Session, pending_send: PendingSend) -> None:
+    def _send_soon(self, session: _Session, pending_send: PendingSend) -> None:
         self._pending_sends.append((session, pending_send))
         self._send_added.set()
         self._sends_done.clear()
 
     async def _send_loop(self) -> None:
-        """Acknowledgements and hints: one after the other, as they were asked for."""
+        """Send acknowledgements and unconfirmed messages one by one, in the order of the calls."""
         while True:
             await self._send_added.wait()
             self._send_added.clear()
@@ -391,7 +392,7 @@ class AmqpTransport:
                     with session.scope.held():
                         await pending_send()
                 except _BROKEN as error:
-                    logger.debug("an acknowledgement or hint was lost with its connection: %s", error)
+                    logger.debug("an acknowledgement or unconfirmed message was lost with its connection: %s", error)
             self._sends_done.set()
 
     def _shown_url(self) -> str:
@@ -400,7 +401,7 @@ class AmqpTransport:
 
 
 class _PoolConsumer:
-    """`sublet.transport.PoolConsumer`."""
+    """`PoolConsumer` on RabbitMQ. It restarts itself in each new session until it is cancelled."""
 
     def __init__(
         self,
@@ -421,7 +422,8 @@ class _PoolConsumer:
         await channel.declare_queue(
             self._queue,
             durable=True,
-            # Of the virtual host's default type: in a cluster that should be quorum, where a queue outlives its node.
+            # No queue type: the default of the virtual host applies. In a cluster it should be quorum, so that a queue
+            # outlives its node.
             arguments=dict(POOL_ARGUMENTS),
         )
         underlay: Any = await channel.get_underlay_channel()
@@ -443,7 +445,7 @@ class _PoolConsumer:
         self._consuming = session, underlay, consumed.consumer_tag
 
     async def cancel(self) -> None:
-        """No new tickets; those that are out can still be acknowledged."""
+        """Stop the delivery of tickets. Delivered ones can still be acknowledged."""
         self._restored.pop(self._queue, None)
         if self._consuming is None:
             return
@@ -453,7 +455,7 @@ class _PoolConsumer:
             with session.scope.held():
                 await channel.basic_cancel(tag)
         except _BROKEN:
-            logger.debug("the consumer was gone already", exc_info=True)
+            logger.debug("the consumer was cancelled already", exc_info=True)
 
 
 async def _start_inbox(name: str, on_message: Callable[[bytes], None], session: _Session) -> None:
@@ -483,7 +485,7 @@ def _waiting_for(error: AMQPError, inbox: str) -> str:
 
 
 def _problem(error: BaseException, exchange: str, routing_key: str) -> str:
-    """What kept a message from being confirmed, and what to do about it."""
+    """Why a message was not confirmed, and what to do about it."""
     if isinstance(error, ChannelNotFoundEntity):
         return f"there is no exchange {exchange}: is a scheduler running?"
     if isinstance(error, PublishError):

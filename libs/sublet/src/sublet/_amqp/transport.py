@@ -1,4 +1,4 @@
-"""What the SDK needs of AMQP. `sublet.amqp` implements it with aio-pika; tests and the simulator do it in memory."""
+"""What the SDK needs of AMQP. `AmqpTransport` implements it with aio-pika; tests and the simulator do it in memory."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TicketDelivery:
-    """A ticket that was delivered: a slot of this worker is taken until it is acknowledged."""
+    """A delivered ticket. RabbitMQ counts a slot of this worker as taken until the ticket is acknowledged."""
 
     body: bytes
     redelivered: bool
     channel: Hashable
-    """The channel it came on; void once that channel has closed, and then delivered again to somebody."""
+    """The channel that delivered the ticket. When it closes, the ticket is void and RabbitMQ delivers it again."""
     tag: int
 
 
 class PoolConsumer(Protocol):
     async def cancel(self) -> None:
-        """No new tickets; those that are out can still be acknowledged."""
+        """Stop the delivery of tickets. Delivered ones can still be acknowledged."""
 
 
 class Transport(Protocol):
     async def connect(self) -> None:
-        """Returns when connected; tries again with growing delays as long as the broker is away."""
+        """Returns when connected. Retries with growing pauses while RabbitMQ is not reachable."""
 
     async def close(self) -> None: ...
 
@@ -39,33 +39,36 @@ class Transport(Protocol):
         message_id: str | None = None,
         headers: Mapping[str, object] | None = None,
     ) -> None:
-        """Returns when the broker has confirmed. Waits for a reconnect and publishes again when the connection broke
-        (receivers are idempotent).
+        """Publish a message. Returns when RabbitMQ has confirmed it.
+
+        When the connection breaks, waits for a reconnect and publishes again; receivers are idempotent.
 
         Raises:
-            TransportUnavailable: not confirmed within the transport's ``publish_timeout_s``.
+            TransportUnavailable: RabbitMQ did not confirm within the ``publish_timeout_s`` of the transport.
         """
 
     def publish_nowait(self, exchange: str, routing_key: str, body: bytes) -> None:
-        """A transient hint: sent without waiting; lost if the connection is down."""
+        """Publish a transient message without a confirm. It is lost if the connection is down."""
 
     async def open_inbox(self, name: str, on_message: Callable[[bytes], None]) -> None:
-        """Declare an exclusive transient queue bound to ``sublet.inboxes`` under its own name, and consume it without
-        acknowledgements; restored after a reconnect (what was sent meanwhile is lost)."""
+        """Declare an exclusive transient queue that is bound to ``sublet.inboxes`` under its name, and consume it.
+
+        Messages are not acknowledged. The inbox is opened again after a reconnect; messages sent meanwhile are lost.
+        """
 
     async def consume_pool(
         self, queue: str, prefetch: int, on_ticket: Callable[[TicketDelivery], None]
     ) -> PoolConsumer:
-        """Declare the pool's queue and consume it: at most ``prefetch`` tickets unacknowledged."""
+        """Declare the queue of a pool, and consume it with at most ``prefetch`` unacknowledged tickets."""
 
     def ack(self, ticket: TicketDelivery) -> None:
-        """Acknowledge; ignored when its channel is gone."""
+        """Acknowledge a ticket. Ignored if its channel is closed."""
 
     def requeue(self, ticket: TicketDelivery) -> None:
-        """Requeue, for another worker; ignored when its channel is gone."""
+        """Requeue a ticket, for any worker. Ignored if its channel is closed."""
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Called after every reconnect, when inbox and pool consumers are there again."""
+        """Call ``callback`` after every reconnect, when inbox and pool consumers are restored."""
 
     @property
     def connected(self) -> bool: ...

@@ -1,8 +1,8 @@
-"""The client's link: sends requests, and waits for results without polling.
+"""The connection of a client: sends requests and questions, and waits for their results.
 
-A client has an inbox. Whoever waits for a run is registered there by its run id, and for an answer by a correlation
-id. What the broker sends while the connection is down is lost, so after a reconnect every open result is asked for
-again; and, as a safety net, now and then while the wait is long.
+A client has an inbox. Callers that wait for a run are registered by its run id, callers that wait for an answer by a
+correlation id. Messages that arrive while the connection is down are lost. So pending results are requested again after
+a reconnect, and from time to time during a long wait.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ logger = logging.getLogger(__name__)
 
 
 _forkable: weakref.WeakSet[Connection] = weakref.WeakSet()
-_of_the_parent: list[object] = []
+_kept_for_the_parent: list[object] = []
 
 
 def _after_fork() -> None:
-    # A fork has neither the thread nor the say over the sockets of its parent. What belongs to them is kept, and so
-    # never closed from here.
+    # A forked process has no thread of its parent, and must not close the sockets of its parent. So the old objects are
+    # kept: they would close their sockets when they are deleted.
     for connection in _forkable:
-        _of_the_parent.append(vars(connection).copy())
+        _kept_for_the_parent.append(vars(connection).copy())
         connection._reset()
 
 
@@ -74,7 +74,7 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(slots=True)
 class _Watch:
-    """A result that somebody waits for."""
+    """A result that callers wait for."""
 
     result: asyncio.Future[RunResult]
     ask_at: float
@@ -82,11 +82,11 @@ class _Watch:
     backoff: Backoff = field(default_factory=lambda: Backoff(WATCH_AGAIN_S, WATCH_AGAIN_MAX_S))
     waiting: int = 0
     requested: bool = False
-    """The broker has the run request, so "no such run" is an answer."""
+    """RabbitMQ has confirmed the run request, so "no such run" is a valid answer."""
 
 
 class Connection:
-    """All coroutines run on the connection's own loop: call them through `aio` or `sync`."""
+    """All coroutines run on the event loop of the connection: call them through `aio` or `sync`."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Connection:
         _forkable.add(self)
 
     def _reset(self) -> None:
-        """Nothing is connected, and nobody waits: at first, and in a process that was forked off."""
+        """Set the initial state: not connected, no pending results. Also called in a forked process."""
         self._home: Loop = BackgroundLoop(at_exit=self.close) if self._background else CallersLoop()
         self._inbox = client_inbox(self.new_id())
         self._transport: Transport | None = None
@@ -115,7 +115,7 @@ class Connection:
         self._publisher = BatchPublisher(self._publish, drop_cancelled=True)
         self._watches: dict[str, _Watch] = {}
         self._questions: dict[str, asyncio.Future[Reply]] = {}
-        self._patrol: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -127,7 +127,7 @@ class Connection:
         now: Callable[[], float],
         new_id: Callable[[], str],
     ) -> Iterator[None]:
-        """For a while everything goes elsewhere, by ``home``'s loop. What was connected is afterwards as it was."""
+        """Use another transport and event loop (``home``) in a ``with`` block, then restore the previous state."""
         before = vars(self).copy()
         self.now, self.new_id, self._transport_factory = now, new_id, transport_factory
         self._reset()
@@ -137,30 +137,30 @@ class Connection:
         finally:
             vars(self).update(before)
 
-    # --- from any thread or loop --------------------------------------------------------------------------------
+    # --- callable from any thread or loop --------------------------------------------------------------------------
 
     async def aio(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await a coroutine of this object, from any event loop."""
+        """Await a coroutine of this object, on any event loop."""
         _check_online(work)
         return await self._home.run(work)
 
     def sync(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for a coroutine of this object, blocking this thread."""
+        """Run a coroutine of this object. Blocks this thread."""
         _check_online(work)
         return self._home.run_sync(work)
 
-    # --- runs ---------------------------------------------------------------------------------------------------
+    # --- runs ------------------------------------------------------------------------------------------------------
 
     async def request(self, requests: Sequence[RunRequest]) -> None:
-        """Ask for runs; returns when the broker has every request.
+        """Request runs. Returns when RabbitMQ has confirmed all requests.
 
         Raises:
-            TransportUnavailable: it did not confirm in time. Some may have been accepted.
+            TransportUnavailable: RabbitMQ did not confirm in time. Some of the runs may start.
         """
         await self._send(requests)
 
     async def run(self, requests: Sequence[RunRequest]) -> list[RunResult]:
-        """As `request`, and wait for the results, in the same order."""
+        """Like `request`, and wait for the results. They are in the order of the requests."""
         await self._listening()
         run_ids = [request.run_id for request in requests]
         with self._pending_results(run_ids) as watches:
@@ -170,7 +170,7 @@ class Connection:
             return await _all(watches)
 
     async def results(self, run_ids: Sequence[str]) -> list[RunResult]:
-        """Wait for the results of runs that were requested earlier, by whomever."""
+        """Wait for the results of runs that were requested earlier, by any client."""
         await self._listening()
         with self._pending_results(run_ids) as watches:
             for watch in watches:
@@ -178,16 +178,16 @@ class Connection:
             await self._ask_for_results(run_ids)
             return await _all(watches)
 
-    # --- questions ----------------------------------------------------------------------------------------------
+    # --- questions -------------------------------------------------------------------------------------------------
 
     async def ask(
         self, question: Callable[[str, str], Record], routing_key: str, what: str, *, repeatable: bool = True
     ) -> bytes | None:
-        """Send ``question(correlation id, inbox)`` and wait for its answer: the raw JSON of the value, or None.
+        """Publish ``question(correlation id, inbox)`` and wait for the answer: the JSON of its value, or None.
 
         Raises:
             ValueError: the answer is an error text.
-            TransportUnavailable: there was no answer within ``query_timeout_s``; ``what`` names it in the text.
+            TransportUnavailable: there was no answer within ``query_timeout_s``. ``what`` names the question.
         """
         transport = await self._listening()
         correlation_id = self.new_id()
@@ -210,24 +210,24 @@ class Connection:
             raise ValueError(f"{what}: {reply.error}")
         return json_bytes(reply.value)
 
-    # --- events -------------------------------------------------------------------------------------------------
+    # --- events ----------------------------------------------------------------------------------------------------
 
     async def push(self, key: str, event_id: str, body: bytes, headers: Mapping[str, object]) -> None:
-        """Publish an event. Needs no inbox, and so no more rights than to write to ``sublet.events``."""
+        """Publish an event. Needs no inbox, so a user who may only write to ``sublet.events`` can do it."""
         transport = await self._connected()
         await transport.publish(EVENTS, key, body, message_id=event_id, headers=headers)
 
-    # --- life ---------------------------------------------------------------------------------------------------
+    # --- open and close --------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Whoever still waits gets a `TransportUnavailable`. The next call would connect again."""
-        under_way: list[asyncio.Task[Any] | None] = [
-            self._patrol,
+        """Close the connection. Callers that still wait get `TransportUnavailable`. The next call connects again."""
+        background: list[asyncio.Task[Any] | None] = [
+            self._polling,
             self._catching_up,
             self._connected.forget(),
             self._inbox_open.forget(),
         ]
-        for task in under_way:
+        for task in background:
             if task is not None:
                 task.cancel()
         error = TransportUnavailable("the client was closed")
@@ -251,7 +251,7 @@ class Connection:
         return transport
 
     async def _listening(self) -> Transport:
-        """Connected, with an open inbox. One after the other, so that an error names what is missing."""
+        """The connected transport, with an open inbox. One step after the other, so that errors name the failed one."""
         transport = await self._connected()
         await self._inbox_open()
         return transport
@@ -260,13 +260,13 @@ class Connection:
         transport = await self._connected()
         await transport.open_inbox(self._inbox, self._on_message)
 
-    # --- what arrives -------------------------------------------------------------------------------------------
+    # --- arriving messages -----------------------------------------------------------------------------------------
 
     def _on_message(self, body: bytes) -> None:
         try:
             arrived = messages.decode_for_client(body)
         except messages.MalformedMessage as error:
-            logger.error("a message in the inbox could not be read: %s", error)
+            logger.error("cannot read a message in the inbox, ignoring it: %s", error)
             return
         for record in arrived:
             if isinstance(record, RunResult):
@@ -282,9 +282,9 @@ class Connection:
         for watch in self._watches.values():
             watch.ask_at = 0.0
         if self._watches:
-            self._catching_up = asyncio.create_task(self._ask_for_what_is_due())
+            self._catching_up = asyncio.create_task(self._ask_for_due_results())
 
-    # --- waiting ------------------------------------------------------------------------------------------------
+    # --- pending results -------------------------------------------------------------------------------------------
 
     @contextmanager
     def _pending_results(self, run_ids: Sequence[str]) -> Iterator[list[_Watch]]:
@@ -296,9 +296,9 @@ class Connection:
                 watch = self._watches[run_id] = _Watch(loop.create_future(), ask_at=loop.time() + WATCH_AGAIN_S)
             watch.waiting += 1
             watches.append(watch)
-        if self._patrol is None or self._patrol.done():
-            # In no context of users' code: it outlives whoever happens to need it first.
-            self._patrol = asyncio.create_task(self._poll_loop(), context=Context())
+        if self._polling is None or self._polling.done():
+            # An empty context: the task outlives its first caller, and must not count as the code of a user's task.
+            self._polling = asyncio.create_task(self._poll_loop(), context=Context())
         try:
             yield watches
         finally:
@@ -310,9 +310,9 @@ class Connection:
     async def _poll_loop(self) -> None:
         while self._watches:
             await asyncio.sleep(RESULT_CHECK_INTERVAL_S)
-            await self._ask_for_what_is_due()
+            await self._ask_for_due_results()
 
-    async def _ask_for_what_is_due(self) -> None:
+    async def _ask_for_due_results(self) -> None:
         now = asyncio.get_running_loop().time()
         due = [
             (run_id, watch)
@@ -324,7 +324,7 @@ class Connection:
         try:
             await self._ask_for_results([run_id for run_id, _ in due])
         except TransportUnavailable as error:
-            logger.warning("could not ask for %d results, will try again: %s", len(due), error)
+            logger.warning("cannot request %d pending results, trying again: %s", len(due), error)
 
     async def _ask_for_results(self, run_ids: Iterable[str]) -> None:
         wanted = [WatchRun(run_id=run_id, reply_to=self._inbox) for run_id in dict.fromkeys(run_ids)]
@@ -347,7 +347,7 @@ class Connection:
 
 
 def _check_online(work: Coroutine[Any, Any, Any]) -> None:
-    """Raises RuntimeError in code that must not talk to anybody."""
+    """Raise RuntimeError in code that must not use the client (see `context.offline`)."""
     reason = offline.get()
     if reason is not None:
         work.close()
@@ -359,9 +359,10 @@ async def _all(watches: Sequence[_Watch]) -> list[RunResult]:
 
 
 class SingleFlight(Generic[T]):
-    """A step that is taken once, by whoever needs it first, and goes on when they give up waiting.
+    """Runs a step once for all callers that need it. The step continues when a caller is cancelled.
 
-    A step that failed is taken again by the next.
+    After a failure the next caller runs the step again. ``problem`` is the text of the error when a caller has waited
+    for ``timeout_s`` seconds.
     """
 
     def __init__(self, step: Callable[[], Coroutine[Any, Any, T]], timeout_s: float, problem: str) -> None:
@@ -383,5 +384,6 @@ class SingleFlight(Generic[T]):
             raise TransportUnavailable(f"{self._problem} within {self._timeout_s:g} s") from None
 
     def forget(self) -> asyncio.Task[T] | None:
+        """Make the next caller run the step again. Returns the current step, which may still run."""
         task, self._task = self._task, None
         return task

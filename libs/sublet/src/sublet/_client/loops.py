@@ -1,4 +1,4 @@
-"""Where a client's connection lives: on an event loop of its own in the background, or on the caller's."""
+"""The event loop of a client's connection: one in a background thread, or that of the caller."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 class Loop(Protocol):
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await it, from any event loop; cancelling the caller cancels it."""
+        """Await a coroutine, on any event loop. Cancelling the caller cancels the coroutine."""
 
     def run_sync(self, work: Coroutine[Any, Any, T]) -> T:
-        """Block this thread until it is done."""
+        """Run a coroutine, and block this thread until it has ended."""
 
     def stop(self) -> None: ...
 
@@ -25,8 +25,7 @@ class Loop(Protocol):
 class BackgroundLoop:
     """A daemon thread with an event loop, started at the first use.
 
-    So the sync API works in threads with a running event loop and in those without, and the async API on whatever
-    loop calls it.
+    So sync methods can be called in threads with or without a running event loop, and async methods on any loop.
     """
 
     def __init__(self, at_exit: Callable[[], Coroutine[Any, Any, None]], name: str = "sublet-client") -> None:
@@ -52,7 +51,7 @@ class BackgroundLoop:
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # nobody waits for it any more (Ctrl-C); no effect when it is done
+            future.cancel()  # the caller was interrupted (Ctrl-C)
             raise
 
     def stop(self) -> None:
@@ -77,7 +76,7 @@ class BackgroundLoop:
 
     def _end(self) -> None:
         if self._loop is None or self._thread is None or not self._thread.is_alive():
-            return  # stopped before, or the thread of the process that this one was forked off
+            return  # stopped before, or a forked process without the thread
         with contextlib.suppress(Exception):  # the program ends anyway
             asyncio.run_coroutine_threadsafe(self._at_exit(), self._loop).result(timeout=2)
         self.stop()
@@ -88,15 +87,15 @@ def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
     finally:
-        left = asyncio.all_tasks(loop)
-        for task in left:
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.close()
 
 
 class CallersLoop:
-    """No thread: everything runs on the event loop that calls. For tests and simulations, where one loop owns time."""
+    """Runs everything on the event loop of the caller. For tests and simulations, where one loop controls time."""
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         return await work
@@ -106,4 +105,4 @@ class CallersLoop:
         raise RuntimeError("this client has no background thread (background=False): use the aio_… method")
 
     def stop(self) -> None:
-        """There is nothing to stop."""
+        """Does nothing: the loop belongs to the caller."""
