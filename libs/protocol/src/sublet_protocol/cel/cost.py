@@ -235,9 +235,7 @@ def _close(bracket: _Bracket, outer: list[_Bracket], cost: Cost) -> None:
     is_whole = len(bracket.tokens) == 1 or bracket.tokens[-2:-1] == [("operator", ",")]
     if bracket.function == "matches":
         if literal is None or not is_whole:
-            raise TooCostly(
-                "matches() needs its pattern as a literal text, so that the pattern can be checked"
-            )
+            raise TooCostly("matches() needs its pattern as a literal text, so that the pattern can be checked")
         cost.states += _checked_states(_content(literal))
     elif bracket.function == "contains" and (literal is None or not is_whole):
         cost.searches += 1
