@@ -49,13 +49,13 @@ def test_a_running_task_names_its_worker() -> None:
 @pytest.mark.parametrize(
     ("operation", "told"),
     [
-        (wait_op("0", sleep(90)), f"a sleep of 90 s since {SINCE} (node 0)"),
-        (wait_op("0", event("order.paid")), f"event order.paid since {SINCE} (node 0)"),
+        (wait_op("0", sleep(90)), f"a sleep of 90 s since {SINCE} (operation 0)"),
+        (wait_op("0", event("order.paid")), f"event order.paid since {SINCE} (operation 0)"),
         (
             wait_op("0", event("paid", expression="input.n == 1")),
-            f"event paid where input.n == 1 since {SINCE} (node 0)",
+            f"event paid where input.n == 1 since {SINCE} (operation 0)",
         ),
-        (wait_op("0", event("paid", scope="eu")), f"event paid in scope 'eu' since {SINCE} (node 0)"),
+        (wait_op("0", event("paid", scope="eu")), f"event paid in scope 'eu' since {SINCE} (operation 0)"),
     ],
 )
 def test_an_evicted_task_names_what_it_waits_for(operation: object, told: str) -> None:

@@ -361,9 +361,9 @@ def test_a_run_that_has_not_finished_cannot_be_replayed(state: str) -> None:
         bench.replay()
 
 
-def test_a_run_that_never_began_cannot_be_replayed() -> None:
+def test_a_run_that_never_started_cannot_be_replayed() -> None:
     run = transitions.create(RunRequest(RUN_ID, "ghost"), None, Effects(NOW))
-    with pytest.raises(ValueError, match="start a new one"):
+    with pytest.raises(ValueError, match="request a new run"):
         transitions.replay(run, workflow("task", name="ghost"), Effects(NOW))
 
 

@@ -88,8 +88,8 @@ def _framed(kind: int, payload: bytes) -> bytes:
         (delivery("a.\udcff"), "the routing key is not UTF-8"),
         (delivery(message_id="\udcff"), "the message id is not UTF-8"),
         (delivery(headers={"\udcff": 1}), "the name of a header is not UTF-8"),
-        (delivery(headers={"at": Unreadable("the time 9")}), "holds the time 9, which is no JSON value"),
-        (delivery(headers={"nested": {"in": [Unreadable("x" * 500)]}}), r"xxx\.\.\., which is no JSON value"),
+        (delivery(headers={"at": Unreadable("the time 9")}), "holds the time 9, which is not a JSON value"),
+        (delivery(headers={"nested": {"in": [Unreadable("x" * 500)]}}), r"xxx\.\.\., which is not a JSON value"),
     ],
 )
 def test_an_event_that_holds_such_a_thing_is_refused_with_a_reason(hostile: Delivery, reason: str) -> None:

@@ -1,1 +1,1 @@
-"""What clients, workers and services agree on. No I/O, no clock, no driver."""
+"""The protocol between clients, workers and services. No I/O, no clock, no driver."""

@@ -1,10 +1,10 @@
-"""Growing delays between attempts."""
+"""Exponential backoff between attempts."""
 
 from __future__ import annotations
 
 
 class Backoff:
-    """Doubles from ``first_s`` up to ``most_s``; `reset` after a success."""
+    """The delay doubles from ``first_s`` up to ``most_s``. Call `reset` after a success."""
 
     def __init__(self, first_s: float = 0.1, most_s: float = 5.0) -> None:
         self._first_s = first_s
@@ -12,7 +12,7 @@ class Backoff:
         self._next_s = first_s
 
     def next_s(self) -> float:
-        """How long to wait before the next attempt, in seconds."""
+        """The delay before the next attempt, in seconds."""
         delay_s = self._next_s
         self._next_s = min(self._next_s * 2, self._most_s)
         return delay_s

@@ -1,4 +1,4 @@
-"""Many messages in few AMQP bodies: one round trip to the broker, and one write to its log, for a batch."""
+"""Many messages in few AMQP bodies, so that a batch needs one round trip to the broker and one write to its log."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def bodies_of(messages: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def pack(messages: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, bytes]]:
-    """Gather (routing key, message) into (routing key, body).
+    """Combine (routing key, message) pairs into (routing key, body) pairs.
 
-    Messages with one routing key keep their order. Full bodies come out at once, so that no more than one chunk for
+    Messages with one routing key keep their order. Full bodies are returned at once, so that at most one chunk for
     each routing key is in memory.
     """
     chunks: dict[str, Chunk] = {}

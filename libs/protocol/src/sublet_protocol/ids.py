@@ -1,4 +1,4 @@
-"""Names and ids. Every id that could be minted twice is derived, so minting it twice is harmless.
+"""Ids and keys. Every id that could be created twice is derived, so creating it twice is harmless.
 
 ======================  =====================================================================
 id                      form
@@ -78,19 +78,19 @@ def triggered_run_id(event_id: str, workflow: str, filter_key: str = "") -> str:
 
 
 def wait_id(task_run: str, wait_key: str, condition: str) -> str:
-    """The id of a timer or subscription: one per task run, place and condition."""
+    """The id of a timer or subscription: one for each task run, wait key and condition."""
     return f"{task_run}#{wait_key}#{condition}"
 
 
 def wait_key(operation_id: str, replays: int) -> str:
-    """Where a task waits: a node of its log (or its DAG list), and how often the task had been replayed.
+    """Names a wait of a task: an operation id (or ``dag``, ``retry``), and how often the task had been replayed.
 
-    So what has been withdrawn is never asked for again under the same id: a message that comes twice, or late, cannot
-    undo what a later one did.
+    A wait that was withdrawn is so never set again under the same id: a message that comes twice or late cannot undo
+    the effect of a later one.
     """
     return f"{operation_id}@{replays}" if replays else operation_id
 
 
 def operation_id_of(wait_key: str) -> str:
-    """The node of a `wait_key`."""
+    """The operation id in a `wait_key`."""
     return wait_key.partition("@")[0]

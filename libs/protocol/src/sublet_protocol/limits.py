@@ -1,165 +1,192 @@
-"""Every bound of the system, with its unit and its reason. Nothing else in the code is a bare number of this kind."""
+"""The bounds that several parts must agree on or that users can reach, each with its unit and its reason.
+
+The relations between them are asserted at the end. Timings and bounds of a single module (intervals of polling,
+backoff, sizes of caches) are constants of that module.
+"""
 
 from __future__ import annotations
+
+HARD_MAX_BYTES = 16 * 1_048_576
+"""The default limits of RabbitMQ for a message and of MongoDB for a document."""
 
 # --- payloads -------------------------------------------------------------------------------------------------
 
 PAYLOAD_MAX_BYTES = 1_048_576
-"""One input, output, event payload or memo. Far below RabbitMQ's 16 MiB message and MongoDB's 16 MiB document,
-so that a run with several of them still fits; larger things belong in an object store, with a reference here."""
+"""One input, output, event payload or memo. Far below `HARD_MAX_BYTES`, so that a run with several of them still fits.
+Store larger data elsewhere and pass a reference."""
 
 ERROR_TEXT_MAX_CHARS = 20_000
-"""Message and trace of one failure: enough for a person, not enough to fill a document with a recursion trace."""
+"""Message and trace of one failure, so that the trace of a deep recursion does not fill the document of a run."""
 
 METADATA_MAX_BYTES = 65_536
-"""Additional metadata of one run or event: it is copied to every child."""
+"""Metadata of one run or event. It is copied to every child."""
 
 EXPRESSION_MAX_CHARS = 2_048
-"""One CEL expression. Longer ones cost more to compile than anybody can read."""
+"""One CEL expression. Longer expressions take long to compile and cannot be read by people."""
 
 EXPRESSION_LOOP_DEPTH_MAX = 2
-"""Loops (``exists``, ``all``, ``map``, …) inside each other in one expression: a list in the elements of a list."""
+"""Depth of nested loops (``exists``, ``all``, ``map``, …) in one expression."""
 
 EXPRESSION_COPIES_MAX = 8
-"""Values that one expression adds up, or makes a list of: in a loop each may double what there is."""
+"""Values that one expression adds or puts into a list. In a loop each may double the size of the data."""
 
 EXPRESSION_VALUES_MAX = 10_000
-"""Fields and elements in what an expression is asked about: it is not true of larger data. Reading them takes tens of
-milliseconds, and as many turns are what the CEL library takes in a loop before it gives up."""
+"""Fields and elements in the data of one evaluation; an expression is not true for larger data. Reading so many values
+takes tens of milliseconds. The CEL library stops a loop after as many iterations."""
 
 EXPRESSION_WORK_MAX_BYTES = 128 * 1_048_576
-"""Bytes that one evaluation may look at or copy, as `costs` estimates: some tenths of a second, and as much memory.
-An expression that may need more for an event is not true of it."""
+"""Bytes that one evaluation may read or copy, as `cel.cost` estimates them: some tenths of a second. An expression is
+not true for an event for which it may need more."""
 
 REGEX_STATES_MAX = 1_000
-"""Characters of a regular expression with its repetitions written out: each is a state of the machine that reads."""
+"""Characters of a regular expression with its repetitions written out. Each is a state of the matcher."""
 
 NAME_MAX_CHARS = 128
-"""Workflow, task, worker, event-key and condition names: they become routing keys (255 bytes at most) and labels."""
+"""Workflow, task, worker, event-key and condition names. They become parts of routing keys and labels of metrics."""
 
 NAME_MAX_BYTES = 220
-"""The same names in UTF-8: leaves room in 255 bytes for what queues and notices put around them."""
+"""The same names in UTF-8. A routing key has at most 255 bytes, and queues and notices add a prefix."""
 
 # --- durable log ----------------------------------------------------------------------------------------------
 
 LOG_MAX_ENTRIES = 20_000
-"""Operations of one durable task. Replaying more takes seconds and a grant of tens of megabytes."""
+"""Entries in the log of one durable task. A replay of more entries takes seconds."""
 
 LOG_WARN_ENTRIES = 10_000
-"""From this length on the scheduler logs a warning at each new entry, so that the limit never comes as a surprise."""
+"""The scheduler logs a warning at each new entry from this length on, so that the limit can be avoided in time."""
 
 LOG_MAX_BYTES = 8 * 1_048_576
-"""Results in the log of one durable task, in UTF-8. A grant carries them all in one message, and RabbitMQ limits a
-message to 16 MiB."""
+"""Bytes of all results in the log of one durable task, in UTF-8. One grant carries all of them."""
 
 # --- messages -------------------------------------------------------------------------------------------------
 
 BATCH_MAX_ITEMS = 1_000
-"""Items in one AMQP message between services: bounds what one redelivery can repeat."""
+"""Messages in one AMQP body: the most that one redelivery can repeat."""
 
 BATCH_MAX_BYTES = 262_144
-"""Bytes gathered into one AMQP message before the next is begun; a single larger item travels alone."""
+"""Bytes in one AMQP body. A single larger message has a body of its own."""
 
 BULK_MAX_ITEMS = 1_000
-"""Runs or events in one bulk call of the SDK; larger lists are cut into several messages, order kept."""
+"""Runs or events in one bulk message of the SDK. Larger lists are split into several messages, in order."""
 
 COMMIT_MAX_BYTES = 4 * 1_048_576
-"""Bytes of messages in one batch of a service: what they change goes into one bulk write, and the effects of one run
-into one document below MongoDB's 16 MiB."""
+"""Bytes of messages in one batch of a service. The outbox of a run is part of its document, so it must stay far below
+`HARD_MAX_BYTES`."""
 
 REPORT_MAX_BYTES = 2 * 1_048_576
-"""Payload in the operations of one report of a durable task; more of them travel in several reports."""
+"""Payload bytes in the operations of one report of a durable task. More operations are split into several reports."""
 
-RUN_PREFETCH = 2_000
-"""Unacknowledged messages a shard may hold: two full batches, so that the next gathers while one commits."""
+RUN_PREFETCH = 2 * BATCH_MAX_ITEMS
+"""Unacknowledged messages that a shard may hold: two full batches, so that one fills while the other is committed."""
 
 EVENT_PREFETCH = 256
-"""Unacknowledged messages that event-ingest may hold. Anybody may publish events, and RabbitMQ bounds what it hands
-out by number alone: this times `PAYLOAD_MAX_BYTES`, 256 MiB, is what they can make it keep in memory."""
+"""Unacknowledged messages that event-ingest may hold. Any client can publish events, and RabbitMQ bounds deliveries by
+number only. So events can take up to this number times `PAYLOAD_MAX_BYTES` (256 MiB) of memory."""
 
 # --- events ---------------------------------------------------------------------------------------------------
 
 MATCH_FIELD_SETS_MAX = 16
-"""Sets of payload fields that index the waits of one event key: an event is looked up once for each. Conditions
-with yet another set share the key without fields, and their expressions are evaluated one by one."""
+"""Sets of payload fields that index the waits of one event key. An event is looked up once for each set. Conditions
+with a further set are indexed without fields, and each of their expressions is evaluated."""
 
 # --- workers and leases ---------------------------------------------------------------------------------------
 
 HEARTBEAT_INTERVAL_S = 4.0
-"""How often a worker says that it lives, and which leases it holds."""
+"""Seconds between the heartbeats of a worker, which list its leases."""
 
 WORKER_SILENT_S = 10.0
-"""No grants to a worker that has been silent for this long: two heartbeats missed."""
+"""A worker that has been silent for this long gets no grants: it has missed two heartbeats."""
 
 WORKER_LOST_S = 30.0
-"""A worker silent for this long has lost its leases: their tasks are ready again."""
+"""A worker that has been silent for this long has lost its leases: their tasks are ready again."""
 
 UNCONFIRMED_CHANNEL_S = 10.0
-"""How long one channel is used for what nobody confirms, heartbeats among it. RabbitMQ 3.10 refuses for ever what comes
-for a quorum queue on a channel that first met it while its leader was dead; a worker must not be lost by that."""
+"""How long one channel is used for unconfirmed messages, which include heartbeats. RabbitMQ 3.10 drops all messages for
+a quorum queue that a channel sends if the leader was dead at its first message. No worker must be lost by that."""
 
 REQUEST_REPEATED_S = 60.0
-"""For this long after it took a shard over, a scheduler looks for every requested run in the store: clients publish a
-request again for about as long, and its predecessor may have created the run. Its own runs it remembers."""
+"""For this long after a takeover, a scheduler looks up every requested run in the store. Clients repeat a request for
+about as long, and the former owner may have created the run."""
 
 WORKER_SAVE_INTERVAL_S = 15.0
-"""How often a worker's last sign of life is written down, for people and for the next owner of a shard."""
+"""Seconds between two saves of a worker's last heartbeat, for people and for the next owner of a shard."""
 
 RECLAIM_GRACE_S = 5.0
-"""After a ticket was redelivered, its old holder has this long to say that it lives: longer than a heartbeat."""
+"""After a ticket was redelivered to another worker, its former holder is lost if it sends nothing for this long."""
 
 EXECUTION_GRACE_S = 2.0
-"""A worker enforces the execution timeout itself; the scheduler does so this much later, should the worker not."""
+"""The worker enforces the execution timeout. The scheduler does so this much later, if the worker has not."""
 
 SWEEP_INTERVAL_S = 5.0
-"""How often a shard looks for what no message told it."""
+"""Seconds between two sweeps of a shard, which repair what no message reported."""
 
-GRANT_UNSEEN_S = 12.0
-"""A lease that its worker's heartbeats do not list this long after the grant never arrived: three heartbeats."""
+GRANT_UNSEEN_S = 3 * HEARTBEAT_INTERVAL_S
+"""A lease is lost, because its grant never arrived, if the worker's heartbeats have not listed it for this long. The
+first heartbeat may have been sent before the grant arrived, and the second may get lost."""
 
 MAX_LOSSES = 10
-"""Times that a task run may lose its worker before it fails: a task that kills its workers must not go on for ever."""
+"""How often a task run may lose its worker before it fails, so that a task that crashes its workers ends."""
 
 TICKET_REUSE_MAX = 64
-"""Grants under one ticket before it must go back to its queue, so that every shard and pool gets its share."""
+"""Grants under one ticket before it must be acknowledged, so that every shard gets its share of the slots."""
 
 TICKET_REUSED_MAX_S = 2.0
-"""How long one ticket is granted anew: then it must go back as well. Else a shard with tasks of a minute would keep a
-slot for an hour, while others have tasks of their own for it."""
+"""For how long one ticket can be granted again. Otherwise a shard whose tasks take a minute could keep a slot for an
+hour while tasks of other shards wait for it."""
 
 TICKET_RETAINED_S = 1.0
-"""A ticket for which there is nothing to do may be kept this long for what comes next; below the time after which a
-worker asks again."""
+"""A ticket may be retained this long for the next ready task. It must be shorter than the time after which a worker
+repeats a claim (`CLAIM_REPEATED_S` of the SDK)."""
 
 TICKET_LOST_S = 30.0
-"""A ticket unclaimed for this long while tasks are ready and workers idle counts as lost; a second one is harmless."""
+"""A ticket is lost if it has not been claimed for this long although tasks are ready and slots are free. If it is not
+lost after all, the second ticket is harmless."""
 
 RELEASED_MAX_PER_WORKER = 1_000
-"""Tasks of one worker that go on after ``release_slot()``: beyond it the call waits, so they cannot pile up."""
+"""Tasks of one worker that continue after ``release_slot()``. At this number the call waits, so that they cannot pile
+up."""
 
 CANCEL_GRACE_S = 1.0
 """A cancelled task sees ``ctx.is_cancelled`` for this long before its coroutine is cancelled."""
 
-# --- defaults that users know ---------------------------------------------------------------------------------
+# --- defaults of the SDK ---------------------------------------------------------------------------------
 
 DEFAULT_SLOTS = 100
 DEFAULT_DURABLE_SLOTS = 1_000
 DEFAULT_SCHEDULE_TIMEOUT_S = 300.0
 DEFAULT_EXECUTION_TIMEOUT_S = 60.0
 BACKOFF_MAX_S = 86_400
-"""The longest delay before a retry when the task does not say: a day."""
+"""The longest delay before a retry unless the task sets one: a day."""
 
 # --- services -------------------------------------------------------------------------------------------------
 
 TICK_INTERVAL_S = 1.0
-"""The timer ticks every shard this often; deadlines are kept to this precision."""
+"""Seconds between two ticks of the timer, which are the precision of deadlines."""
 
 EVENT_RETENTION_S = 7 * 86_400
-"""Events are kept this long for waits that look back. A durable task that took longer since its previous
-operation does not see older ones."""
+"""Events are stored this long for waits that look back. A durable task whose previous operation is older does not see
+events that were deleted meanwhile."""
 
 CLOCK_AHEAD_MAX_S = 3_600.0
-"""A place in the order of events that is further in the future is no clock's: it does not move the order."""
+"""No clock is further ahead than this. An event position that is further in the future is wrong and is ignored."""
 
 RUN_CACHE_MAX = 5_000
-"""Runs that one shard keeps in memory although nothing of them is ready or running."""
+"""Runs without ready or running tasks that one shard keeps in memory."""
+
+# --- relations ------------------------------------------------------------------------------------------------
+
+assert PAYLOAD_MAX_BYTES < COMMIT_MAX_BYTES < HARD_MAX_BYTES, "a batch must hold any message, a document any outbox"
+assert LOG_MAX_BYTES + 2 * PAYLOAD_MAX_BYTES < HARD_MAX_BYTES, "a grant carries the input and the whole durable log"
+assert PAYLOAD_MAX_BYTES <= REPORT_MAX_BYTES < HARD_MAX_BYTES, "a report must hold an operation with any payload"
+assert BATCH_MAX_BYTES + PAYLOAD_MAX_BYTES < HARD_MAX_BYTES, "a body may end with a message of any payload"
+assert LOG_WARN_ENTRIES < LOG_MAX_ENTRIES, "the warning must come before the failure"
+assert NAME_MAX_CHARS <= NAME_MAX_BYTES < 255, "a routing key of 255 bytes must hold any ASCII name and a prefix"
+assert BULK_MAX_ITEMS <= BATCH_MAX_ITEMS, "one bulk message must fit into one batch of a service"
+
+assert WORKER_SILENT_S > 2 * HEARTBEAT_INTERVAL_S, "one lost heartbeat must not stop grants"
+assert WORKER_LOST_S > WORKER_SILENT_S, "a worker must stop getting grants before it loses its leases"
+assert WORKER_LOST_S > UNCONFIRMED_CHANNEL_S + HEARTBEAT_INTERVAL_S, "a bad channel must be replaced in time"
+assert RECLAIM_GRACE_S > HEARTBEAT_INTERVAL_S, "a live holder of a redelivered ticket must send a heartbeat in time"
+assert GRANT_UNSEEN_S > 2 * HEARTBEAT_INTERVAL_S, "the first heartbeat may precede the grant, the second may get lost"
+assert EXECUTION_GRACE_S > TICK_INTERVAL_S, "the worker, not the scheduler, should enforce an execution timeout"
+assert TICKET_RETAINED_S <= TICKET_REUSED_MAX_S, "a ticket that is retained must still be usable"

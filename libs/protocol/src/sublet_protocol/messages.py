@@ -1,18 +1,18 @@
-"""Everything that travels between clients, workers and services.
+"""The messages between clients, workers and services.
 
-A message body between our own processes is a JSON array of the records below, each with its tag in ``t``;
-one AMQP message may so carry many. User payloads travel as raw JSON (`msgspec.Raw`): nobody between the two
-ends decodes them. (Tickets are the exception: one AMQP message each, because a delivery *is* a slot.)
+The body of an AMQP message between our own processes is a JSON array of the records below, each with its tag in ``t``.
+User payloads are raw JSON (`msgspec.Raw`), which only the two ends decode. A ticket has an AMQP message of its own,
+because its delivery takes a slot of the worker.
 
 =====================  ==========================================================  =============================
-exchange               routing key                                                 who listens
+exchange               routing key                                                 consumer
 =====================  ==========================================================  =============================
-``sublet.requests``    ``shard_key.00`` … ``shard_key.63`` (:func:`ids.bucket_key`)            the shard's scheduler
+``sublet.requests``    ``bucket.00`` … ``bucket.63`` (`topology.bucket_key`)       the shard's scheduler
 ``sublet.requests``    ``query``                                                   any scheduler
 ``sublet.workers``     (fanout)                                                    every shard's scheduler
 ``sublet.inboxes``     an inbox's name                                             one worker, client, scheduler
 ``sublet.events``      event key (public: plain JSON object, see README)           event-ingest
-``sublet.notices``     ``run.completed.<workflow>`` …                              whoever likes
+``sublet.notices``     ``run.completed.<workflow>`` …                              any application
 (default)              ``sublet.pool.<pool>.<kind>``: tickets                      the workers of the pool
 (default)              ``sublet.timers``, ``sublet.ingest``                        timer, event-ingest
 =====================  ==========================================================  =============================
@@ -32,28 +32,28 @@ RunStatus = Literal["QUEUED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"]
 TERMINAL_RUN = ("COMPLETED", "FAILED", "CANCELLED")
 
 NULL = msgspec.Raw(b"null")
-"""The JSON of a value that is not there. (None could not say it: msgspec has no raw JSON inside a union.)"""
+"""The JSON of an absent value. (msgspec does not allow ``Raw | None``.)"""
 
 
 def raw_json(text: str | None) -> msgspec.Raw:
-    """JSON text as it travels."""
+    """Stored JSON text as raw JSON; ``null`` for None."""
     return NULL if text is None else msgspec.Raw(text)
 
 
 def json_text(raw: msgspec.Raw) -> str | None:
-    """JSON as it is stored: text, and None for ``null``."""
+    """Raw JSON as text, the form in which it is stored; None for ``null``."""
     return None if raw == NULL else str(raw, "utf-8")
 
 
 def json_bytes(raw: msgspec.Raw) -> bytes | None:
-    """JSON for a decoder; None for ``null``."""
+    """Raw JSON as bytes for a decoder; None for ``null``."""
     return None if raw == NULL else bytes(raw)
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t"):
-    """Base of all messages: immutable, with defaults left out on the wire.
+    """Base of all messages: immutable. Fields that have their default are not encoded.
 
-    Each kind pins its tag, so that a renamed class still reads what is stored or under way.
+    Each kind pins its tag, so that a renamed class can still decode messages that are stored or under way.
     """
 
 
@@ -67,14 +67,14 @@ class TaskError(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ParentLink(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Who waits for a child: the parent's task run and the node of its log ("" for an ordinary task)."""
+    """The task that waits for a child: its task run id and the operation id of its wait ("" for an ordinary task)."""
 
     task_run_id: str
     operation_id: str = ""
 
 
 class Trigger(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The event that started a run, and the payload of the filter that let it through."""
+    """The event that started a run, and the payload of the filter that accepted it."""
 
     event_id: str
     event_key: str
@@ -85,7 +85,7 @@ class Trigger(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RunRequest(Record, frozen=True, tag="run_request"):
-    """Create this run, unless it is there; then only add the watcher and the parent."""
+    """Create this run. If it exists already, only add the watcher and the parent."""
 
     run_id: str
     workflow: str
@@ -93,7 +93,7 @@ class RunRequest(Record, frozen=True, tag="run_request"):
     metadata: dict[str, object] = {}
     priority: int | None = None
     reply_to: str | None = None
-    """Inbox that gets the :class:`RunResult`."""
+    """The inbox that receives the :class:`RunResult`."""
     parent: ParentLink | None = None
     notify_parent: bool = True
     child_index: int | None = None
@@ -103,14 +103,15 @@ class RunRequest(Record, frozen=True, tag="run_request"):
 
 
 class WatchRun(Record, frozen=True, tag="watch_run"):
-    """Send the result of this run to the inbox when it ends, or now if it has. Unknown run: status ``None``."""
+    """Send the result of this run to the inbox when it ends, or now if it has ended. For an unknown run the status is
+    None."""
 
     run_id: str
     reply_to: str
 
 
 class CancelRun(Record, frozen=True, tag="cancel_run"):
-    """Cancel a run, or one task of it when ``task_run_id`` is given. Terminal things do not change."""
+    """Cancel a run, or one of its tasks if ``task_run_id`` is given. Runs and tasks that have ended do not change."""
 
     run_id: str
     task_run_id: str | None = None
@@ -119,7 +120,8 @@ class CancelRun(Record, frozen=True, tag="cancel_run"):
 
 
 class ReplayRun(Record, frozen=True, tag="replay_run"):
-    """Run a finished run again: what failed or was cancelled and everything after it; all of it if it completed."""
+    """Run a finished run again: the tasks that failed or were cancelled, and all that depend on them; every task if the
+    run completed."""
 
     run_id: str
     reply_to: str | None = None
@@ -127,7 +129,7 @@ class ReplayRun(Record, frozen=True, tag="replay_run"):
 
 
 class TimerFired(Record, frozen=True, tag="timer_fired"):
-    """A timer came due. ``task_run_id``, ``operation_id`` and ``key`` say whose; see :class:`SetTimer`."""
+    """A timer is due. ``task_run_id``, ``operation_id`` (a wait key) and ``key`` are those of its :class:`SetTimer`."""
 
     task_run_id: str
     operation_id: str
@@ -135,7 +137,7 @@ class TimerFired(Record, frozen=True, tag="timer_fired"):
 
 
 class EventMatched(Record, frozen=True, tag="event_matched"):
-    """An event satisfies a condition. ``seq`` is the event's place in the order of all events."""
+    """An event satisfies a condition. ``operation_id`` is a wait key, ``seq`` the position of the event."""
 
     task_run_id: str
     operation_id: str
@@ -146,7 +148,7 @@ class EventMatched(Record, frozen=True, tag="event_matched"):
 
 
 class ChildFinished(Record, frozen=True, tag="child_finished"):
-    """A child that somebody waits for has ended. ``output`` as the parent sees it: bare for a one-task workflow."""
+    """A child run has ended. ``output``: the task's output for a workflow of one task, else an object by task name."""
 
     task_run_id: str
     operation_id: str
@@ -155,11 +157,11 @@ class ChildFinished(Record, frozen=True, tag="child_finished"):
     output: msgspec.Raw = NULL
     error: TaskError | None = None
     at: float | None = None
-    """When it ended (epoch seconds)."""
+    """When it ended (Unix seconds)."""
 
 
 class Tick(Record, frozen=True, tag="tick"):
-    """From the timer, each second: time passes."""
+    """The time (Unix seconds), sent by the timer every `limits.TICK_INTERVAL_S` to every shard."""
 
     at: float
 
@@ -168,10 +170,10 @@ class Tick(Record, frozen=True, tag="tick"):
 
 
 class HeldLease(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A lease as its worker sees it.
+    """A lease that a worker holds.
 
-    ``delivered``: the highest order up to which a resident durable task has received every result (given to the
-    code or not); -1 for a lease whose results do not matter (not durable, or not started).
+    ``delivered``: the order up to which a resident durable task has received every result (given to the code or not);
+    -1 for a task that is not durable or has not started.
     """
 
     lease: str
@@ -179,7 +181,7 @@ class HeldLease(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Hello(Record, frozen=True, tag="hello"):
-    """A worker process started (or a scheduler asked): what it can run. Sent before its first claim."""
+    """What a worker process can run. Sent when it starts, before its first claim, and in answer to :class:`Ping`."""
 
     worker: str
     pool: str
@@ -189,17 +191,18 @@ class Hello(Record, frozen=True, tag="hello"):
     durable_slots: int
     workflows: tuple[WorkflowSpec, ...]
     at: float = 0.0
-    """When the process started: later ones make their workflows the current versions."""
+    """When the process started (Unix seconds). The latest process defines the current versions of its workflows."""
     labels: dict[str, str | int] = {}
 
     @property
     def actions(self) -> list[str]:
-        """What its pool can run: ``<workflow>:<task>``."""
+        """The tasks that its pool can run, each as ``<workflow>:<task>``."""
         return [f"{spec.name}:{task.name}" for spec in self.workflows for task in spec.tasks]
 
 
 class Heartbeat(Record, frozen=True, tag="heartbeat"):
-    """A worker lives and holds these leases. Sent every `limits.HEARTBEAT_INTERVAL_S`, on reconnect and when asked."""
+    """A worker is alive and holds these leases. Sent every `limits.HEARTBEAT_INTERVAL_S`, after a reconnect and in
+    answer to :class:`Ping`."""
 
     worker: str
     pool: str
@@ -210,11 +213,11 @@ class Heartbeat(Record, frozen=True, tag="heartbeat"):
     draining: bool = False
     taken: int = 0
     durable_taken: int = 0
-    """Of its slots, by tasks of whatever shard."""
+    """``taken`` and ``durable_taken``: slots in use, by tasks of any shard."""
 
 
 class Goodbye(Record, frozen=True, tag="goodbye"):
-    """A worker left in good order: it holds nothing any more."""
+    """A worker has shut down and holds no leases any more."""
 
     worker: str
 
@@ -223,7 +226,7 @@ class Goodbye(Record, frozen=True, tag="goodbye"):
 
 
 class Claim(Record, frozen=True, tag="claim"):
-    """A worker holds this ticket and has room. Answered with :class:`Grant` or :class:`NoTask`."""
+    """A worker holds this ticket and has a free slot. The answer is a :class:`Grant` or :class:`NoTask`."""
 
     ticket: str
     worker: str
@@ -245,11 +248,11 @@ class ChildRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A new entry of the durable log: what the code asked for, at which node.
+    """A new entry of the durable log: an operation that the code asked for.
 
-    ``operation_id`` is the place in the code's task tree: ``"3"`` is the third operation of the function itself,
+    ``operation_id`` is derived from the code's task tree: ``"3"`` is the third operation of the function itself,
     ``"t1.2"`` the second of the second asyncio task that it started, ``"t1.t0.1"`` one level deeper.
-    ``fingerprint`` is a digest of what was asked; ``asked`` says the same for a person.
+    ``fingerprint`` is a digest of the operation's arguments; ``asked`` describes the operation for people.
     """
 
     operation_id: str
@@ -258,25 +261,27 @@ class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
     asked: str
     label: str | None = None
     groups: Groups = ()
-    """kind wait: what must come true (a sleep is one group of one condition)."""
+    """For ``wait``: the conditions (a sleep is one group of one condition)."""
     since: int = 0
-    """kind wait: events after this place in the order of events count (see :attr:`LogEntry.position`)."""
+    """For ``wait``: events after this position count (see :attr:`Completion.position`)."""
     child: ChildRequest | None = None
     result: msgspec.Raw = NULL
-    """kind memo: the value."""
+    """For ``memo``: the value."""
 
 
 class Finished(Record, frozen=True, tag="finished"):
-    """The task returned. ``output`` is raw JSON."""
+    """The task returned ``output``."""
 
     lease: str
     ticket: str | None
     output: msgspec.Raw = NULL
     next: bool = False
-    """Asks for the next task under the same ticket."""
+    """The worker asks for the next task under the same ticket."""
 
 
 class Failed(Record, frozen=True, tag="failed"):
+    """The task raised an exception."""
+
     lease: str
     ticket: str | None
     error: TaskError
@@ -285,9 +290,10 @@ class Failed(Record, frozen=True, tag="failed"):
 
 
 class Evicted(Record, frozen=True, tag="evicted"):
-    """The checkpoint of a durable task whose every branch waits; the coroutine is dropped, the lease ends.
+    """The checkpoint of a durable task of which every branch waits. Its code leaves the worker, and the lease ends.
 
-    ``blocked``: each branch's nodes, all of which it needs. ``delivered``: the highest order the code has seen.
+    ``blocked``: for each branch the operation ids that it waits for (all of them). ``delivered``: the highest order of
+    a completion that the code has received. ``active_s``: active time of this invocation.
     """
 
     lease: str
@@ -301,25 +307,25 @@ class Evicted(Record, frozen=True, tag="evicted"):
 
 
 class Recorded(Record, frozen=True, tag="recorded"):
-    """New operations of a durable task that stays resident (it still works, or its policy keeps it)."""
+    """New operations of a durable task that stays on its worker (it is active, or its eviction policy keeps it)."""
 
     lease: str
     operations: tuple[Operation, ...]
     waiting: bool = False
-    """Every branch waits, so the execution clock stands still."""
+    """Every branch waits, so the execution clock stops."""
     active_s: float = 0.0
     number: int = 0
-    """Counts the Recorded and Extended reports of this lease, from 1: one that comes twice changes nothing."""
+    """Counts the Recorded and TimeoutExtended reports of this lease, from 1, so that a repeated one changes nothing."""
 
 
 class SlotReleased(Record, frozen=True, tag="slot_released"):
-    """``release_slot()``: the ticket is about to be acknowledged, the lease goes on."""
+    """``release_slot()`` was called: the worker will acknowledge the ticket, and the lease continues."""
 
     lease: str
 
 
 class TimeoutExtended(Record, frozen=True, tag="timeout_extended"):
-    """``refresh_timeout()``: add this to the execution timeout of the lease."""
+    """``refresh_timeout()`` was called: add ``by_s`` seconds to the execution timeout of the lease."""
 
     lease: str
     by_s: float
@@ -328,7 +334,7 @@ class TimeoutExtended(Record, frozen=True, tag="timeout_extended"):
 
 
 class GrantDeclined(Record, frozen=True, tag="grant_declined"):
-    """A grant that the worker did not start (it is leaving): ready again, nothing counted."""
+    """The worker did not start a granted task, because it is shutting down. The task is ready again."""
 
     lease: str
     ticket: str | None
@@ -338,17 +344,17 @@ class GrantDeclined(Record, frozen=True, tag="grant_declined"):
 
 
 class Completion(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How an operation ended. ``order`` is the place among the task's satisfied operations, from 1, gap-free."""
+    """The end of an operation. ``order`` numbers the completed operations of the task: from 1, without gaps."""
 
     order: int
     result: msgspec.Raw = NULL
     error: TaskError | None = None
     position: int = 0
-    """Where a following event wait starts to listen: microseconds since 1970, or the seq of the matched event."""
+    """The position from which a following event wait listens: microseconds since 1970, or the seq of the event."""
 
 
 class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One operation of the durable log as a grant carries it. ``done`` is None while it is open.
+    """One operation of the durable log in the form that a grant carries. ``done`` is None while it is open.
 
     A memo has no ``done``; its value is in ``result``.
     """
@@ -365,7 +371,7 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Grant(Record, frozen=True, tag="grant"):
-    """The right to run one invocation, and all that it needs."""
+    """The right to run one invocation, and all data that the invocation needs."""
 
     ticket: str
     lease: str
@@ -376,17 +382,17 @@ class Grant(Record, frozen=True, tag="grant"):
     retry_count: int
     invocation: int
     timeout_s: float
-    """Active time left."""
+    """Active time left, in seconds."""
     metadata: dict[str, object] = {}
     priority: int = 1
     parents: dict[str, msgspec.Raw] = {}
-    """Outputs of the task's parents; None for one without output."""
+    """Outputs of the task's parents by task name; ``null`` for a parent without output."""
     skipped: tuple[str, ...] = ()
     errors: dict[str, TaskError] = {}
     """For an on-failure task: the errors of the tasks that failed."""
     log: tuple[LogEntry, ...] = ()
     position: int = 0
-    """Where an event wait listens from that no operation precedes: the run's start."""
+    """The position from which the first event wait listens: the start of the run."""
     parent: ParentLink | None = None
     child_index: int | None = None
     child_key: str | None = None
@@ -394,11 +400,12 @@ class Grant(Record, frozen=True, tag="grant"):
     claim_key: str = ""
     """Routing key, on ``sublet.inboxes``, of claims for tickets of this shard."""
     shards: int = ids.BUCKETS
-    """The number of shards: reports of many leases to one shard travel together (`ids.bucket_key`)."""
+    """The number of shards, so that a worker can send reports about many leases to one shard in one body
+    (`topology.run_key`)."""
 
 
 class NoTask(Record, frozen=True, tag="no_task"):
-    """Acknowledge this ticket."""
+    """No task is ready: the worker must acknowledge this ticket."""
 
     ticket: str
 
@@ -412,14 +419,14 @@ class OperationCompleted(Record, frozen=True, tag="operation_completed"):
 
 
 class Revoked(Record, frozen=True, tag="revoked"):
-    """This lease has ended: stop the code, report nothing. ``reason`` is for ``ctx`` and the log."""
+    """This lease has ended: the worker must stop the code and report nothing."""
 
     lease: str
     reason: Literal["cancelled", "timed_out", "superseded"]
 
 
 class Ping(Record, frozen=True, tag="ping"):
-    """Send a heartbeat now; with ``hello`` also a :class:`Hello`."""
+    """Asks a worker for a heartbeat; with ``hello`` also for a :class:`Hello`."""
 
     hello: bool = False
 
@@ -428,7 +435,8 @@ class Ping(Record, frozen=True, tag="ping"):
 
 
 class RunResult(Record, frozen=True, tag="run_result"):
-    """How a run ended. ``status`` None: there is no such run. ``outputs``: skipped tasks give ``{"skipped": true}``."""
+    """The result of a run. ``status`` is None if the run does not exist. The output of a skipped task is
+    ``{"skipped": true}``."""
 
     run_id: str
     status: RunStatus | None
@@ -458,13 +466,14 @@ class Reply(Record, frozen=True, tag="reply"):
 
 
 class SetTimer(Record, frozen=True, tag="set_timer"):
-    """Send :class:`TimerFired` at ``due`` (epoch seconds), or at once if that has passed. Same id: no change."""
+    """Send :class:`TimerFired` at ``due`` (Unix seconds), or at once if that has passed. A timer with the same id does
+    not change."""
 
     id: str
     due: float
     task_run_id: str
     operation_id: str
-    """The place where the task waits: see :func:`ids.wait_key`."""
+    """The wait key of the task: see `ids.wait_key`."""
     key: str
 
 
@@ -476,12 +485,13 @@ class CancelTimer(Record, frozen=True, tag="cancel_timer"):
 
 
 class Subscribe(Record, frozen=True, tag="subscribe"):
-    """Send :class:`EventMatched` for the first event after ``since`` that fits. Register, then look back."""
+    """Send :class:`EventMatched` for the first matching event after the position ``since``. Event-ingest registers the
+    subscription first and then looks back, so that no event is missed."""
 
     id: str
     task_run_id: str
     operation_id: str
-    """The place where the task waits: see :func:`ids.wait_key`."""
+    """The wait key of the task: see `ids.wait_key`."""
     condition: Condition
     since: int
 
@@ -491,7 +501,7 @@ class Unsubscribe(Record, frozen=True, tag="unsubscribe"):
 
 
 class RegisterTriggers(Record, frozen=True, tag="register_triggers"):
-    """What starts a run of this workflow; replaces what was registered before. Empty: nothing does."""
+    """The events that start a run of this workflow (none if empty). Replaces the earlier registration."""
 
     workflow: str
     on_events: tuple[str, ...]
@@ -499,12 +509,12 @@ class RegisterTriggers(Record, frozen=True, tag="register_triggers"):
     at: float = 0.0
 
 
-# --- to whoever watches sublet.notices (one plain JSON object a message) ----------------------------------------
+# --- to consumers of sublet.notices (each message is one JSON object) -------------------------------------------
 
 
 class TaskNotice(Record, frozen=True, tag="task_notice"):
-    """A task changed state in a way that people care about. Routing key ``task.<status>.<workflow>.<task>``; the end
-    of a run comes as a :class:`RunResult` with the routing key ``run.<status>.<workflow>``."""
+    """A task was evicted, failed or was cancelled. The routing key is ``task.<status>.<workflow>.<task>``. The end of a
+    run is a :class:`RunResult` with the routing key ``run.<status>.<workflow>``."""
 
     run_id: str
     task_run_id: str
@@ -519,7 +529,7 @@ class TaskNotice(Record, frozen=True, tag="task_notice"):
 
 
 class Ticket(Record, frozen=True, tag="ticket"):
-    """A shard has something to run.
+    """A shard has a task that is ready.
 
     ``claim_key``: the routing key, on ``sublet.inboxes``, of the claim. ``shard_key``: the routing key of the shard's
     queue, on ``sublet.requests``, for a claim that got no answer.
@@ -569,7 +579,7 @@ def encode_one(record: Record) -> bytes:
 
 
 class MalformedMessage(ValueError):
-    """A body that is none of ours. The text says why, for the person who finds it among the dead letters."""
+    """The body is not a valid message. The text gives the reason, for a person who inspects the dead letters."""
 
 
 AnyMessage = TypeVar("AnyMessage")

@@ -1,4 +1,4 @@
-"""Definitions: what a worker registers. Plain frozen records that travel in messages and are stored as they are."""
+"""Definitions that a worker registers: frozen records that are sent in messages and stored in the same form."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sublet_protocol import limits
 
 
 class SleepCondition(msgspec.Struct, frozen=True, tag="sleep", omit_defaults=True):
-    """True from ``duration_s`` seconds after it was armed."""
+    """True ``duration_s`` seconds after it was armed."""
 
     key: str
     duration_s: float
 
 
 class EventCondition(msgspec.Struct, frozen=True, tag="event", omit_defaults=True):
-    """True from the first matching event on.
+    """True after the first matching event.
 
-    ``expression`` is CEL over ``input`` (the event's payload). A condition with a ``scope`` wants exactly that
-    scope; one without takes any. ``since_s`` (epoch seconds) widens how far back it looks.
+    ``expression`` is CEL over ``input`` (the event's payload). A condition with a ``scope`` needs exactly that
+    scope; one without a scope accepts any. ``since_s`` (Unix seconds): events after this time count as well.
     """
 
     key: str
@@ -33,7 +33,7 @@ class EventCondition(msgspec.Struct, frozen=True, tag="event", omit_defaults=Tru
 
 
 class ParentCondition(msgspec.Struct, frozen=True, tag="parent", omit_defaults=True):
-    """Evaluated once, when the parent is done. ``expression`` is CEL over ``output`` (the parent's output)."""
+    """Evaluated once, when all parents are done. ``expression`` is CEL over ``output`` (the parent's output)."""
 
     key: str
     parent: str
@@ -42,14 +42,14 @@ class ParentCondition(msgspec.Struct, frozen=True, tag="parent", omit_defaults=T
 
 Condition = SleepCondition | EventCondition | ParentCondition
 Groups = tuple[tuple[Condition, ...], ...]
-"""AND of or-groups: every group needs at least one true condition. No group at all is never true."""
+"""AND of or-groups: every group needs at least one true condition."""
 
 SlotKind = Literal["task", "durable"]
 SLOT_KINDS: tuple[SlotKind, ...] = ("task", "durable")
 
 
 class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
-    """One task of a workflow. Times in seconds. What is derived is derived once."""
+    """One task of a workflow. Times are in seconds."""
 
     name: str
     durable: bool = False
@@ -63,7 +63,7 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     schedule_timeout_s: float = limits.DEFAULT_SCHEDULE_TIMEOUT_S
     execution_timeout_s: float = limits.DEFAULT_EXECUTION_TIMEOUT_S
     on_failure: bool = False
-    """Started once, after the first final failure of another task of the run; skipped when there was none."""
+    """Started once, after the first final failure of another task of the run; skipped if no task failed."""
 
     @property
     def slot_kind(self) -> SlotKind:
@@ -77,7 +77,7 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
 
     @cached_property
     def dependencies(self) -> tuple[str, ...]:
-        """The tasks that must be done first: the parents, and those that parent conditions look at."""
+        """The tasks that must be done first: the parents, and the tasks that parent conditions name."""
         looked_at = (c.parent for c in self.conditions if isinstance(c, ParentCondition))
         return tuple(dict.fromkeys((*self.parents, *looked_at)))
 
@@ -107,12 +107,12 @@ class WorkflowSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
 
     @cached_property
     def in_order(self) -> tuple[TaskSpec, ...]:
-        """The tasks so that each stands behind all that it depends on: those on failure depend on all the others."""
+        """The tasks in an order in which each comes after its dependencies. On-failure tasks depend on all others."""
         return tuple(sorted(self.tasks, key=lambda spec: spec.on_failure))
 
 
 class EventFilter(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Lets an event of this scope start a run if the CEL expression over ``input`` and ``payload`` is true."""
+    """An event of this scope starts a run if the CEL expression over ``input`` and ``payload`` is true."""
 
     expression: str
     scope: str
@@ -145,6 +145,6 @@ def topological(tasks: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
 
 
 def digest(spec: WorkflowSpec) -> str:
-    """The version of a workflow: 12 hexadecimal digits over everything but the version itself."""
+    """The version of a workflow: 12 hexadecimal digits, a hash of all its fields except the version."""
     body = msgspec.json.encode(msgspec.structs.replace(spec, version=""), order="deterministic")
     return hashlib.sha256(body).hexdigest()[:12]

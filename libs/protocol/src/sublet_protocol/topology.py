@@ -1,7 +1,7 @@
-"""Exchanges, queues and bindings: their names, and what belongs together. Adapters declare what `topology` describes.
+"""Exchanges, queues and bindings with their names. Adapters declare what `topology` describes.
 
-Queues of services are quorum queues with a single active consumer. What bounces too often ends in ``sublet.dead``
-instead of being dropped. Pool queues are declared by workers (see `pool_queue`), inboxes by their owners.
+Queues of services are quorum queues with a single active consumer. A message that is returned too often goes to
+``sublet.dead`` instead of being dropped. Workers declare pool queues (see `pool_queue`), owners declare their inboxes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sublet_protocol import ids
 
 FORMAT = 2
 """The number of the format of stored documents, messages, routing keys and queues. A service refuses a database or a
-virtual host that another format was used with. Count it up with every change that an older version cannot read."""
+virtual host that was used with another format. Raise it with every change that another version cannot read."""
 
 FORMAT_MARKER = f"sublet.format.{FORMAT}"
 """An exchange that no message uses: its presence tells the format of a virtual host. Declared before all others."""
@@ -33,15 +33,16 @@ QUERIES = "sublet.queries"
 QUERY_KEY = "query"
 
 MUST_ARRIVE = frozenset((REQUESTS, WORKERS, EVENTS, DEAD, ""))
-"""A message for one of these exchanges that no queue takes counts as not published. For the others nobody may listen:
-an inbox's owner is gone, no one watches."""
+"""Exchanges whose messages must reach a queue: otherwise the publish fails. Messages of the other exchanges may have no
+receiver: the owner of an inbox has stopped, or nobody consumes notices."""
 
 DELIVERY_LIMIT = 1_000
-"""Returns of one message before it is dead-lettered. High, because every restart of a consumer counts for all that
-it had in hand; set, because a message that kills its consumer must not do so for ever. RabbitMQ 4 would say 20."""
+"""Deliveries of one message before it is dead-lettered. The number is high, because a restart of a consumer counts for
+all its unacknowledged messages. It is not infinite, because a message that crashes its consumer must not do so without
+end. The default of RabbitMQ 4 is 20."""
 DEAD_DELIVERY_LIMIT = 1_000_000_000
-"""Whoever looks at dead letters gives them back each time, and of these none may be dropped. RabbitMQ 3 knows no word
-for no limit."""
+"""Inspecting dead letters requeues them each time, so the limit must be practically infinite. RabbitMQ 3 cannot disable
+it."""
 
 POOL_QUEUE_EXPIRES_MS = 3_600_000
 """RabbitMQ deletes the queue of a pool an hour after its last worker. Lost tickets are issued again."""
@@ -100,14 +101,14 @@ def bucket_key(bucket: int) -> str:
 def run_key(run_id: str, shards: int = ids.BUCKETS) -> str:
     """The routing key, on `REQUESTS`, of the messages about this run.
 
-    All keys of a shard lead to one queue. A publisher that knows the number of shards uses one key for each shard, so
-    that messages about many runs fit into one.
+    All keys of a shard are bound to one queue. A publisher that knows the number of shards uses one key for each shard,
+    so that it can send messages about many runs in one body.
     """
     return bucket_key(ids.bucket_of(run_id) % shards)
 
 
 def shard_key(shard: int, shards: int) -> str:
-    """The key that `run_key` gives for every run of this shard."""
+    """The routing key that `run_key` returns for every run of this shard."""
     return bucket_key(ids.buckets_of_shard(shard, shards)[0])
 
 
@@ -137,7 +138,7 @@ def pool_queue(pool: str, kind: str) -> Queue:
 
 
 def service_queue(name: str) -> Queue:
-    """One consumer at a time, majority of the nodes, nothing dropped."""
+    """A quorum queue with a single active consumer that drops no message."""
     return Queue(
         name,
         {
@@ -152,7 +153,7 @@ def service_queue(name: str) -> Queue:
 
 
 def topology(shards: int) -> Topology:
-    """All that the services need, for this number of shards (1 to `ids.BUCKETS`)."""
+    """All exchanges, queues and bindings of the services, for this number of shards (1 to `ids.BUCKETS`)."""
     if not 1 <= shards <= ids.BUCKETS:
         raise ValueError(f"the number of shards must be from 1 to {ids.BUCKETS}, not {shards}")
     bindings = [

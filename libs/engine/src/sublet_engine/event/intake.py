@@ -1,4 +1,4 @@
-"""Events as they come in: what is accepted, under which id, and the order of all events."""
+"""Incoming events: validation, ids, and the position of each event in the order of all events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sublet_protocol import limits
 from sublet_protocol.cel.expressions import Facts
 
 METADATA_MAX_DEPTH = 20
-"""Levels of nesting in one event's metadata: more is a mistake, and databases refuse a hundred."""
+"""Levels of nesting in the metadata of one event. Deeper metadata is a mistake; databases refuse a hundred levels."""
 
 _PRIORITIES = (1, 2, 3)
 _INT64_MAX = 2**63 - 1
@@ -20,7 +20,7 @@ _SHOWN_CHARS = 80
 
 
 class InvalidEvent(ValueError):
-    """This message is no event. The text says why, for the person who finds it among the dead letters."""
+    """The message is not a valid event. The text gives the reason, for a person who inspects the dead letters."""
 
 
 class Event(Protocol):
@@ -68,13 +68,13 @@ def parse_event(
     seen_at: float,
     new_id: Callable[[], str],
 ) -> Arrival:
-    """Read a message of the public exchange.
+    """Read a message of the public exchange. ``seen_at``: Unix seconds.
 
     The routing key is the event's key, the body its payload: a JSON object. The headers ``scope`` (text) and
     ``priority`` (1 to 3) are read; those that begin with ``x-`` belong to the broker; all others are metadata.
 
     Raises:
-        InvalidEvent: it breaks one of these rules, or a limit.
+        InvalidEvent: the message breaks one of these rules, or a limit.
     """
     if not routing_key or len(routing_key) > limits.NAME_MAX_CHARS:
         raise InvalidEvent(f"the routing key is the event's key: 1 to {limits.NAME_MAX_CHARS} characters")
@@ -92,7 +92,7 @@ def parse_event(
 
 
 def _check_utf8(text: str, what: str) -> None:
-    """Bytes that are no UTF-8 come as lone surrogates."""
+    """The AMQP client decodes bytes that are not UTF-8 as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -100,9 +100,9 @@ def _check_utf8(text: str, what: str) -> None:
 
 
 def _event_id(key: str, message_id: str | None, new_id: Callable[[], str]) -> str:
-    """The message id, because it is the idempotency key; with the event's key unless it is unique by itself.
+    """The message id, which is the idempotency key; combined with the event's key unless it is a UUID.
 
-    Two publishers that both count ``1``, ``2``, ``3`` must not swallow each other's events.
+    Otherwise two publishers that both count ``1``, ``2``, ``3`` would lose events of each other.
     """
     if not message_id:
         return new_id()
@@ -144,7 +144,7 @@ def _scope(value: object) -> str | None:
 def _priority(value: object) -> int | None:
     if value is None:
         return None
-    # Command line tools know only text headers.
+    # Command line tools can only send text headers.
     text = _text(value)
     priority = int(text) if text is not None and text.isdecimal() and len(text) == 1 else value
     if isinstance(priority, bool) or priority not in _PRIORITIES:
@@ -170,7 +170,7 @@ def _metadata(headers: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def _json_value(value: object, header: str, depth: int = 0) -> object:
-    """The value as JSON has it; bytes that are UTF-8 are text, as some clients write all their texts as bytes."""
+    """The value as JSON. UTF-8 bytes become text, because some clients send all texts as bytes."""
     if depth > METADATA_MAX_DEPTH:
         raise InvalidEvent(f"the header {header!r} is nested deeper than {METADATA_MAX_DEPTH} levels")
     if value is None or isinstance(value, bool):
@@ -186,7 +186,7 @@ def _json_value(value: object, header: str, depth: int = 0) -> object:
         return {str(name): _json_value(item, header, depth + 1) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(item, header, depth + 1) for item in value]
-    raise InvalidEvent(f"the header {header!r} holds {_brief(value)}, which is no JSON value")
+    raise InvalidEvent(f"the header {header!r} holds {_brief(value)}, which is not a JSON value")
 
 
 def _brief(value: object) -> str:
@@ -211,23 +211,23 @@ def _json_type(value: object) -> str:
 
 
 class Sequence:
-    """Gives events their place in the order of all events: microseconds since 1970, unique and increasing."""
+    """Assigns each event its position in the order of all events: microseconds since 1970, unique and increasing."""
 
     def __init__(self) -> None:
         self.last = 0
-        """The latest that was given or passed by."""
+        """The latest position that was assigned or skipped."""
 
     def next(self, now: float) -> int:
         self.last = max(int(now * 1_000_000), self.last + 1)
         return self.last
 
     def advance_past(self, position: int) -> None:
-        """Places given from now on are greater than this one, even if the clock of whoever gave it is ahead of ours."""
+        """Later positions will be greater than this one, even if it comes from a process whose clock is ahead."""
         self.last = max(self.last, position)
 
 
 class ParsedEvent(Generic[AnyEvent]):
-    """An event with its payload read at most once, whatever the number of expressions that look at it."""
+    """An event whose payload is decoded at most once, for any number of expressions."""
 
     def __init__(self, event: AnyEvent) -> None:
         self.event = event
@@ -242,7 +242,7 @@ class ParsedEvent(Generic[AnyEvent]):
 
     @property
     def facts(self) -> Facts:
-        """For event conditions: ``input``."""
+        """The variables of event conditions: ``input``."""
         if self._facts is None:
             self._facts = Facts(input=self.payload)
         return self._facts

@@ -1,8 +1,8 @@
-"""Which waits an event satisfies: first by index key, then by CEL.
+"""Which waits an event satisfies: first by match key, then by CEL.
 
-A wait is indexed by event key, scope and the equality terms of its expression, all in one *match key*: a million
-waits for ``input.order_id == <n>`` so cost an event no more than one. What an event must be looked up by is known
-from the *shapes* of its key: the sets of payload fields whose values take part in match keys.
+A wait is indexed by event key, scope and the equality terms of its expression, all in one *match key*. So an event
+costs the same for one wait on ``input.order_id == <n>`` as for a million of them. The *field sets* of an event key are
+the sets of payload fields that its match keys contain; an event is looked up once for each field set.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sublet_protocol.messages import EventMatched, Subscribe
 from sublet_protocol.specs import EventCondition
 
 FieldSet = tuple[str, ...]
-"""Payload fields in order, each as a JSON pointer (``/user/id``). The empty shape is that of waits without terms."""
+"""Payload fields in order, each as a JSON pointer (``/user/id``). Waits without equality terms have the empty set."""
 
 _NO_FIELDS: FieldSet = ()
 
@@ -41,16 +41,16 @@ class IndexKey(NamedTuple):
 
 
 def match_key(event_key: str, scope: str | None, terms: Mapping[str, str]) -> str:
-    """The index key of waits for this event key, with these values (canonical) in these fields (JSON pointers).
+    """The match key of waits for this event key, with these canonical values by field (JSON pointer).
 
-    A digest: it has one size, whatever the payload holds.
+    The key is a digest, so its size does not depend on the values.
     """
     parts = msgspec.json.encode([event_key, scope, sorted(terms.items())])
     return hashlib.blake2b(parts, digest_size=16).hexdigest()
 
 
 def index_key(condition: EventCondition, field_sets: Collection[FieldSet]) -> IndexKey:
-    """Where to index a wait. ``field_sets`` are those that its event key has already; their number is bounded.
+    """The index key of a wait. ``field_sets``: those that its event key already has; their number is bounded.
 
     Raises:
         ExpressionError: the expression of the condition cannot be used.
@@ -68,9 +68,9 @@ def index_key(condition: EventCondition, field_sets: Collection[FieldSet]) -> In
 
 
 def lookup_keys(parsed_event: ParsedEvent[Event], field_sets: Iterable[FieldSet]) -> list[str]:
-    """The match keys of all waits that the event may satisfy, given the shapes known for its key.
+    """The match keys of all waits that the event may satisfy, given the field sets of its key.
 
-    A wait with a scope wants exactly that scope; a wait without one takes any.
+    A wait with a scope needs exactly that scope; a wait without a scope accepts any.
     """
     event = parsed_event.event
     scopes = (None,) if event.scope is None else (None, event.scope)
@@ -83,7 +83,7 @@ def lookup_keys(parsed_event: ParsedEvent[Event], field_sets: Iterable[FieldSet]
 
 
 def _terms_held(parsed_event: ParsedEvent[Event], field_set: FieldSet) -> dict[str, str] | None:
-    """The payload's values in these fields; None if a field is missing, so that no wait of this shape can match."""
+    """The payload's values of these fields; None if a field is missing, so that no wait of this field set can match."""
     terms = {}
     for pointer in field_set:
         value = value_at(parsed_event.payload, _path(pointer))
@@ -102,7 +102,7 @@ def _path(pointer: str) -> Path:
 
 
 def listens_from(subscribe: Subscribe) -> int:
-    """Events with a greater seq than this can satisfy the wait."""
+    """The position after which the wait listens: only events with a greater seq can satisfy it."""
     condition = subscribe.condition
     if isinstance(condition, EventCondition) and condition.since_s is not None:
         start = max(condition.since_s, 0.0) * 1_000_000
@@ -111,10 +111,10 @@ def listens_from(subscribe: Subscribe) -> int:
 
 
 class Waits:
-    """Open waits by match key. Each is satisfied at most once, by the first event that fits.
+    """Open waits by match key. Each is satisfied at most once, by the first event that matches.
 
     Attributes:
-        failures: evaluations that ended in an error or gave no boolean.
+        failures: number of evaluations that ended in an error or gave no boolean.
     """
 
     def __init__(self, waits: Iterable[Wait]) -> None:
@@ -127,7 +127,7 @@ class Waits:
         return bool(self._open)
 
     def starts(self) -> dict[str, int]:
-        """From where on each event key has to be looked at for the waits that are open."""
+        """By event key, the position after which its stored events must be searched for the open waits."""
         starts: dict[str, int] = {}
         for waits in self._open.values():
             for wait in waits.values():
@@ -137,7 +137,7 @@ class Waits:
         return starts
 
     def satisfied_by(self, parsed_event: ParsedEvent[Event], keys: Sequence[str]) -> list[Subscribe]:
-        """Take out the waits that this event satisfies; ``keys`` are its `lookup_keys`."""
+        """Take out the waits that this event satisfies. ``keys``: its `lookup_keys`."""
         satisfied = []
         for key in keys:
             waits = self._open.get(key)
@@ -173,7 +173,7 @@ class Waits:
 
 
 def event_matched(subscribe: Subscribe, event: Event) -> EventMatched:
-    """What the task's scheduler is told."""
+    """The message to the shard of the task that waits."""
     return EventMatched(
         task_run_id=subscribe.task_run_id,
         operation_id=subscribe.operation_id,

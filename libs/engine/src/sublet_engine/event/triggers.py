@@ -31,7 +31,7 @@ class Triggers:
     """The triggers of all workflows.
 
     Attributes:
-        failures: evaluations of filters that ended in an error or gave no boolean.
+        failures: number of filter evaluations that ended in an error or gave no boolean.
     """
 
     def __init__(self, records: Iterable[Triggering]) -> None:
@@ -47,7 +47,7 @@ class Triggers:
                     self._by_key.setdefault(pattern, {})[record.workflow] = filters
 
     def runs(self, parsed_event: ParsedEvent[Event]) -> list[RunRequest]:
-        """The runs that the event starts, ordered by workflow. Their ids follow from event, workflow and filter.
+        """The runs that the event starts, ordered by workflow. Their ids are derived from event, workflow and filter.
 
         A workflow without filters gets one run. One with filters gets a run for each filter of the event's scope
         whose expression is true, and none if there is no such filter.
@@ -60,32 +60,35 @@ class Triggers:
             if filters.empty:
                 runs.append(_run(event, workflow))
                 continue
-            for key, each in filters.of_scope(event.scope).items():
-                if self._lets_through(key, each, filters, parsed_event):
-                    runs.append(_run(event, workflow, key, each.payload))
+            for key, event_filter in filters.of_scope(event.scope).items():
+                if self._lets_through(key, event_filter, filters, parsed_event):
+                    runs.append(_run(event, workflow, key, event_filter.payload))
         return runs
 
-    def _lets_through(self, key: str, each: EventFilter, filters: _Filters, parsed_event: ParsedEvent[Event]) -> bool:
+    def _lets_through(
+        self, key: str, event_filter: EventFilter, filters: _Filters, parsed_event: ParsedEvent[Event]
+    ) -> bool:
         expression = filters.expressions.get(key)
-        verdict = None if expression is None else expression.verdict(parsed_event.facts_for_filter(each.payload))
+        facts = parsed_event.facts_for_filter(event_filter.payload)
+        verdict = None if expression is None else expression.verdict(facts)
         self.failures += verdict is None
         return verdict is True
 
 
 class _Filters:
-    """The filters of one workflow by scope, equal ones once, their expressions compiled."""
+    """The filters of one workflow by scope, without duplicates, with compiled expressions."""
 
     def __init__(self, filters: Iterable[EventFilter]) -> None:
         self.empty = True
         self.expressions: dict[str, Expression] = {}
-        """By filter key. One that cannot be compiled is missing, and lets nothing through."""
+        """By filter key. An expression that cannot be compiled is missing, and its filter lets no event through."""
         self._by_scope: dict[str, dict[str, EventFilter]] = {}
-        for each in filters:
+        for event_filter in filters:
             self.empty = False
-            key = filter_key(each)
-            self._by_scope.setdefault(each.scope, {})[key] = each
+            key = filter_key(event_filter)
+            self._by_scope.setdefault(event_filter.scope, {})[key] = event_filter
             try:
-                self.expressions[key] = compile_expression(each.expression, FILTER_VARIABLES)
+                self.expressions[key] = compile_expression(event_filter.expression, FILTER_VARIABLES)
             except ExpressionError:
                 continue
 
@@ -94,12 +97,12 @@ class _Filters:
 
 
 def filter_key(event_filter: EventFilter) -> str:
-    """Equal filters of a workflow are one filter."""
+    """A digest of the filter, so that equal filters of a workflow start one run."""
     return hashlib.blake2b(msgspec.json.encode(event_filter, order="deterministic"), digest_size=16).hexdigest()
 
 
 def covers(pattern: str, key: str) -> bool:
-    """Whether the event key fits the pattern, in which ``*`` stands for any characters, or none."""
+    """Whether the event key matches the pattern, in which ``*`` matches any number of characters."""
     first, *others = pattern.split("*")
     if not others:
         return pattern == key
@@ -128,5 +131,5 @@ def _run(event: Event, workflow: str, key: str = "", payload: Mapping[str, objec
 
 
 def _after(event: Event) -> float:
-    """When the event was seen; a moment later if that would let the run it starts see it once more."""
+    """The start of the run: when the event was seen, or just after the event if the run would receive it otherwise."""
     return event.seen_at if position_at(event.seen_at) >= event.seq else (event.seq + 1) / 1_000_000

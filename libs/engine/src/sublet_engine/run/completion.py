@@ -1,5 +1,5 @@
-"""What follows from a change to a run: each task that can be decided is decided, and a run whose tasks are all done
-is finished. Pure: ``(run, …, turn) -> run``."""
+"""Completion of tasks and runs: each task that can be decided is decided, and a run whose tasks are all done is
+finished. Pure: ``(run, …, effects) -> run``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sublet_protocol.messages import Revoked, RunStatus, TaskError
 from sublet_protocol.specs import EventCondition, SleepCondition, TaskSpec, WorkflowSpec
 
 DAG_WAIT = "dag"
-"""Node of the timers and subscriptions that belong to a task's conditions, not to its durable log."""
+"""Operation id of the timers and subscriptions that belong to a task's conditions, not to its durable log."""
 RETRY_WAIT = "retry"
-"""Node of the timer for the delay before a retry; its key is the number of the attempt that it starts."""
+"""Operation id of the timer for the delay before a retry; its key is the number of the attempt that it starts."""
 
 
 def settle(run: Run, workflow: WorkflowSpec, effects: Effects) -> Run:
-    """Decide every task that can be decided. One pass is enough, in the order of what depends on what."""
+    """Decide every task that can be decided. One pass is enough, because parents come before their children."""
     for spec in workflow.in_order:
         task = run.task(spec.name)
         if task.status == "PENDING":
@@ -60,7 +60,7 @@ def _withdraw_conditions(run: Run, spec: TaskSpec, task: TaskRun, effects: Effec
 
 
 def ready(task: TaskRun, spec: TaskSpec, now: float, *, resumed: bool = False) -> TaskRun:
-    """It may run, from ``now`` (epoch seconds) on."""
+    """The task may run from ``now`` on (Unix seconds)."""
     return replace(
         task,
         status="READY",
@@ -83,7 +83,7 @@ def end_task(
     error: TaskError | None = None,
     reason: str | None = None,
 ) -> Run:
-    """A task has ended, for good; so others may begin, or the run is over."""
+    """A task has ended: other tasks may start, or the run may finish."""
     run = close_task(run, task, status, workflow, effects, output=output, error=error, reason=reason)
     return settle(run, workflow, effects)
 
@@ -99,8 +99,8 @@ def close_task(
     error: TaskError | None = None,
     reason: str | None = None,
 ) -> Run:
-    """A task has ended, for good. Nothing may wake it, and who still runs it is told to stop. What follows from it for
-    the run is left to `settle`."""
+    """A task has ended. Its timers and subscriptions are withdrawn, and a worker that still runs it is told to stop.
+    The caller must call `settle` for the rest of the run."""
     if task.status == "PENDING":
         _withdraw_conditions(run, workflow.task(task.name), task, effects)
     if task.status == "BACKOFF":

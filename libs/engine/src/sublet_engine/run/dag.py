@@ -1,7 +1,7 @@
 """When a task of a DAG may run: a pure decision over its parents' states and its conditions.
 
 A task is decided when all its parents are done, or at once when one of them failed or was cancelled. CANCEL goes
-before SKIP, and SKIP before RUN. Every combination ends: what can never come true any more means SKIP.
+before SKIP, and SKIP before RUN. Every combination ends: a task whose conditions can no longer come true is skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ SKIPPED_OUTPUT = '{"skipped": true}'
 
 
 def verdict(spec: TaskSpec, workflow: WorkflowSpec, run: Run, task: TaskRun) -> tuple[Verdict, str]:
-    """What to do with a PENDING task, and why. ``task.met`` must hold the parent conditions if all parents are done."""
+    """What to do with a PENDING task, and the reason. ``task.met`` must contain the true parent conditions if all
+    parents are done."""
     if spec.on_failure:
         return _on_failure_verdict(workflow, run)
     parents = [run.task(name) for name in spec.dependencies]
@@ -60,7 +61,7 @@ def all_met(groups: Groups, task: TaskRun) -> bool:
 
 
 def _never(group: tuple[Condition, ...], task: TaskRun) -> bool:
-    """Only parent conditions, all evaluated (the parents are done), none true."""
+    """The group can never be met: it has only parent conditions, and all are false (the parents are done)."""
     return all(isinstance(c, ParentCondition) for c in group) and not any(c.key in task.met for c in group)
 
 
@@ -82,5 +83,5 @@ def _parent_condition_true(condition: ParentCondition, run: Run) -> bool:
     try:
         output = msgspec.json.decode(parent.output) if parent.output is not None else {}
         return compile_expression(condition.expression, PARENT_VARIABLES).true(output=output)
-    except (ExpressionError, RecursionError):  # of no use, or the output is nested too deeply: not true
+    except (ExpressionError, RecursionError):  # an invalid expression, or an output that is nested too deeply
         return False

@@ -1,4 +1,4 @@
-"""The durable log and the waits of a durable task: what an operation opens, what closes it, and when code goes on."""
+"""The durable log and the waits of a durable task: what opens a wait, what closes it, and when the code can resume."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class LogFull(Exception):
 
 
 def record(run: Run, task: TaskRun, operations: Iterable[Operation], effects: Effects) -> TaskRun:
-    """Append new operations and arm what they wait for.
+    """Append new operations and arm their timers, subscriptions and children.
 
     Raises:
-        LogFull: the task must fail; nothing of ``effects`` may be used.
+        LogFull: the task must fail, and ``effects`` must be discarded.
     """
     for operation in operations:
         task = _append(run, task, effects, operation=operation)
@@ -60,7 +60,7 @@ def _has_elapsed(condition: Condition) -> bool:
 
 
 def complete_elapsed_sleeps(run: Run, task: TaskRun, operations: Iterable[Operation], effects: Effects) -> TaskRun:
-    """Sleeps that were over when they were asked for need no timer."""
+    """Complete sleeps of zero length at once instead of setting a timer."""
     for operation in operations:
         for group in operation.groups:
             for condition in group:
@@ -179,9 +179,9 @@ def meet(
     seq: int,
     payload: msgspec.Raw | None = None,
 ) -> TaskRun:
-    """A condition of a wait came true. Unknown or repeated ones change nothing.
+    """A condition of a wait came true. An unknown or repeated condition changes nothing.
 
-    ``seq`` and ``payload`` are the event's; 0 and None for a sleep.
+    ``seq`` and ``payload`` are those of the event; 0 and None for a sleep.
     """
     wait = open_wait(task, operation_id)
     if wait is None or any(met == key for met, _ in wait.met):
@@ -202,9 +202,11 @@ def meet(
 
 
 def _position_after_sleep(wait: OpenWait, condition: Condition, effects: Effects) -> int:
-    """Where a following wait listens from: the moment when the sleep was over, however late we hear of it. But if this
-    one listened as well, then from where it did: an event that came before the sleep was over may still be on its way
-    here, and must not fall between the two."""
+    """The position from which a following wait listens: the end of the sleep, even if the timer fired later.
+
+    If this wait listened for events as well, the following one listens from the same position. An event that came
+    before the sleep ended may still be under way to this shard, and both waits would miss it otherwise.
+    """
     met = {key for key, _ in wait.met}
     if any(isinstance(c, EventCondition) and c.key not in met for c in conditions_of(wait)):
         return max(wait.position, wait.since)
@@ -213,7 +215,7 @@ def _position_after_sleep(wait: OpenWait, condition: Condition, effects: Effects
 
 
 def child_ended(run: Run, task: TaskRun, message: ChildFinished, effects: Effects) -> TaskRun:
-    """A child that an operation started has ended. Unknown or repeated: nothing changes."""
+    """A child that an operation started has ended. An unknown child or a repeated message changes nothing."""
     wait = open_wait(task, message.operation_id)
     if wait is None or wait.child_run_id != message.child_run_id:
         return task
@@ -260,14 +262,14 @@ def _withdraw_rest(run: Run, task: TaskRun, wait: OpenWait, effects: Effects) ->
 
 
 def withdraw_all(run: Run, task: TaskRun, effects: Effects) -> None:
-    """The task has ended: nothing may wake it any more. Its children go on. The waits stay on record: a replay of the
-    run arms them again."""
+    """Withdraw the timers and subscriptions of a task that has ended. Its children continue to run. The waits stay in
+    the state of the task, because a replay of the run arms them again."""
     for wait in task.open_waits:
         _withdraw_rest(run, task, wait, effects)
 
 
 def rearm(run: Run, task: TaskRun, effects: Effects) -> None:
-    """A finished task runs again: what was open when it ended is armed as it was; sleeps keep their deadlines."""
+    """A finished task runs again: arm the waits that were open when it ended. Sleeps keep their deadlines."""
     for wait in task.open_waits:
         if wait.child_run_id is not None:
             link = ParentLink(run.task_run_id(task), wait.operation_id)
@@ -283,13 +285,13 @@ def rearm(run: Run, task: TaskRun, effects: Effects) -> None:
 
 
 def can_resume(task: TaskRun) -> bool:
-    """At least one branch has all that it waited for (or nothing is known to be waited for)."""
+    """At least one branch has all results that it waits for (or no branch is known to wait)."""
     still_open = {wait.operation_id for wait in task.open_waits}
     return not task.blocked or any(still_open.isdisjoint(branch) for branch in task.blocked)
 
 
 def waiting_for(task: TaskRun) -> str:
-    """Why an evicted task waits: sleep, event, child or several (a bounded set, for metrics)."""
+    """Why an evicted task waits: ``sleep``, ``event``, ``child`` or ``several`` (a bounded set, for metrics)."""
     reasons = set()
     for wait in task.open_waits:
         if wait.child_run_id is not None:
@@ -312,14 +314,14 @@ def _text(key: str) -> str:
 
 
 def committed(task: TaskRun, records: Iterable[LogRecord]) -> list[LogRecord]:
-    """The records that count: those whose writer committed the run. Ordered by seq."""
+    """The valid records, in order of seq: those whose writer also committed the run."""
     segments = task.log_segments
-    kept = {}
+    valid = {}
     for entry in records:
         if entry.seq < task.log_length and entry.owner_term == _owner_term_at(segments, entry.seq):
-            kept[entry.seq] = entry
-    assert len(kept) == task.log_length, f"log has {len(kept)} of {task.log_length} entries"
-    return [kept[seq] for seq in range(task.log_length)]
+            valid[entry.seq] = entry
+    assert len(valid) == task.log_length, f"log has {len(valid)} of {task.log_length} entries"
+    return [valid[seq] for seq in range(task.log_length)]
 
 
 def _owner_term_at(segments: tuple[LogSegment, ...], seq: int) -> str:
@@ -332,7 +334,7 @@ def _owner_term_at(segments: tuple[LogSegment, ...], seq: int) -> str:
 
 
 def entries_of(records: Iterable[LogRecord]) -> tuple[LogEntry, ...]:
-    """The log as a grant carries it: each operation with its end."""
+    """The log in the form that a grant carries: one entry for each operation, with its completion."""
     operations: dict[str, LogEntry] = {}
     for entry in records:
         if entry.kind == "done":

@@ -1,4 +1,4 @@
-"""Why a run is not further: one pure function, whose text serves people at the command line and in clients alike."""
+"""Why a run makes no progress: one pure function that returns a text for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from sublet_protocol.specs import Condition, EventCondition, ParentCondition, Sl
 
 
 def why(run: Run, workflow: WorkflowSpec | None, pools: Mapping[str, Collection[str]], now: float) -> dict[str, Any]:
-    """``pools``: live pools by action (``<workflow>:<task>``). Gives a sentence for each task, and all in one text."""
+    """The state of a run as text.
+
+    ``pools``: live pools by action (``<workflow>:<task>``). ``now``: Unix seconds. Returns ``text``, which explains the
+    whole run, and ``tasks``, one sentence by task name.
+    """
     if workflow is None:
         reason = run.error.message if run.error is not None else f"version {run.version} of its workflow is unknown"
         return {"text": f"run {run.id} is {run.status}: {reason}", "tasks": {}}
@@ -32,8 +36,8 @@ def _why_task(run: Run, task: TaskRun, spec: TaskSpec, pools: Collection[str], n
             return f"ready since {_time(task.ready_at)}, {_why_ready(pools)}"
         case "RUNNING":
             assert task.lease is not None
-            shard_key = ", its slot released" if task.lease.released else ""
-            return f"running on worker {task.lease.worker} since {_time(task.lease.granted_at)}{shard_key}"
+            released = ", its slot released" if task.lease.released else ""
+            return f"running on worker {task.lease.worker} since {_time(task.lease.granted_at)}{released}"
         case "EVICTED":
             waits = "; ".join(_why_open(wait) for wait in task.open_waits)
             return f"evicted since {_time(task.evicted_at)}, holds no slot; waits for {waits}"
@@ -67,10 +71,10 @@ def _why_pending(run: Run, task: TaskRun, spec: TaskSpec) -> str:
 
 def _why_open(wait: OpenWait) -> str:
     if wait.child_run_id is not None:
-        return f"child run {wait.child_run_id} (node {wait.operation_id})"
+        return f"child run {wait.child_run_id} (operation {wait.operation_id})"
     met = {key for key, _ in wait.met}
     open_ones = [_condition(condition) for condition in durable_log.conditions_of(wait) if condition.key not in met]
-    return f"{', '.join(open_ones)} since {_time(wait.asked_at)} (node {wait.operation_id})"
+    return f"{', '.join(open_ones)} since {_time(wait.asked_at)} (operation {wait.operation_id})"
 
 
 def _condition(condition: Condition) -> str:

@@ -1,5 +1,5 @@
-"""Leases: the right of one worker to run one invocation. Granted once, ended once; what comes under another changes
-nothing."""
+"""Leases: the right of one worker to run one invocation. A lease is granted once and ends once. A report under a lease
+that has ended changes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sublet_protocol.specs import WorkflowSpec
 def grant(
     run: Run, name: str, worker: str, inbox: str, pool: str, ticket: str, workflow: WorkflowSpec, now: float
 ) -> Run:
-    """Give a READY task to a worker."""
+    """Give a READY task to a worker. ``now``: Unix seconds."""
     task = run.task(name)
     assert task.status == "READY", f"{run.task_run_id(task)} is {task.status}"
     left = max(workflow.task(name).execution_timeout_s + task.timeout_bonus_s - task.active_s, 0.0)
@@ -39,7 +39,7 @@ def grant(
 
 
 def holder(run: Run, lease: str) -> TaskRun | None:
-    """The task that runs under this lease now; None when the lease has ended."""
+    """The task that runs under this lease; None if the lease has ended."""
     for task in run.tasks:
         if task.lease is not None and ids.lease_id(run.task_run_id(task), task.invocation) == lease:
             return task
@@ -47,7 +47,7 @@ def holder(run: Run, lease: str) -> TaskRun | None:
 
 
 def grant_message(run: Run, task: TaskRun, workflow: WorkflowSpec, now: float, *, claim_key: str, shards: int) -> Grant:
-    """What the worker needs to run a task under its lease; the durable log comes later, from the store."""
+    """The message that lets the worker run a task under its lease. The caller adds the durable log from the store."""
     assert task.lease is not None
     spec = workflow.task(task.name)
     outputs = {name: run.task(name).output for name in spec.dependencies}
@@ -78,7 +78,7 @@ def grant_message(run: Run, task: TaskRun, workflow: WorkflowSpec, now: float, *
 
 
 def release(run: Run, lease: str) -> Run:
-    """The slot is free; the lease goes on."""
+    """The task has released its slot; its lease continues."""
     task = holder(run, lease)
     if task is None or task.lease is None or task.lease.released:
         return run
@@ -86,6 +86,7 @@ def release(run: Run, lease: str) -> Run:
 
 
 def extend(run: Run, lease: str, by_s: float, number: int) -> Run:
+    """Add ``by_s`` seconds to the execution timeout. ``number``: that of the report, so that it is applied once."""
     task = holder(run, lease)
     if task is None or task.lease is None or number <= task.reports:
         return run
@@ -99,7 +100,7 @@ def extend(run: Run, lease: str, by_s: float, number: int) -> Run:
 
 
 def clock(lease: Lease, waiting: bool, now: float) -> Lease:
-    """Stop or start the execution clock."""
+    """The lease with its execution clock stopped (``waiting``) or running. ``now``: Unix seconds."""
     if waiting and lease.deadline is not None:
         return replace(lease, deadline=None, active_left_s=max(lease.deadline - now, 0.0))
     if not waiting and lease.deadline is None:

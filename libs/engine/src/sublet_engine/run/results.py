@@ -1,4 +1,4 @@
-"""How the end of a run, and what happens to its tasks, is told: to clients, to parents, and to whoever watches."""
+"""Results of runs for clients and parents, and notices about tasks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def announce_end(run: Run, workflow: WorkflowSpec | None, effects: Effects) -> N
 
 
 def result_of(run: Run, workflow: WorkflowSpec | None) -> RunResult:
-    """The result as clients get it. Tasks on failure that were not needed are left out."""
+    """The result as clients get it. Skipped on-failure tasks are left out."""
     extras = {spec.name for spec in workflow.tasks if spec.on_failure} if workflow is not None else set()
     outputs = {
         task.name: raw_json(task.output)
@@ -56,7 +56,7 @@ def tell_parent(run: Run, link: ParentLink, workflow: WorkflowSpec | None, effec
 
 
 def _output_for_parent(result: RunResult, workflow: WorkflowSpec | None) -> msgspec.Raw:
-    """Bare for a workflow of one task, else an object by task name."""
+    """The output of the task for a workflow of one task, else an object with the outputs by task name."""
     if workflow is not None and sum(not spec.on_failure for spec in workflow.tasks) == 1:
         return next(iter(result.outputs.values()), NULL)
     return msgspec.Raw(msgspec.json.encode(result.outputs))
@@ -69,7 +69,7 @@ def _error_for_parent(run: Run, result: RunResult) -> TaskError:
 
 
 def notify(run: Run, task: TaskRun, effects: Effects) -> None:
-    """Tell whoever watches ``sublet.notices``."""
+    """Publish the new state of a task on ``sublet.notices``."""
     notice = TaskNotice(run.id, run.task_run_id(task), run.workflow, task.name, task.status, effects.now, task.reason)
     effects.emit(f"notice:task.{task.status.lower()}.{run.workflow}.{task.name}", notice, durable=False)
 

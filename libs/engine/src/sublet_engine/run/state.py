@@ -1,4 +1,4 @@
-"""The state of runs: frozen records, stored as they are here, changed only by the decisions in this package."""
+"""The state of runs: frozen records that are stored in this form. Only the decisions in this package change them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Lease(msgspec.Struct, frozen=True, omit_defaults=True):
     inbox: str
     pool: str
     ticket: str
-    """The ticket it was granted under; "" once the slot has been released by hand."""
+    """The ticket under which it was granted; "" after ``release_slot()``."""
     granted_at: float
     deadline: float | None
-    """When the execution timeout strikes; None while every branch waits (the clock stands still)."""
+    """When the execution timeout expires (Unix seconds); None while every branch waits (the clock has stopped)."""
     active_left_s: float
-    """Active time left when the clock was last stopped or started."""
+    """Active time left (seconds) when the clock was last stopped or started."""
     released: bool = False
 
 
@@ -49,30 +49,31 @@ class OpenWait(msgspec.Struct, frozen=True, omit_defaults=True):
     """Conditions that came true: (key, value as JSON text)."""
     since: int = 0
     asked_at: float = 0.0
-    """When it was asked for; its sleeps count from here, whatever happens to the task meanwhile."""
+    """When the operation was asked for (Unix seconds). Its sleeps are measured from here, also after a replay."""
     child_run_id: str | None = None
     position: int = 0
     """The seq of the last event that met one of the conditions."""
 
 
 class LogSegment(msgspec.Struct, frozen=True, array_like=True):
-    """Log entries ``first`` … (up to the next segment's first) were written in ``owner_term``; others are leftovers."""
+    """The valid log entries from ``first`` up to the ``first`` of the next segment were written in ``owner_term``.
+    Entries of another term are leftovers of an owner that never committed them."""
 
     first: int
     owner_term: str
 
 
 class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One task of a run. Times are epoch seconds."""
+    """One task of a run. Times are Unix seconds."""
 
     name: str
     status: TaskStatus = "PENDING"
     retry_count: int = 0
     """Re-executions of any kind; the number of the attempt, from 0."""
     replays: int = 0
-    """How often it has been begun again by a replay of the run: each time it waits for its own timers and events."""
+    """How often a replay of the run has restarted it. Each replay has its own timers and subscriptions."""
     retries_used: int = 0
-    """Retries that the user's ``retries`` pays for."""
+    """Retries that count against the user's ``retries``."""
     losses: int = 0
     """Attempts lost with their worker since the last new checkpoint; bounded by `limits.MAX_LOSSES`."""
     invocation: int = 0
@@ -81,17 +82,17 @@ class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
     """Numbered reports applied under the current lease."""
     lease: Lease | None = None
     resumed: bool = False
-    """Ready again after a wait, a retry or a loss: goes before new work and has no schedule timeout."""
+    """Ready again after a wait, a retry or a loss: it goes before new tasks."""
     ready_at: float | None = None
     schedule_deadline: float | None = None
     active_s: float = 0.0
     """Active time of earlier invocations of this attempt (durable tasks)."""
     timeout_bonus_s: float = 0.0
-    """What ``refresh_timeout`` added in this attempt."""
+    """Seconds that ``refresh_timeout`` added in this attempt."""
     open_waits: tuple[OpenWait, ...] = ()
     blocked: tuple[tuple[str, ...], ...] = ()
     delivered: int = 0
-    """The highest order that the evicted code had seen."""
+    """The highest order of a completion that the evicted code had received."""
     completed_count: int = 0
     """Operations that have ended: the order of the last one."""
     log_length: int = 0
@@ -100,7 +101,7 @@ class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
     met: tuple[str, ...] = ()
     """DAG: the keys of the conditions that came true."""
     armed: bool = False
-    """DAG: the sleeps have begun, because the parents are done."""
+    """DAG: the parents are done, and the sleeps have started."""
     output: str | None = None
     error: TaskError | None = None
     reason: str | None = None
@@ -109,7 +110,7 @@ class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
     started_at: float | None = None
     evicted_at: float | None = None
     waits_for: str = ""
-    """Why it is evicted, in one word (see `counters.WAITING_REASONS`), as it was at the checkpoint."""
+    """Why it waited at its last checkpoint: one of `counters.WAITING_REASONS`."""
     finished_at: float | None = None
 
     @property
@@ -127,7 +128,7 @@ class OutboxItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Run(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One execution of a workflow. ``tasks`` stand in the order of the definition and never change places."""
+    """One execution of a workflow. ``tasks`` are always in the order of the definition. Times are Unix seconds."""
 
     id: str
     workflow: str
@@ -141,27 +142,27 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     parents: tuple[ParentLink, ...] = ()
     """Durable tasks that wait for this run; each gets a ChildFinished."""
     parent: ParentLink | None = None
-    """The task that started it, waiting or not."""
+    """The task that started it, whether that task waits for it or not."""
     child_index: int | None = None
     child_key: str | None = None
     trigger: Trigger | None = None
     watchers: tuple[str, ...] = ()
     """Inboxes that get the RunResult."""
     error: TaskError | None = None
-    """Why the run could not begin (unknown workflow)."""
+    """Why the run could not start (unknown workflow)."""
     cancelled_reason: str | None = None
     replayed_by: str | None = None
-    """The correlation id of the request that replayed it last: one that comes twice replays once."""
+    """The correlation id of the last replay request, so that a repeated request replays the run once."""
     started_at: float | None = None
     finished_at: float | None = None
     outbox: tuple[OutboxItem, ...] = ()
-    """Effects of the last update. They are published again when another owner than the writer loads the run."""
+    """Messages of the last update. They are published again when another owner than the writer loads the run."""
     needs_republish: bool = False
-    """The last update came from no message about this run that would come again after a crash (time passed, a worker
-    got lost): the next owner of the shard has to look for its outbox."""
+    """No message caused the last update (a deadline expired, a worker was lost), so none is redelivered after a crash.
+    The next owner of the shard must load the run and publish its outbox again."""
     revision: int = 0
     owner_term: str = ""
-    """Who wrote it: one ownership of the shard by one process."""
+    """The owner term in which it was written last."""
 
     @property
     def terminal(self) -> bool:
@@ -169,7 +170,8 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def live(self) -> bool:
-        """Something of it is ready, under a lease or unasked: whoever owns the shard must have it in memory."""
+        """The owner of the shard must have the run in memory: a task is ready or has a lease, or the outbox must be
+        published again."""
         return self.needs_republish or any(task.status in ("READY", "RUNNING") for task in self.tasks)
 
     def task(self, name: str) -> TaskRun:
@@ -179,7 +181,7 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
         raise KeyError(f"run {self.id} has no task {name!r}")
 
     def with_task(self, task: TaskRun) -> Run:
-        """The run with this task in the place of its namesake."""
+        """The run with this task instead of the one with the same name."""
         tasks = tuple(task if other.name == task.name else other for other in self.tasks)
         return msgspec.structs.replace(self, tasks=tasks)
 
@@ -188,10 +190,10 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A document of the durable log: an operation that was asked for, or the end of one. Never changed.
+    """A document of the durable log: an operation that was asked for, or its completion. Never changed.
 
-    The id holds the epoch of the writer, and the run says which epoch wrote which entries: what a writer left
-    behind that never committed its run does not count.
+    The id contains the owner term of the writer, and the run says which term wrote which entries. Entries of a writer
+    that never committed the run are ignored.
     """
 
     id: str

@@ -1,7 +1,8 @@
-"""The life of a run: what each thing that can happen to it changes. Pure: ``(run, …, turn) -> run``.
+"""The transitions of a run: what each message, timeout or loss changes. Pure: ``(run, …, effects) -> run``.
 
 Every function leaves the run settled: each task that can be decided is decided, and a run whose tasks are all done
-is finished. What does not fit the state (stale, repeated, too late) changes nothing and gives back the same object.
+is finished. A message that does not fit the state (stale, repeated, too late) changes nothing: the function returns
+the same object.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from sublet_protocol.specs import EventCondition, TaskSpec, WorkflowSpec
 
 
 def create(request: RunRequest, workflow: WorkflowSpec | None, effects: Effects) -> Run:
-    """A new run. An unknown workflow gives a run that has failed, so that whoever asks finds the reason."""
+    """A new run. A request for an unknown workflow gives a failed run, so that clients can read the reason."""
     links = (request.parent,) if request.parent is not None and request.notify_parent else ()
     run = Run(
         id=request.run_id,
@@ -65,8 +66,8 @@ def create(request: RunRequest, workflow: WorkflowSpec | None, effects: Effects)
 
 
 def _requested_at(request: RunRequest, effects: Effects) -> float:
-    """A run begins when it is asked for, however long the request was under way: whoever asks for a run and then
-    publishes the event that it waits for is understood."""
+    """The start of the run: when it was requested, even if the request was long under way. So a client can request a
+    run and then publish the event that the run waits for."""
     return min(request.requested_at or effects.now, effects.now)
 
 
@@ -82,14 +83,15 @@ def _finish_unknown(run: Run, effects: Effects) -> Run:
 
 
 def _listen(run: Run, spec: TaskSpec, effects: Effects, since: int) -> None:
-    """Event conditions of a DAG task count from the start of the run."""
+    """Event conditions of a DAG task listen from the start of the run."""
     for condition in spec.conditions:
         if isinstance(condition, EventCondition):
             effects.arm(run, run.task(spec.name), completion.DAG_WAIT, condition, since)
 
 
 def add_interest(run: Run, request: RunRequest, workflow: WorkflowSpec | None, effects: Effects) -> Run:
-    """The run is there already: only tell one more watcher or parent how it ends (or at once, if it has)."""
+    """The run exists already: add the watcher and the parent of this request, or send them the result if the run has
+    ended."""
     if request.reply_to is not None:
         run = watch(run, request.reply_to, workflow, effects)
     if request.parent is None or not request.notify_parent:
@@ -108,7 +110,7 @@ def watch(run: Run, inbox: str, workflow: WorkflowSpec | None, effects: Effects)
     return run if inbox in run.watchers else replace(run, watchers=(*run.watchers, inbox))
 
 
-# --- what happens to it ---------------------------------------------------------------------------------------
+# --- messages about a run ---------------------------------------------------------------------------------------
 
 Report = Finished | Failed | Evicted | Recorded | SlotReleased | TimeoutExtended | GrantDeclined
 Fact = TimerFired | EventMatched | ChildFinished
@@ -153,7 +155,7 @@ def finish(run: Run, report: Finished, workflow: WorkflowSpec, effects: Effects)
 
 
 def fail(run: Run, report: Failed, workflow: WorkflowSpec, effects: Effects) -> Run:
-    """The code raised. Retried as long as ``retries`` allow; the log of a durable task is kept."""
+    """The code raised an exception. The task is retried as often as ``retries`` allows; its durable log stays."""
     task = leases.holder(run, report.lease)
     if task is None:
         return run
@@ -176,7 +178,7 @@ def _fail(
 
 
 def backoff_delay_s(spec: TaskSpec, retry: int) -> float:
-    """``backoff_factor ** retry`` seconds, at most the maximum; never overflows."""
+    """``backoff_factor ** retry`` seconds, bounded by the maximum; never overflows."""
     most = spec.backoff_max_s if spec.backoff_max_s is not None else limits.BACKOFF_MAX_S
     factor = spec.backoff_factor if spec.backoff_factor is not None else 1.0
     try:
@@ -197,7 +199,7 @@ def _next_attempt(task: TaskRun) -> TaskRun:
 
 
 def worker_lost(run: Run, lease: str, workflow: WorkflowSpec, effects: Effects) -> Run:
-    """The worker is gone, or never got the grant: another one begins again, at no cost to the user's retries."""
+    """The worker is lost, or never received the grant: the task is ready again. This does not use up a retry."""
     task = leases.holder(run, lease)
     if task is None:
         return run
@@ -214,7 +216,7 @@ def worker_lost(run: Run, lease: str, workflow: WorkflowSpec, effects: Effects) 
 
 
 def grant_declined(run: Run, lease: str, workflow: WorkflowSpec, effects: Effects) -> Run:
-    """The worker did not begin: ready again, nothing counted."""
+    """The worker did not start the task: it is ready again, and neither a retry nor a loss is counted."""
     task = leases.holder(run, lease)
     if task is None:
         return run
@@ -222,20 +224,21 @@ def grant_declined(run: Run, lease: str, workflow: WorkflowSpec, effects: Effect
 
 
 def _ready_again(task: TaskRun, workflow: WorkflowSpec, effects: Effects) -> TaskRun:
-    """After it lost its worker. A durable task that has got somewhere must not miss a schedule timeout any more."""
+    """The task is ready after it lost its worker. A durable task with a log has no schedule timeout any more, because
+    it has started."""
     ready = completion.ready(task, workflow.task(task.name), effects.now, resumed=True)
     return replace(ready, schedule_deadline=None) if task.log_length else ready
 
 
 def evict(run: Run, report: Evicted, workflow: WorkflowSpec, effects: Effects) -> Run:
-    """The checkpoint: the lease ends. If a wait is over already the task is ready at once: no wake-up can be lost,
-    because this one decision sees both."""
+    """The checkpoint of a durable task: its lease ends. If a wait has already ended, the task is ready at once. So no
+    wake-up can be lost: one decision sees both the checkpoint and the end of the wait."""
     before = leases.holder(run, report.lease)
     if before is None:
         return run
     active_s = before.active_s + report.active_s
     task = replace(before, lease=None, blocked=report.blocked, delivered=report.delivered, active_s=active_s)
-    if report.operations:  # it got further: what is bounded is the losses at one place
+    if report.operations:  # the task made progress: the bound is on losses without progress
         task = replace(task, losses=0)
     try:
         task = _record(run, task, report.operations, effects)
@@ -252,7 +255,8 @@ def _record(run: Run, task: TaskRun, operations: tuple[Operation, ...], effects:
 
 
 def _log_full(run: Run, task: TaskRun, full: durable_log.LogFull, workflow: WorkflowSpec, effects: Effects) -> Run:
-    """``task`` as it was before. What was decided since does not count: it fails, and its worker is told to stop."""
+    """Fail the task because its log is full. ``task``: its state before the message. The effects of this decision so
+    far are discarded, and the worker is told to stop."""
     effects.messages.clear()
     effects.log.clear()
     if task.lease is not None:
@@ -261,7 +265,7 @@ def _log_full(run: Run, task: TaskRun, full: durable_log.LogFull, workflow: Work
 
 
 def record(run: Run, report: Recorded, workflow: WorkflowSpec, effects: Effects) -> Run:
-    """New operations of a task that stays on its worker; while every branch waits its clock stands still."""
+    """New operations of a task that stays on its worker. Its execution clock stops while every branch waits."""
     before = leases.holder(run, report.lease)
     if before is None or before.lease is None or report.number <= before.reports:
         return run
@@ -273,7 +277,7 @@ def record(run: Run, report: Recorded, workflow: WorkflowSpec, effects: Effects)
     return _after_wait(run, before, task, workflow, effects)
 
 
-# --- what comes true ------------------------------------------------------------------------------------------
+# --- conditions and children ------------------------------------------------------------------------------------------
 
 
 def timer_fired(run: Run, message: TimerFired, workflow: WorkflowSpec, effects: Effects) -> Run:
@@ -322,7 +326,7 @@ def _condition_met(run: Run, task: TaskRun, key: str, workflow: WorkflowSpec, ef
 
 
 def _end_wait(run: Run, task: TaskRun, end: Callable[[], TaskRun], workflow: WorkflowSpec, effects: Effects) -> Run:
-    """``end`` closes a wait of the task, if that is what happened."""
+    """``end`` returns the task after a condition was met or a child has ended; this may close a wait."""
     try:
         after = end()
     except durable_log.LogFull as full:
@@ -331,7 +335,7 @@ def _end_wait(run: Run, task: TaskRun, end: Callable[[], TaskRun], workflow: Wor
 
 
 def _after_wait(run: Run, before: TaskRun, task: TaskRun, workflow: WorkflowSpec, effects: Effects) -> Run:
-    """A wait may have closed: wake an evicted task, or start the clock of a resident one again."""
+    """A wait may have closed: resume an evicted task, or restart the execution clock of a resident one."""
     if task is before:
         return run
     if task.lease is not None and task.completed_count > before.completed_count:
@@ -348,7 +352,7 @@ def _wake_if_due(task: TaskRun, workflow: WorkflowSpec, effects: Effects) -> Tas
 
 
 def is_waiting_for(task: TaskRun | None, asked: Subscribe) -> bool:
-    """The task still waits for the event that it asked for."""
+    """The task still waits for the event of this subscription."""
     if task is None or not _still_there(task, asked.operation_id):
         return False
     operation_id = ids.operation_id_of(asked.operation_id)
@@ -359,7 +363,8 @@ def is_waiting_for(task: TaskRun | None, asked: Subscribe) -> bool:
 
 
 def _waiting_task(run: Run, message: TimerFired | EventMatched) -> tuple[TaskRun | None, str]:
-    """The task that asked for it, unless it has ended or been replayed since, and the node at which it waits."""
+    """The task that waits for this message, and the operation id of the wait. None if the task has ended or has been
+    replayed since."""
     task = _named(run, message.task_run_id)
     if task is not None and not _still_there(task, message.operation_id):
         task = None
@@ -367,7 +372,7 @@ def _waiting_task(run: Run, message: TimerFired | EventMatched) -> tuple[TaskRun
 
 
 def _still_there(task: TaskRun, wait_key: str) -> bool:
-    """It has neither ended nor been replayed since it waited at this place."""
+    """The task has neither ended nor been replayed since it waited under this key."""
     return not task.terminal and wait_key == ids.wait_key(ids.operation_id_of(wait_key), task.replays)
 
 
@@ -380,7 +385,7 @@ def _named(run: Run, task_run: str) -> TaskRun | None:
 
 
 def cancel(run: Run, workflow: WorkflowSpec | None, effects: Effects, *, reason: str = "cancelled") -> Run:
-    """Cancel what has not ended, waiting or not. A finished run does not change."""
+    """Cancel every task that has not ended. A finished run does not change."""
     if run.terminal or workflow is None:
         return run
     run = replace(run, cancelled_reason=reason)
@@ -409,15 +414,15 @@ def time_out(run: Run, task: TaskRun, workflow: WorkflowSpec, effects: Effects) 
 
 
 def schedule_time_out(run: Run, task: TaskRun, workflow: WorkflowSpec, effects: Effects) -> Run:
-    """No worker had room for it in time."""
+    """No worker had a free slot for the task in time: it is cancelled."""
     timeout_s = workflow.task(task.name).schedule_timeout_s
     reason = f"not started within its schedule timeout of {timeout_s:g} s: no free slot in its pool"
     return completion.end_task(run, task, "CANCELLED", workflow, effects, reason=reason)
 
 
 def replay(run: Run, workflow: WorkflowSpec, effects: Effects) -> Run:
-    """Run a finished run again: what did not complete and all after it; everything, if all completed. Durable logs
-    are kept, so their recorded operations are not run again.
+    """Run a finished run again: the tasks that did not complete and all that depend on them; every task, if all
+    completed. Durable logs stay, so recorded operations are not executed again.
 
     Raises:
         ValueError: the run has not finished; the text says what to do.
@@ -425,7 +430,7 @@ def replay(run: Run, workflow: WorkflowSpec, effects: Effects) -> Run:
     if not run.terminal:
         raise ValueError(f"run {run.id} is {run.status}: only a finished run can be replayed; cancel it first")
     if run.error is not None:
-        raise ValueError(f"run {run.id} never began ({run.error.message}); start a new one")
+        raise ValueError(f"run {run.id} never started ({run.error.message}); request a new run")
     again = _tasks_to_replay(run, workflow)
     tasks = tuple(_fresh(task) if task.name in again else task for task in run.tasks)
     run = replace(run, tasks=tasks, status="QUEUED", finished_at=None, cancelled_reason=None)

@@ -1,4 +1,4 @@
-"""Counts of what a shard did and of what it holds, for metrics. Kept up as state changes, never recounted."""
+"""Counts of what a shard did and of what it holds, for metrics. Updated with each change, never recounted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WAITING_REASONS = ["sleep", "event", "child", "several", "backoff", "conditions"
 
 
 def waiting_reason(task: TaskRun) -> str | None:
-    """Why a task waits without a slot: one of `WAITING_REASONS`, for a metric label. None: it does not wait."""
+    """Why a task waits without a slot: one of `WAITING_REASONS`, for a metric label; None if it does not wait."""
     if task.status == "EVICTED":
         return task.waits_for
     if task.status == "BACKOFF":
@@ -22,11 +22,11 @@ def waiting_reason(task: TaskRun) -> str | None:
 
 
 class ShardCounters:
-    """``waiting`` is what is; everything else is what was counted since the last :meth:`clear`."""
+    """``waiting`` is a current state; all other counts are since the last :meth:`clear`."""
 
     def __init__(self) -> None:
         self.waiting: Counter[str] = Counter()
-        """Tasks that wait without a slot, by reason. Starts with what the store counted."""
+        """Tasks that wait without a slot, by reason. The first values are counted by the store."""
         self.clear()
 
     def clear(self) -> None:
@@ -40,16 +40,16 @@ class ShardCounters:
         self.finished: Counter[str] = Counter()
         """Runs that ended, by status."""
         self.failures: Counter[str] = Counter()
-        """Attempts of tasks that ended badly, by error type."""
+        """Failed attempts of tasks, by error type."""
         self.anomalies: defaultdict[str, list[str]] = defaultdict(list)
-        """What the sweepers found although a message should have told, the leases or tickets by name: a bug's smoke, or
-        an outage's."""
+        """What a sweeper repaired, by kind, with the ids of the leases or tickets. After an outage anomalies are
+        expected; in normal operation they indicate a bug."""
         self.long_logs: dict[str, int] = {}
-        """Task runs whose durable log has grown to `limits.LOG_WARN_ENTRIES` or more, with the number of entries."""
+        """Number of entries of each durable log that has grown to `limits.LOG_WARN_ENTRIES` or more, by task run id."""
         self.resume_s: list[float] = []
-        """From satisfied to granted."""
+        """Seconds from the end of the wait to the grant, resumed tasks."""
         self.ready_s: list[float] = []
-        """From ready to granted, new tasks."""
+        """Seconds from ready to the grant, new tasks."""
 
     def anomaly(self, what: str, *names: str) -> None:
         self.anomalies[what].extend(names)
@@ -65,7 +65,7 @@ class ShardCounters:
             self.ready_s.append(since)
 
     def log_grown(self, task_run: str, old: TaskRun | None, new: TaskRun) -> None:
-        """Note a durable log that has new entries and is near the limit of its length."""
+        """Record a durable log that has new entries and is near the limit of its length."""
         grown = old is None or new.log_length > old.log_length
         if grown and new.log_length >= limits.LOG_WARN_ENTRIES:
             self.long_logs[task_run] = new.log_length

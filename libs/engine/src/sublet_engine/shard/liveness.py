@@ -1,4 +1,4 @@
-"""Who lives, and what time brings: workers come, beat and go, leases are lost, deadlines strike, sweeps find."""
+"""Worker liveness: registration, heartbeats, lost leases, deadlines and periodic sweeps."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from sublet_protocol.specs import topological
 
 
 class Liveness:
-    """``first``: this shard also speaks for all of them: it registers triggers and saves workers."""
+    """``first``: this shard also acts for all shards: it registers triggers and saves workers."""
 
     def __init__(self, state: ShardState, granting: Granting, *, first: bool) -> None:
         self._state, self._granting = state, granting
         self._first = first
         self._swept_at = self._ticked_at = state.now
         self._fresh_since = math.inf
-        """What is handled after this was said after the last outage: it came behind the tick that ended it."""
+        """Messages that are handled after this time (Unix seconds) were sent after the last outage: they came after the
+        tick that ended it."""
         self._patient_until = state.now + limits.WORKER_SILENT_S
 
     # --- workers ----------------------------------------------------------------------------------------------
@@ -68,12 +69,15 @@ class Liveness:
         self._compare_leases(worker, {held.lease: held.delivered for held in beat.leases})
 
     def _compare_leases(self, worker: Worker, held: dict[str, int]) -> None:
-        """What the worker holds against what it should: ended leases are revoked, grants that never came are lost, and
-        results that a resident task missed are sent again."""
+        """Compare the leases that the worker lists with those that the shard has granted to it.
+
+        Leases that have ended are revoked. A lease that the worker does not list for too long is lost, because its
+        grant never arrived. Results that a resident task has missed are sent again.
+        """
         state = self._state
         for lease in held:
             run_id = ids.run_of(lease)
-            held_run = state.runs.get(run_id)  # one that is not here has no lease, if it is ours
+            held_run = state.runs.get(run_id)  # a run of this shard that has a lease is always in memory
             if state.owns(run_id) and (held_run is None or leases.holder(held_run, lease) is None):
                 state.send(worker.inbox, Revoked(lease, "superseded"))
         unlisted, worker.unlisted = worker.unlisted, {}
@@ -91,7 +95,7 @@ class Liveness:
         worker.listed = frozenset(held)
 
     def on_goodbye(self, worker_id: str) -> None:
-        """In good order, or because it was silent for too long: it holds nothing any more."""
+        """The worker has stopped, or was silent for too long. It has lost all its leases."""
         state = self._state
         worker = state.workers.get(worker_id)
         if worker is None:
@@ -120,10 +124,11 @@ class Liveness:
     # --- time -------------------------------------------------------------------------------------------------
 
     def on_tick(self, at: float) -> None:
-        """Time passes as the queue knows it. What arrived before this tick has been handled, so a worker or a report
-        is never late because we were.
+        """Time has advanced to ``at`` (Unix seconds).
 
-        After an outage, and at first, nobody is blamed for a while: what was said meanwhile is on its way.
+        Ticks come through the same queue as reports. All messages that arrived before the tick have been handled, so
+        a worker or a report never counts as late because this process was slow. After an outage, and right after a
+        takeover, no deadline expires for a while: messages that were sent meanwhile are still under way.
         """
         state = self._state
         at = min(at, state.now)
@@ -153,9 +158,12 @@ class Liveness:
             state.put(run, expire(run, task, spec, effects), effects)
 
     def _undecided(self, run_id: str, task: TaskRun, deadline: float) -> bool:
-        """Not yet: its worker has not been heard since, but for what may be the last words of the dead, which an outage
-        delayed; it speaks soon, or is lost. Or the worker does not list the lease: then the grant has not arrived, and
-        will be found lost, or the end is on its way."""
+        """True if it is too early to time the task out.
+
+        That is so while the worker has sent no heartbeat since the deadline, except possibly one that an outage
+        delayed: it sends one soon, or is lost. It is also so while the worker does not list the lease: then either the
+        grant has not arrived and will be found lost, or the report of the end is under way.
+        """
         if task.lease is None:
             return False
         worker = self._state.workers.get(task.lease.worker)
@@ -164,7 +172,7 @@ class Liveness:
         return ids.lease_id(ids.task_run_id(run_id, task.name), task.invocation) not in worker.listed
 
     def _sweep(self) -> None:
-        """Find what no message told: tickets that got lost, ready tasks of pools that are gone."""
+        """Repair what no message reported: lost tickets, and ready tasks in the queues of pools without workers."""
         lost = self._state.dispatch.forget_lost_tickets(self._state.now)
         if lost:
             self._state.counters.anomaly("ticket_lost", *lost)

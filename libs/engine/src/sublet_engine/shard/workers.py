@@ -1,4 +1,4 @@
-"""The workers as one shard sees them: who lives, what each pool can run, how many slots it has."""
+"""The workers as one shard sees them: which are live, what each pool can run, how many slots it has."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ class Worker:
     pool: str
     inbox: str
     last_seen: float
-    """When it last gave a sign of life. -inf: it is only presumed to live."""
+    """When its last message came (Unix seconds). -inf: none has come yet."""
     slots: dict[SlotKind, int] = field(default_factory=dict)
     taken: dict[SlotKind, int] = field(default_factory=dict)
-    """Of these slots, as it said last."""
+    """Slots in use, by tasks of any shard, according to its last heartbeat."""
     leases: set[str] = field(default_factory=set)
-    """Task runs of this shard that it holds a lease on."""
+    """Ids of the task runs of this shard that it holds a lease for."""
     draining: bool = False
     name: str = ""
     started_at: float = 0.0
     saved_at: float = 0.0
     silent_not_before: float = -math.inf
-    """It could not be heard before."""
+    """Silence is measured from this time at the earliest (Unix seconds)."""
     listed: frozenset[str] = frozenset()
     """The leases in its last heartbeat."""
     unlisted: dict[str, float] = field(default_factory=dict)
-    """Leases of this shard that its heartbeats leave out, and since when. (The first of them may have been under way
-    when the lease was granted.)"""
+    """Leases of this shard that its heartbeats do not list, and since when (Unix seconds). The first such heartbeat may
+    have been sent before the grant arrived."""
     suspected_at: float | None = None
-    """When a ticket of it came back; any sign of life clears it."""
+    """When one of its tickets was redelivered to another worker (Unix seconds). Any message of the worker resets it."""
 
     def seen(self, now: float) -> None:
         self.last_seen = now
         self.suspected_at = None
 
     def reset_silence(self, now: float) -> None:
-        """Its silence counts from now on."""
+        """Measure its silence from now on."""
         self.silent_not_before = now
         self.suspected_at = None
 
@@ -55,7 +55,7 @@ class Worker:
 
     @property
     def silent_since(self) -> float:
-        """Its last sign of life, or a later time before which it could not be heard."""
+        """When its last message came, or the later time from which silence is measured (Unix seconds)."""
         return max(self.last_seen, self.silent_not_before)
 
 
@@ -73,14 +73,14 @@ class Workers:
         return self._by_id.get(worker_id)
 
     def add(self, worker_id: str, pool: str, inbox: str, now: float) -> Worker:
-        """The worker of this id, new if it was not known; seen now."""
+        """The worker with this id, added if it is unknown. It has just sent a message."""
         worker = self.get_or_add(worker_id, pool, inbox, now)
         worker.inbox = inbox
         worker.seen(now)
         return worker
 
     def get_or_add(self, worker_id: str, pool: str, inbox: str, now: float) -> Worker:
-        """The worker of this id; if it was not known, it is excused until now."""
+        """The worker with this id, added if it is unknown. The silence of a new one is measured from now on."""
         worker = self._by_id.get(worker_id)
         if worker is None:
             worker = self._by_id[worker_id] = Worker(worker_id, pool, inbox, last_seen=-math.inf, silent_not_before=now)
@@ -93,7 +93,7 @@ class Workers:
             self._by_pool[worker.pool].pop(worker_id, None)
 
     def reset_silence(self, now: float) -> None:
-        """Nobody could be heard until now."""
+        """Measure the silence of every worker from now on, because no message could arrive before."""
         for worker in self:
             worker.reset_silence(now)
 
@@ -108,7 +108,7 @@ class Workers:
     # --- pools ------------------------------------------------------------------------------------------------
 
     def offer(self, pool: str, actions: Iterable[str], at: float) -> None:
-        """This pool can run these actions (``<workflow>:<task>``); ``at`` is when a worker last said so."""
+        """This pool can run these actions (``<workflow>:<task>``). ``at``: when its worker started (Unix seconds)."""
         self._actions[pool] = tuple(actions)
         for action in actions:
             self._pools_of[action][pool] = max(at, self._pools_of[action].get(pool, 0.0))
@@ -123,7 +123,7 @@ class Workers:
         return any(worker.live(now) for worker in self._by_pool[pool].values())
 
     def pool_for(self, action: str, now: float) -> str | None:
-        """The pool that should run an action: the latest registered one that lives, else the latest at all."""
+        """The pool that should run an action: the latest registered one that has a live worker, else the latest one."""
         pools = self._pools_of.get(action)
         if not pools:
             return None
@@ -136,7 +136,7 @@ class Workers:
         return sum(worker.slots.get(kind, 1) for worker in self._by_pool[pool].values() if worker.live(now))
 
     def room(self, pool: str, kind: SlotKind, now: float) -> int:
-        """Slots of this kind that the pool's live workers had free when they were heard last."""
+        """Free slots of this kind of the pool's live workers, according to their last heartbeats."""
         taken = sum(worker.taken.get(kind, 0) for worker in self._by_pool[pool].values() if worker.live(now))
         return max(self.capacity(pool, kind, now) - taken, 0)
 

@@ -1,4 +1,4 @@
-"""The timers that come due next, in memory, out of any number that are stored."""
+"""The timers that are due next, in memory; the store may hold any number of later ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sublet_protocol.messages import CancelTimer, SetTimer
 
 
 class Timer(Protocol):
-    """``due`` in epoch seconds."""
+    """``due`` in Unix seconds."""
 
     @property
     def id(self) -> str: ...
@@ -24,10 +24,10 @@ AnyTimer = TypeVar("AnyTimer", bound=Timer)
 
 
 class Horizon(Generic[AnyTimer]):
-    """Every stored timer that is due before ``until`` is here; of later ones the store alone knows.
+    """Every stored timer that is due before ``until`` (Unix seconds) is in memory; later ones are only in the store.
 
-    So memory is bounded by ``capacity`` (up to twice that between two trims), however many timers are stored. When
-    ``until`` is reached the next page has to be loaded from the store.
+    So memory is bounded by ``capacity`` (up to twice that between two trims), however many timers are stored. At
+    ``until`` the next page must be loaded from the store.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -35,7 +35,7 @@ class Horizon(Generic[AnyTimer]):
         self._capacity = capacity
         self._timers: dict[str, AnyTimer] = {}
         self._heap: list[tuple[float, str]] = []
-        """(due, id), with leftovers of timers that are not there any more."""
+        """(due, id), including timers that have been removed meanwhile."""
 
     def __len__(self) -> int:
         return len(self._timers)
@@ -44,15 +44,15 @@ class Horizon(Generic[AnyTimer]):
         return timer_id in self._timers
 
     def forget(self) -> None:
-        """Somebody else may have changed the store: begin afresh."""
+        """Start with an empty horizon, because another process may have changed the store."""
         self.until = -math.inf
         self._timers.clear()
         self._heap.clear()
 
     def extend(self, page: Sequence[AnyTimer], until: float, limit: int) -> list[AnyTimer]:
-        """Take in a page from the store: its earliest timers due up to ``until``, at most ``limit`` of them.
+        """Add a page from the store: its earliest timers due up to ``until``, at most ``limit`` of them.
 
-        Returns those that ought to have been here already, being due before the old horizon.
+        Returns the timers that were due before the old horizon and so should have been in memory already.
         """
         strays = [timer for timer in page if timer.due < self.until and timer.id not in self._timers]
         # A full page may have left out timers with the same due time as its last one.
@@ -62,7 +62,7 @@ class Horizon(Generic[AnyTimer]):
         return strays
 
     def add(self, timers: Iterable[AnyTimer]) -> None:
-        """New timers, already stored. Later ones are left to the store; one that is here already stays as it is."""
+        """Add new timers, already stored. Those due after the horizon are ignored; known ones do not change."""
         for timer in timers:
             if timer.due < self.until:
                 self._push(timer)
@@ -74,7 +74,7 @@ class Horizon(Generic[AnyTimer]):
             self._timers.pop(timer_id, None)
 
     def take_due(self, now: float, limit: int) -> list[AnyTimer]:
-        """Take out the timers that are due, earliest first. Never one that is not."""
+        """Take out the timers that are due at ``now``, earliest first, at most ``limit``."""
         due: list[AnyTimer] = []
         while len(due) < limit and (first := self._first()) is not None and first.due <= now:
             heapq.heappop(self._heap)
@@ -87,7 +87,7 @@ class Horizon(Generic[AnyTimer]):
             self._push(timer)
 
     def next_at(self) -> float:
-        """When there is something to do: fire the first timer, or load the next page."""
+        """When the first timer is due or the next page must be loaded (Unix seconds)."""
         first = self._first()
         return self.until if first is None else min(first.due, self.until)
 
@@ -106,23 +106,23 @@ class Horizon(Generic[AnyTimer]):
             heapq.heappush(self._heap, (timer.due, timer.id))
 
     def _trim(self) -> None:
-        """Leave the later ones to the store again."""
-        kept = heapq.nsmallest(self._capacity, self._timers.values(), key=lambda timer: (timer.due, timer.id))
-        self.until = min(self.until, kept[-1].due)
-        self._timers = {timer.id: timer for timer in kept}
-        self._heap = [(timer.due, timer.id) for timer in kept]
+        """Drop the later timers from memory; they are in the store."""
+        earliest = heapq.nsmallest(self._capacity, self._timers.values(), key=lambda timer: (timer.due, timer.id))
+        self.until = min(self.until, earliest[-1].due)
+        self._timers = {timer.id: timer for timer in earliest}
+        self._heap = [(timer.due, timer.id) for timer in earliest]
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a batch of messages asks for."""
+    """Timers to set and ids of timers to cancel. No id is in both."""
 
     set: tuple[SetTimer, ...]
     cancel: tuple[str, ...]
 
 
 def plan(messages: Iterable[SetTimer | CancelTimer]) -> Changes:
-    """The net effect of messages in their order: of each id in one of the two alone."""
+    """The net effect of messages in their order."""
     to_set: dict[str, SetTimer] = {}
     cancelled: dict[str, None] = {}
     for message in messages:

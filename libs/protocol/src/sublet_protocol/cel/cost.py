@@ -1,8 +1,8 @@
-"""What an expression may cost: told from its text, and from the size of what it is asked about.
+"""The cost of an expression, estimated from its text and from the size of the data before it is evaluated.
 
-CEL itself ends, but not soon: it copies a list for each element that ``map`` adds to it, doubles texts with ``+``, and
-gives a regular expression as many states as its repetitions ask for. `read_cost` refuses what cannot be bounded; for
-the rest, `Cost.work` bounds the bytes that are looked at or copied before anything is evaluated.
+Every CEL evaluation terminates, but it can take very long: CEL copies a list for each element that ``map`` adds,
+doubles texts with ``+``, and gives a regular expression a state for each written-out repetition. `read_cost` rejects
+expressions whose cost has no bound. For all others `Cost.work` is an upper bound of the bytes that are read or copied.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _ESCAPE = re.compile(
 )
 
 _ENTRY_BYTES = 64
-"""Of an element of a list that CEL copies."""
+"""Bytes that CEL copies for one element of a list."""
 _STATE_BYTES = 16
-"""A byte seen by one state of a regular expression costs as much as copying this many."""
+"""One state of a regular expression that reads one byte takes as long as copying this many bytes."""
 _SEARCH_BYTES = 64
-"""Bytes that a search compares in the time of copying one."""
+"""Bytes that a search compares in the time that copying one byte takes."""
 
 
 class Extent(NamedTuple):
-    """How much there is to look at."""
+    """The size of JSON data."""
 
     bytes: int
     values: int
@@ -57,7 +57,7 @@ class Extent(NamedTuple):
 
 
 def extent_of(values: Iterable[object]) -> Extent:
-    """Of JSON data, all together. It stops counting where there are more values than expressions are asked about."""
+    """The total size of these JSON values. Counting stops after `limits.EXPRESSION_VALUES_MAX` values."""
     size = count = longest = widest = 0
     waiting = list(values)
     while waiting and count <= limits.EXPRESSION_VALUES_MAX:
@@ -79,32 +79,32 @@ def extent_of(values: Iterable[object]) -> Extent:
 
 
 class TooCostly(ValueError):
-    """The expression could take more than there is. The text says which part, and what to do."""
+    """The cost of the expression has no acceptable bound. The text names the part and the cure."""
 
 
 @dataclass
 class Cost:
-    """What the text of an expression tells."""
+    """The properties of an expression's text that decide its cost."""
 
     operations: int = 0
     copies: int = 0
-    """Additions, and elements of lists made from values: each may double what there is."""
+    """Additions, and elements of lists that contain values: each may double the size of the data."""
     states: int = 0
-    """Of its regular expressions."""
+    """States of its regular expressions."""
     searches: int = 0
-    """For texts that are not in the expression."""
+    """Calls of ``contains`` whose argument is not a literal."""
     elements: int = 0
-    """Of the lists in its text."""
+    """Elements of the lists in its text."""
     loops: int = 0
     depth: int = 0
-    """Of loops in loops."""
+    """Depth of nested loops."""
     repeats: bool = False
-    """A loop looks, for each element, at something else than that element."""
+    """For each element, a loop also reads data other than that element."""
     collects: bool = False
-    """A loop makes a list."""
+    """A loop creates a list."""
 
     def work(self, extent: Extent) -> int:
-        """At most so many bytes are looked at or copied."""
+        """An upper bound of the bytes that are read or copied."""
         if not (self.loops or self.copies or self.states or self.searches):
             return 0  # bounded by the length of the text
         turns = max(extent.longest, self.elements)
@@ -121,19 +121,19 @@ class Cost:
 class _Bracket:
     function: str = ""
     variable: str | None = None
-    """Of a loop."""
+    """The variable of a loop."""
     literal: bool = False
-    """A list or an object, not an index."""
+    """The bracket is a list or an object, not an index."""
     elements: int = 0
     holds_names: bool = False
     tokens: list[tuple[str, str]] = field(default_factory=list)
 
 
 def read_cost(text: str) -> Cost:
-    """Of an expression that is valid CEL.
+    """The cost of an expression that is valid CEL.
 
     Raises:
-        TooCostly: it cannot be bounded.
+        TooCostly: the cost has no acceptable bound.
     """
     tokens = [
         (found.lastgroup or "", found[0]) for found in _TOKEN.finditer(text) if found.lastgroup not in ("space", None)
@@ -141,17 +141,17 @@ def read_cost(text: str) -> Cost:
     cost = Cost()
     compared = _compared_paths(tokens)
     brackets = [_Bracket()]
-    for place, token in enumerate(tokens):
-        before = tokens[place - 1] if place else ("", "")
+    for index, token in enumerate(tokens):
+        before = tokens[index - 1] if index else ("", "")
         if token[0] == "operator" and token[1] in "([{":
-            brackets.append(_opened(token[1], tokens, place, cost))
+            brackets.append(_opened(token[1], tokens, index, cost))
             _check_loops(brackets, cost)
         elif token[0] == "operator" and token[1] in ")]}" and len(brackets) > 1:
             _close(brackets.pop(), brackets, cost)
         else:
             _count(token, before, brackets, cost)
             if token[0] == "name" and before != ("operator", "."):
-                _count_name(token[1], compared.get(place), _text_at(tokens, place + 1), brackets, cost)
+                _count_name(token[1], compared.get(index), _text_at(tokens, index + 1), brackets, cost)
     if cost.copies > limits.EXPRESSION_COPIES_MAX:
         raise TooCostly(
             f"it adds up or lists {cost.copies} values; at most {limits.EXPRESSION_COPIES_MAX} are allowed: "
@@ -160,15 +160,15 @@ def read_cost(text: str) -> Cost:
     return cost
 
 
-def _opened(bracket: str, tokens: list[tuple[str, str]], place: int, cost: Cost) -> _Bracket:
-    before = tokens[place - 1] if place else ("", "")
+def _opened(bracket: str, tokens: list[tuple[str, str]], index: int, cost: Cost) -> _Bracket:
+    before = tokens[index - 1] if index else ("", "")
     if bracket == "(" and before[0] == "name":
         cost.operations += 1
-        is_method = place > 1 and tokens[place - 2] == ("operator", ".")
+        is_method = index > 1 and tokens[index - 2] == ("operator", ".")
         if is_method and before[1] in _LOOPS:
             cost.loops += 1
             cost.collects = cost.collects or before[1] in _COLLECTING
-            return _Bracket(before[1], variable=tokens[place + 1][1])
+            return _Bracket(before[1], variable=tokens[index + 1][1])
         return _Bracket(before[1])
     follows_value = before[0] in ("name", "string") or before[1] in (")", "]", "}")
     return _Bracket(literal=bracket != "(" and not (bracket == "[" and follows_value and before[1] != "in"))
@@ -195,23 +195,24 @@ def _count(token: tuple[str, str], before: tuple[str, str], brackets: list[_Brac
 
 
 def _count_name(name: str, compared_with: str | None, after: str, brackets: list[_Bracket], cost: Cost) -> None:
-    """Of a variable, a function, a type or a literal."""
+    """Count the name of a variable, a function, a type or a literal."""
     variables = [bracket.variable for bracket in brackets if bracket.variable is not None]
     if name in _LITERALS or (name in _TYPES and name not in variables):
         return
     for bracket in brackets:
         bracket.holds_names = True
-    # To compare something with the element, or a part of it, takes no more than to look at the element.
+    # A comparison with the element, or a part of it, costs no more than reading the element.
     if variables and after != "(" and variables[-1] not in (name, compared_with):
         cost.repeats = True
 
 
 def _compared_paths(tokens: list[tuple[str, str]]) -> dict[int, str]:
-    """By the place of a name: the name that it, or a field of it, is tested for equality with, or a field of that."""
+    """The operands of equality tests: for the index of a name token, the name that it is compared with. Both may be
+    followed by fields."""
     compared: dict[int, str] = {}
-    for place, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         if token in (("operator", "=="), ("operator", "!=")):
-            left, right, end = place - 1, place + 1, place + 1
+            left, right, end = index - 1, index + 1, index + 1
             while _text_at(tokens, left - 1) == ".":
                 left -= 2
             while _text_at(tokens, end + 1) == ".":
@@ -221,8 +222,8 @@ def _compared_paths(tokens: list[tuple[str, str]]) -> dict[int, str]:
     return compared
 
 
-def _text_at(tokens: list[tuple[str, str]], place: int) -> str:
-    return tokens[place][1] if 0 <= place < len(tokens) else ""
+def _text_at(tokens: list[tuple[str, str]], index: int) -> str:
+    return tokens[index][1] if 0 <= index < len(tokens) else ""
 
 
 def _close(bracket: _Bracket, outer: list[_Bracket], cost: Cost) -> None:
@@ -234,14 +235,14 @@ def _close(bracket: _Bracket, outer: list[_Bracket], cost: Cost) -> None:
     is_whole = len(bracket.tokens) == 1 or bracket.tokens[-2:-1] == [("operator", ",")]
     if bracket.function == "matches":
         if literal is None or not is_whole:
-            raise TooCostly("matches() wants its pattern as a text in the expression, so that it can be looked at")
+            raise TooCostly("matches() needs its pattern as a literal text, so that the pattern can be checked")
         cost.states += _checked_states(_content(literal))
     elif bracket.function == "contains" and (literal is None or not is_whole):
         cost.searches += 1
 
 
 def _content(literal: str) -> str:
-    """What a text in an expression stands for."""
+    """The value of a string literal."""
     quoted = literal.lstrip("bBrR")
     is_raw = "r" in literal[: len(literal) - len(quoted)].lower()
     quotes = 3 if quoted[:3] in ('"""', "'''") else 1
@@ -272,21 +273,21 @@ _REPETITION = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 
 def regex_states(pattern: str) -> int:
-    """The characters that a pattern stands for when its counted repetitions are written out."""
+    """The number of characters of a pattern when its counted repetitions are written out."""
     groups = [0]
     last = 0
-    place = 0
-    while place < len(pattern):
-        repeated = _REPETITION.match(pattern, place)
+    index = 0
+    while index < len(pattern):
+        repeated = _REPETITION.match(pattern, index)
         if repeated is not None:
             times = max(int(number[:9]) for number in repeated.groups("0") if number) if repeated[1] else 1
             groups[-1] += last * (max(times, 1) - 1)
             last *= max(times, 1)
-            place = repeated.end()
+            index = repeated.end()
             continue
-        part = _REGEX_PART.match(pattern, place)
+        part = _REGEX_PART.match(pattern, index)
         assert part is not None, "any character is a part"
-        place = part.end()
+        index = part.end()
         if part[0] == "(":
             groups.append(0)
         elif part[0] == ")" and len(groups) > 1:

@@ -1,7 +1,7 @@
-"""Equality terms of expressions: what a payload must hold, found without evaluating anything.
+"""Equality terms of expressions: values that a payload must contain, found without an evaluation.
 
 ``input.order_id == 42 && input.amount > 10`` can only be true for a payload whose ``order_id`` is 42. Such terms
-become part of the key by which a wait is looked up. Whatever this small reader is not sure to read as CEL does
+become part of the key by which a wait is looked up. Syntax that this small parser might read differently from CEL
 (escapes, prefixes, comments, other operators) gives no term.
 """
 
@@ -18,13 +18,13 @@ Path = tuple[str, ...]
 """Field names from ``input`` downwards."""
 
 _EXACT_NUMBER = 2**53
-"""CEL compares integers and doubles as doubles: beyond this, numbers that differ can be equal."""
+"""CEL compares integers and doubles as doubles: beyond this, different numbers can be equal."""
 
 
 class Terms(NamedTuple):
-    """``values``: what the payload must hold for the expression to be true, canonical values by path.
+    """``values``: canonical values by path. The expression can be true only if the payload contains all of them.
 
-    ``whole``: there is nothing else in the expression, so it is true exactly if the payload holds them.
+    ``whole``: the expression has no other parts, so it is true exactly if the payload contains all of them.
     """
 
     values: Mapping[Path, str]
@@ -38,9 +38,9 @@ _NONE = Terms({}, False)
 
 
 def canonical(value: object) -> str | None:
-    """One text for all values that CEL finds equal; None for what no equality term can ask for.
+    """One text for all values that CEL treats as equal; None for a value that no equality term can contain.
 
-    Booleans, numbers up to 2**53 and texts have one; lists, objects, null and larger numbers have none.
+    Booleans, numbers up to 2**53 and texts have such a text; lists, objects, null and larger numbers do not.
     """
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -77,7 +77,7 @@ def equality_terms(text: str) -> Terms:
 
 
 def _tokens(text: str) -> Tokens | None:
-    """None where this reader cannot be sure to read as CEL does."""
+    """The tokens of an expression; None if CEL might read the text differently."""
     tokens: Tokens = []
     position = 0
     while position < len(text):
@@ -111,7 +111,7 @@ def _joined(parts: list[Terms]) -> Terms:
 
 
 def _split_on_and(tokens: Tokens) -> list[Tokens] | None:
-    """The parts between top-level ``&&``; None if something binds weaker than it, or the brackets do not match."""
+    """The parts between top-level ``&&``; None if a weaker operator is at the top level, or brackets do not match."""
     parts: list[Tokens] = [[]]
     open_brackets: list[str] = []
     for kind, text in tokens:
@@ -131,7 +131,7 @@ def _split_on_and(tokens: Tokens) -> list[Tokens] | None:
 
 
 def _closes_at_end(tokens: Tokens) -> bool:
-    """Whether the bracket that opens first is the one that closes last."""
+    """Whether the first token opens a bracket that the last token closes."""
     depth = 0
     for index, (kind, text) in enumerate(tokens):
         if kind == "operator":
@@ -190,7 +190,7 @@ def _number(text: str) -> int | float:
 
 
 def value_at(payload: object, path: Path) -> str | None:
-    """The canonical value that a payload holds at a path; None if there is none, or none that a term can ask for."""
+    """The canonical value of a payload at a path; None if the path or a canonical value does not exist."""
     value = payload
     for name in path:
         if not isinstance(value, Mapping) or name not in value:

@@ -1,7 +1,7 @@
 """CEL expressions: event conditions, filters of triggers, parent conditions.
 
-A condition is true only if its expression gives the boolean ``true``. An error (a missing field, a wrong type, too
-much work) is not true, whatever it is; nothing that a payload holds can raise out of here.
+A condition is true only if its expression gives the boolean ``true``. Any error (a missing field, a wrong type, too
+much work) counts as not true; no payload can make an evaluation raise an exception.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from sublet_protocol import limits
 from sublet_protocol.cel.cost import Cost, Extent, TooCostly, extent_of, read_cost
 
 EVENT_VARIABLES = ("input",)
-"""Of an event condition: ``input`` is the event's payload."""
+"""The variables of an event condition: ``input`` is the event's payload."""
 
 FILTER_VARIABLES = ("input", "payload", "additional_metadata", "event_key", "event_id")
-"""Of a trigger's filter: the event's payload, the filter's own payload, and what else the event carries."""
+"""The variables of a trigger's filter: the payloads of the event and of the filter, and the event's other fields."""
 
 PARENT_VARIABLES = ("output",)
-"""Of a parent condition: ``output`` is what the parent returned."""
+"""The variables of a parent condition: ``output`` is the output of the parent."""
 
 _INT64 = range(-(2**63), 2**63)
 _LARGEST = int(sys.float_info.max)
 
 
 class ExpressionError(ValueError):
-    """The expression cannot be used. The text says which, where it is wrong, and what to do."""
+    """The expression cannot be used. The text contains the expression, the position of the error and the cure."""
 
 
 class Facts:
-    """The values of the variables, made ready once for any number of expressions."""
+    """The values of the variables, converted once for any number of expressions."""
 
     __slots__ = ("_activations", "_base", "_extents", "_presentable", "_values")
 
@@ -47,13 +47,13 @@ class Facts:
         self._activations: dict[tuple[str, ...], Any] = {}
 
     def and_also(self, **values: object) -> Facts:
-        """With more variables. What these hold is made ready once for all that are made of them."""
+        """These values and more variables. The values of this object are converted once and shared."""
         more = Facts(**self._values, **values)
         more._base = self
         return more
 
     def extent(self, variables: tuple[str, ...]) -> Extent:
-        """How much there is to look at."""
+        """The size of the values of these variables."""
         extent = self._extents.get(variables)
         if extent is None:
             extent = extent_of(self._values[name] for name in variables if name in self._values)
@@ -61,23 +61,23 @@ class Facts:
         return extent
 
     def activation(self, variables: tuple[str, ...]) -> Any:
-        """CEL's own form of the values. Raises RecursionError for data nested deeper than the stack allows."""
+        """The values in the form of the CEL library. Raises RecursionError for data that is nested too deeply."""
         activation = self._activations.get(variables)
         if activation is None:
-            values = {name: self._made_ready(name) for name in variables if name in self._values}
+            values = {name: self._converted(name) for name in variables if name in self._values}
             activation = self._activations[variables] = _environment(variables).Activation(values)
         return activation
 
-    def _made_ready(self, name: str) -> object:
+    def _converted(self, name: str) -> object:
         if self._base is not None and name in self._base._values:
-            return self._base._made_ready(name)
+            return self._base._converted(name)
         if name not in self._presentable:
             self._presentable[name] = presentable(self._values[name])
         return self._presentable[name]
 
 
 class Expression:
-    """A compiled expression. Evaluating it has no effects and is bounded in time and memory."""
+    """A compiled expression. An evaluation has no side effects and is bounded in time and memory."""
 
     __slots__ = ("_cost", "_program", "text", "variables")
 
@@ -88,11 +88,11 @@ class Expression:
         self._cost = cost
 
     def true(self, **values: object) -> bool:
-        """Whether it is true for these values of its variables. Errors and other types than bool are not true."""
+        """Whether the expression is true for these values. Errors and other types than bool are not true."""
         return self.verdict(Facts(**values)) is True
 
     def verdict(self, facts: Facts) -> bool | None:
-        """True or False; None if it failed on these values, would cost too much, or gave no boolean."""
+        """True or False; None if the evaluation failed, would cost too much, or gave no boolean."""
         try:
             extent = facts.extent(self.variables)
             if extent.values > limits.EXPRESSION_VALUES_MAX:
@@ -100,11 +100,11 @@ class Expression:
             if self._cost.work(extent) > limits.EXPRESSION_WORK_MAX_BYTES:
                 return None
             result = self._program.eval(facts.activation(self.variables))
-            # An error comes back as a value, and a truthy one: only the type tells.
+            # The library returns an error as a value that is truthy; only its type tells.
             return bool(result.plain_value()) if result.type() == cel.Type.BOOL else None
         except Exception:
-            # The library raises RuntimeError when the work exceeds its budget, and others for odd data. Whatever it
-            # was, the expression was not true, and the other conditions of the batch must go on.
+            # The library raises RuntimeError when the work exceeds its budget, and other exceptions for unusual data.
+            # In each case the expression is not true, and the other conditions of the batch must be evaluated.
             return None
 
 
@@ -113,8 +113,8 @@ def compile_expression(text: str, variables: tuple[str, ...] = EVENT_VARIABLES) 
     """Compile an expression over these variables; equal texts are compiled once.
 
     Raises:
-        ExpressionError: it is empty, too long, malformed, uses an unknown name, can never be true or false, or could
-            cost more than can be bounded.
+        ExpressionError: the expression is empty, too long, malformed, uses an unknown name, is never a boolean, or has
+            a cost that cannot be bounded.
     """
     if not text.strip():
         raise ExpressionError("an expression must not be empty; leave it out to accept everything")
@@ -166,10 +166,10 @@ _ODD_CHARACTERS = re.compile("[\0\ud800-\udfff]")
 
 
 def presentable(value: object) -> object:
-    """JSON data as CEL can take it.
+    """JSON data in a form that CEL accepts.
 
-    An integer beyond 64 bits becomes a float, or else one such field would fail every expression on the payload. NUL
-    and lone surrogates become U+FFFD: the library cuts text at NUL, and would find ``"a\\0b"`` equal to ``"a"``.
+    An integer beyond 64 bits becomes a float, because such a field would fail every expression on the payload. NUL
+    and lone surrogates become U+FFFD: the library cuts text at NUL, so that ``"a\\0b"`` would equal ``"a"``.
     """
     if isinstance(value, str):
         return _ODD_CHARACTERS.sub("\ufffd", value) if _ODD_CHARACTERS.search(value) else value
