@@ -150,7 +150,14 @@ class RunHarness:
         """Returns the lease."""
         self._step(
             lambda effects: leases.grant(
-                self.run, name, worker, f"sublet.inbox.worker.{worker}", POOL, ticket, self.workflow, effects.now
+                self.run,
+                name,
+                self.workflow,
+                worker=worker,
+                inbox=f"sublet.inbox.worker.{worker}",
+                pool=POOL,
+                ticket=ticket,
+                now=effects.now,
             )
         )
         return self.lease(name)

@@ -160,23 +160,23 @@ def _check_task_step(old: TaskRun, new: TaskRun, who: str) -> None:
 
 def check_shard(shard: Shard) -> None:
     """What a shard keeps up as state changes, against a recount."""
-    for run in shard.runs.values():
+    for run in shard.state.runs.values():
         check(run, shard.workflow_of(run))
-    tasks = [(run, task) for run in shard.runs.values() for task in run.tasks]
+    tasks = [(run, task) for run in shard.state.runs.values() for task in run.tasks]
     _check_queues(shard, [(run, task) for run, task in tasks if task.status == "READY"])
     _check_leases(shard, [(run, task) for run, task in tasks if task.lease is not None])
-    idle = {run.id for run in shard.runs.values() if not run.live}
+    idle = {run.id for run in shard.state.runs.values() if not run.live}
     assert set(shard.state.idle) == idle, f"the idle runs are {sorted(idle)}, not {sorted(shard.state.idle)}"
 
 
 def _check_queues(shard: Shard, ready: list[tuple[Run, TaskRun]]) -> None:
     found = {run.task_run_id(task) for run, task in ready}
-    places = shard.dispatch.enqueued()
+    places = shard.state.ready.pools_by_task_run()
     assert set(places) == found, f"ready are {sorted(found)}, but a place have {sorted(places)}"
-    queued = [task_run for queue in shard.dispatch for task_run in queue.task_runs()]
+    queued = [task_run for queue in shard.state.ready for task_run in queue.task_runs()]
     enqueued = sorted(task_run for task_run, pool in places.items() if pool is not None)
     assert sorted(queued) == enqueued, f"queued are {sorted(queued)}, but placed {enqueued}"
-    for queue in shard.dispatch:
+    for queue in shard.state.ready:
         best = queue.best()
         assert (best is not None) == (len(queue) > 0), f"the best of {queue.task_runs()} is {best}"
 
@@ -186,20 +186,20 @@ def _check_leases(shard: Shard, leased: list[tuple[Run, TaskRun]]) -> None:
     for run, task in leased:
         who, lease = run.task_run_id(task), task.lease
         assert lease is not None
-        worker = shard.workers.get(lease.worker)
+        worker = shard.state.workers.get(lease.worker)
         assert worker is not None, f"{who} runs on {lease.worker}, which the shard does not know"
         assert who in worker.leases, f"{who} runs on {lease.worker}, which does not hold it"
         workflow = shard.workflow_of(run)
         assert workflow is not None
         running[lease.pool, workflow.task(task.name).slot_kind] += not lease.released
-    counted = Counter({(queue.pool, queue.kind): queue.running for queue in shard.dispatch})
+    counted = Counter({(queue.pool, queue.kind): queue.running for queue in shard.state.ready})
     assert +counted == +running, f"slots are taken by {dict(+running)}, but counted {dict(counted)}"
     assert min(counted.values(), default=0) >= 0, f"a count went below zero: {dict(counted)}"
-    held = {(lease, worker.id) for worker in shard.workers for lease in worker.leases}
+    held = {(lease, worker.id) for worker in shard.state.workers for lease in worker.leases}
     expected = {(run.task_run_id(task), task.lease.worker) for run, task in leased if task.lease is not None}
     assert held == expected, f"workers hold {sorted(held)}, the runs say {sorted(expected)}"
     tickets = {run.task_run_id(task): task.lease.ticket for run, task in leased if task.lease is not None}
-    for ticket, task_run in shard.dispatch.held().items():
+    for ticket, task_run in shard.state.held_tickets.task_runs().items():
         assert tickets.get(task_run) == ticket, f"ticket {ticket} is taken for that of {task_run}"
-    strays = shard.dispatch.counted() - set(shard.dispatch.held())
+    strays = shard.state.held_tickets.counted() - set(shard.state.held_tickets.task_runs())
     assert not strays, f"tickets that nobody holds are still counted: {sorted(strays)}"

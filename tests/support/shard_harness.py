@@ -107,7 +107,7 @@ class ShardHarness:
             invariants.check_shard(self.shard)
 
     def load(self, run_id: str) -> None:
-        if run_id not in self.shard.runs:
+        if run_id not in self.shard.state.runs:
             self.shard.load(self._stored([run_id]))
 
     def commit(self, shard: Shard | None = None) -> Batch:
@@ -130,7 +130,9 @@ class ShardHarness:
             raise Conflict
         if not self._contested:
             waiting = self._waiting()
-            assert +shard.counters.waiting == waiting, f"{waiting} wait, but counted are {shard.counters.waiting}"
+            assert +shard.state.counters.waiting == waiting, (
+                f"{waiting} wait, but counted are {shard.state.counters.waiting}"
+            )
         return batch
 
     def _write(self, before: Run | None, after: Run, shard: Shard) -> bool:
@@ -166,7 +168,7 @@ class ShardHarness:
         for spec, at in self._workflows.values():
             shard.load_workflow(spec, at)
             shard.load_pool(POOL, [f"{spec.name}:{task.name}" for task in spec.tasks], at)
-        shard.counters.waiting.update(self._waiting())
+        shard.state.counters.waiting.update(self._waiting())
         shard.load(run for run in self._stored(self.runs) if run.live)
         return shard
 

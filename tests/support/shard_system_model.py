@@ -140,11 +140,11 @@ class Cluster:
 
     def _task(self, lease: str) -> TaskRun | None:
         self.world.load(ids.run_of(lease))
-        run = self.world.shard.runs.get(ids.run_of(lease))
+        run = self.world.shard.state.runs.get(ids.run_of(lease))
         return run.task(ids.task_of(ids.task_run_of(lease))) if run is not None else None
 
     def _is_current(self, lease: str) -> bool:
-        run = self.world.shard.runs.get(ids.run_of(lease))
+        run = self.world.shard.state.runs.get(ids.run_of(lease))
         return run is not None and leases.holder(run, lease) is not None
 
     # --- what it publishes --------------------------------------------------------------------------------------

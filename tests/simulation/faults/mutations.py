@@ -20,7 +20,7 @@ from sublet._worker.runner import Runner
 from sublet._worker.tickets import Tickets
 from sublet_engine.run import durable_log, leases, transitions
 from sublet_engine.shard.shard import Shard
-from sublet_engine.shard.tickets import Granting
+from sublet_engine.shard.tickets import Tickets as ShardTickets
 from sublet_engine.timer.horizon import Horizon
 from sublet_event_ingest.ingest import Ingest
 from sublet_platform.batching import BatchLoop
@@ -161,8 +161,8 @@ def lose_the_wake_up_at_the_checkpoint() -> AbstractContextManager[Any]:
 def let_a_repeated_claim_take_the_lease() -> AbstractContextManager[Any]:
     """Whoever claims a ticket that is granted already gets the same lease."""
 
-    def give_to_claimer(self: Granting, claim: Any) -> None:
-        held = self._state.dispatch.holder(claim.ticket)
+    def give_to_claimer(self: ShardTickets, claim: Any) -> None:
+        held = self._state.held_tickets.task_run_of(claim.ticket)
         if held is not None:
             run, task = self._state.find(held)
             assert task.lease is not None
@@ -171,8 +171,8 @@ def let_a_repeated_claim_take_the_lease() -> AbstractContextManager[Any]:
         else:
             claimed(self, claim)
 
-    claimed = Granting.claimed
-    return patch.object(Granting, "claimed", give_to_claimer)
+    claimed = ShardTickets.claimed
+    return patch.object(ShardTickets, "claimed", give_to_claimer)
 
 
 def fire_timers_early() -> AbstractContextManager[Any]:

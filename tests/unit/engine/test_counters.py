@@ -25,17 +25,17 @@ def shard_with_checkpoint(entries: int) -> ShardHarness:
 def test_a_durable_log_that_reaches_the_warning_length_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LOG_WARN_ENTRIES", 3)
     harness = shard_with_checkpoint(entries=3)
-    assert harness.shard.counters.long_logs == {"run.task": 3}
+    assert harness.shard.state.counters.long_logs == {"run.task": 3}
 
 
 def test_a_shorter_durable_log_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LOG_WARN_ENTRIES", 3)
-    assert shard_with_checkpoint(entries=2).shard.counters.long_logs == {}
+    assert shard_with_checkpoint(entries=2).shard.state.counters.long_logs == {}
 
 
 def test_a_long_log_is_reported_again_only_when_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LOG_WARN_ENTRIES", 3)
     harness = shard_with_checkpoint(entries=3)
-    harness.shard.counters.clear()
+    harness.shard.state.counters.clear()
     harness.cancel("run")
-    assert harness.shard.counters.long_logs == {}
+    assert harness.shard.state.counters.long_logs == {}

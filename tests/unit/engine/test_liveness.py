@@ -148,7 +148,7 @@ def test_a_lease_of_a_run_that_is_over_and_forgotten_is_revoked_too() -> None:
     grant = there.granted("a")
     there.cancel("a")
     there.take_over()
-    assert "a" not in there.shard.runs
+    assert "a" not in there.shard.state.runs
     assert there.heartbeat("w1", grant.lease).of(Revoked) == [Revoked(grant.lease, "superseded")]
 
 
@@ -177,7 +177,7 @@ def test_a_grant_that_its_worker_never_lists_was_lost_on_the_way() -> None:
     there.tick(2)
     there.heartbeat()
     assert there.task("a").status == "READY"
-    assert there.shard.counters.anomalies["grant_unseen"] == ["a.task@1"]
+    assert there.shard.state.counters.anomalies["grant_unseen"] == ["a.task@1"]
 
 
 def test_heartbeats_that_were_sent_before_the_grant_and_come_late_do_not_count_against_it() -> None:
@@ -515,5 +515,5 @@ def test_runs_that_wait_or_are_over_leave_memory_when_there_are_many(monkeypatch
     for run_id in "abc":
         there.finish(there.granted(run_id, ticket=run_id))
     there.granted("running", ticket="running")
-    assert list(there.shard.runs) == ["b", "c", "running"]
+    assert list(there.shard.state.runs) == ["b", "c", "running"]
     assert there.handle(WatchRun("a", "me")).of(RunResult)[0].status == "COMPLETED"

@@ -268,7 +268,7 @@ def test_the_owner_that_wrote_an_outbox_does_not_publish_it_again(monkeypatch: p
     there = world()
     grant = there.granted("a", reply_to="me")
     there.finish(grant)
-    assert "a" not in there.shard.runs
+    assert "a" not in there.shard.state.runs
     assert not there.handle(finished(grant)).of(RunResult, "inbox:me")
 
 
@@ -282,7 +282,7 @@ def test_the_next_owner_publishes_an_outbox_once_however_often_it_loads_the_run(
     there.finish(grant)
     there.take_over()
     assert there.handle(finished(grant)).of(RunResult, "inbox:me")
-    assert "a" not in there.shard.runs
+    assert "a" not in there.shard.state.runs
     assert not there.handle(finished(grant)).of(RunResult, "inbox:me")
     there.take_over()
     assert there.handle(finished(grant)).of(RunResult, "inbox:me")

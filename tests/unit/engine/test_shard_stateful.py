@@ -139,7 +139,7 @@ class Storm(RuleBasedStateMachine):
             run = self.cluster.world.run(run_id)
             assert run is not None, f"the request for {run_id} was lost"
             assert run.status in self.cluster.results[run_id], f"nobody was told how {run_id} ended"
-        for queue in self.cluster.world.shard.dispatch:
+        for queue in self.cluster.world.shard.state.ready:
             assert queue.running == len(queue) == 0
 
 

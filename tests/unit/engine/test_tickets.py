@@ -84,7 +84,7 @@ def test_a_lost_ticket_is_replaced_after_a_while() -> None:
             break
         there.heartbeat()
     assert len(there.tickets()) == 1
-    assert there.shard.counters.anomalies["ticket_lost"] == [lost]
+    assert there.shard.state.counters.anomalies["ticket_lost"] == [lost]
 
 
 def test_a_ticket_that_waits_for_slots_which_others_have_taken_is_not_found_lost() -> None:
@@ -93,7 +93,7 @@ def test_a_ticket_that_waits_for_slots_which_others_have_taken_is_not_found_lost
     for _ in range(int(2 * limits.TICKET_LOST_S)):
         there.tick()
         there.heartbeat(taken=1)
-    assert not there.shard.counters.anomalies
+    assert not there.shard.state.counters.anomalies
 
 
 # --- claims -----------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_a_report_that_comes_twice_grants_one_task() -> None:
     there.handle(_request("b"), _request("c"))
     sent = there.handle(finished(grant, next=True), finished(grant, next=True))
     assert [g.lease for g in sent.of(Grant)] == ["b.task@1"]
-    assert there.shard.counters.stale_reports == 1
+    assert there.shard.state.counters.stale_reports == 1
 
 
 def test_the_answer_to_a_report_can_be_asked_for_again_with_a_claim() -> None:
@@ -407,8 +407,8 @@ def test_at_most_half_of_a_pool_is_kept_idle() -> None:
     grants = [there.granted(name, ticket=f"t{name}") for name in "abcd"]
     for grant in grants:
         there.finish(grant, next=True)
-    kept = sum(len(queue.retained) for queue in there.shard.dispatch)
-    assert kept == 2
+    retained = there.shard.tickets.retained_count
+    assert retained == 2
 
 
 def test_a_worker_that_leaves_gets_its_idle_tickets_back() -> None:

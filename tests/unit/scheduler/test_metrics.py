@@ -16,7 +16,7 @@ def test_one_warning_for_each_batch_names_the_long_logs_the_limit_and_the_cure(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     shard, metrics = ShardHarness().shard, SchedulerMetrics(ServiceMetrics())
-    shard.counters.long_logs.update({"run-1.task": 10_000, "run-2.task": 12_345})
+    shard.state.counters.long_logs.update({"run-1.task": 10_000, "run-2.task": 12_345})
     with caplog.at_level(logging.WARNING):
         metrics.observe(3, shard)
         metrics.observe(3, shard)

@@ -56,7 +56,7 @@ class SchedulerMetrics:
     def observe(self, index: int, shard: Shard) -> None:
         """Move what a shard counted since the last call into the counters."""
         self._shards[index] = shard
-        counters = shard.counters
+        counters = shard.state.counters
         self._evictions.inc(counters.evictions)
         self._resumes.inc(counters.resumes)
         self._tickets.inc(counters.tickets_issued)
@@ -111,7 +111,7 @@ class SchedulerMetrics:
     def _tasks(self) -> dict[tuple[str, str, str], float]:
         values: dict[tuple[str, str, str], float] = {}
         for shard in self._shards.values():
-            for queue in shard.dispatch:
+            for queue in shard.state.ready:
                 for state, count in (("ready", len(queue)), ("running", queue.running)):
                     key = (queue.pool, queue.kind, state)
                     values[key] = values.get(key, 0) + count
@@ -120,7 +120,7 @@ class SchedulerMetrics:
     def _waiting(self) -> dict[str, float]:
         values = dict.fromkeys(WAITING_REASONS, 0.0)
         for shard in self._shards.values():
-            for reason, count in shard.counters.waiting.items():
+            for reason, count in shard.state.counters.waiting.items():
                 values[reason] = values.get(reason, 0) + count
         return values
 

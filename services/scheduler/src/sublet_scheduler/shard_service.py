@@ -144,7 +144,7 @@ class ShardService:
                 shard.load_worker(
                     worker.id, worker.pool, worker.inbox, slots, name=worker.name, started_at=worker.started_at
                 )
-        shard.counters.waiting.update(await self._store.count_waiting(self._buckets))
+        shard.state.counters.waiting.update(await self._store.count_waiting(self._buckets))
         runs = 0
         async for chunk in self._store.load_live(self._buckets):
             await self._load(shard, chunk)
@@ -158,7 +158,7 @@ class ShardService:
             for delivery, message in messages
             if (run_id := Shard.run_needed(message)) is not None and not self._surely_new(delivery, message)
         }
-        missing = needed.difference(shard.runs)
+        missing = needed.difference(shard.state.runs)
         if missing:
             await self._load(shard, await self._store.load_runs(sorted(missing)))
         if any(isinstance(message, RunRequest) and not shard.has_workflow(message.workflow) for _, message in messages):

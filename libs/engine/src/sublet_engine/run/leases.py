@@ -14,13 +14,21 @@ from sublet_protocol.specs import WorkflowSpec
 
 
 def grant(
-    run: Run, name: str, worker: str, inbox: str, pool: str, ticket: str, workflow: WorkflowSpec, now: float
+    run: Run, name: str, workflow: WorkflowSpec, *, worker: str, inbox: str, pool: str, ticket: str, now: float
 ) -> Run:
     """Give a READY task to a worker. ``now``: Unix seconds."""
     task = run.task(name)
     assert task.status == "READY", f"{run.task_run_id(task)} is {task.status}"
     left = max(workflow.task(name).execution_timeout_s + task.timeout_bonus_s - task.active_s, 0.0)
-    lease = Lease(worker, inbox, pool, ticket, granted_at=now, deadline=now + left, active_left_s=left)
+    lease = Lease(
+        worker=worker,
+        inbox=inbox,
+        pool=pool,
+        ticket=ticket,
+        granted_at=now,
+        deadline=now + left,
+        active_left_s=left,
+    )
     task = replace(
         task,
         status="RUNNING",

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from sublet_engine.run import leases, transitions
 from sublet_engine.run.state import Run, TaskRun
 from sublet_engine.shard.state import ShardState
-from sublet_engine.shard.tickets import Granting
+from sublet_engine.shard.tickets import Tickets
 from sublet_engine.shard.unit_of_work import Resend, WorkerChange
 from sublet_engine.shard.workers import Worker
 from sublet_protocol import ids, limits
@@ -20,8 +20,8 @@ from sublet_protocol.specs import topological
 class Liveness:
     """``first``: this shard also acts for all shards: it registers triggers and saves workers."""
 
-    def __init__(self, state: ShardState, granting: Granting, *, first: bool) -> None:
-        self._state, self._granting = state, granting
+    def __init__(self, state: ShardState, tickets: Tickets, *, first: bool) -> None:
+        self._state, self._tickets = state, tickets
         self._first = first
         self._swept_at = self._ticked_at = state.now
         self._fresh_since = math.inf
@@ -33,8 +33,8 @@ class Liveness:
 
     def on_hello(self, hello: Hello) -> None:
         state = self._state
-        for each in hello.workflows:
-            spec = replace(each, tasks=topological(each.tasks))
+        for workflow in hello.workflows:
+            spec = replace(workflow, tasks=topological(workflow.tasks))
             if state.is_outdated(spec, hello.at):
                 continue
             state.load_workflow(spec, hello.at)
@@ -48,7 +48,7 @@ class Liveness:
         state.workers.offer(hello.pool, hello.actions, hello.at)
         self._save_worker(worker)
         state.route_again()
-        state.dispatch.pool_changed(hello.pool, state.now)
+        self._tickets.pool_changed(hello.pool)
 
     def on_heartbeat(self, beat: Heartbeat) -> None:
         state = self._state
@@ -61,9 +61,9 @@ class Liveness:
         worker.inbox, worker.draining = beat.inbox, beat.draining
         worker.slots = {"task": beat.slots, "durable": beat.durable_slots}
         worker.taken = {"task": beat.taken, "durable": beat.durable_taken}
-        state.dispatch.pool_changed(beat.pool, state.now)
+        self._tickets.pool_changed(beat.pool)
         if worker.draining:
-            self._granting.dismiss_retained(lambda retained: retained.worker == worker.id)
+            self._tickets.dismiss_worker(worker.id)
         if state.now - worker.saved_at > limits.WORKER_SAVE_INTERVAL_S:
             self._save_worker(worker)
         self._compare_leases(worker, {held.lease: held.delivered for held in beat.leases})
@@ -142,7 +142,7 @@ class Liveness:
             self._expire_deadlines(at)
         for worker in state.workers.lost(at):
             self.on_goodbye(worker.id)
-        self._granting.dismiss_retained(lambda retained: retained.since <= state.now - limits.TICKET_RETAINED_S)
+        self._tickets.dismiss_expired()
         if state.now - self._swept_at >= limits.SWEEP_INTERVAL_S:
             self._swept_at = state.now
             self._sweep()
@@ -173,7 +173,7 @@ class Liveness:
 
     def _sweep(self) -> None:
         """Repair what no message reported: lost tickets, and ready tasks in the queues of pools without workers."""
-        lost = self._state.dispatch.forget_lost_tickets(self._state.now)
+        lost = self._tickets.forget_lost()
         if lost:
             self._state.counters.anomaly("ticket_lost", *lost)
         self._state.route_again()

@@ -1,8 +1,12 @@
-"""A shard in memory: its runs, what is ready, who holds which lease, which tickets are out.
+"""A shard in memory: each message is passed to the decision that it needs.
 
-All of it is derived, from the stored runs and from what workers say: it can be dropped at any moment and built again.
-Nothing here does I/O or reads a clock. Messages and time come in; what a batch of them changed is taken out with
-:meth:`Shard.take` and must be committed before the next batch.
+A shard consists of three objects. `ShardState` owns the runs, the workers and everything that follows from them; the
+other two read and change them only there. `Tickets` owns the tickets that are issued or retained, and makes grants.
+`Liveness` owns the times of ticks and sweeps, and handles workers and deadlines.
+
+All of it is derived from the stored runs and from messages of workers, so it can be dropped at any moment and built
+again. Nothing here does I/O or reads a clock. The caller passes messages with their time, takes the changes of a batch
+with :meth:`Shard.take`, and must commit them before the next batch.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from sublet_engine.run import leases, results, transitions
 from sublet_engine.run.state import Run
 from sublet_engine.shard.liveness import Liveness
 from sublet_engine.shard.state import ShardState
-from sublet_engine.shard.tickets import Granting
+from sublet_engine.shard.tickets import Tickets
 from sublet_engine.shard.unit_of_work import Batch
 from sublet_protocol import ids
 from sublet_protocol.messages import (
@@ -46,8 +50,8 @@ from sublet_protocol.specs import SlotKind, WorkflowSpec
 
 
 class Shard:
-    """``claim_key``: where workers send claims. ``shard_key``: the routing key of this shard's queue. ``first``: this
-    shard also acts for all of them: it registers triggers and saves workers. ``shards``: the number of shards."""
+    """``claim_key``: the routing key of claims. ``shard_key``: the routing key of this shard's queue. ``first``: this
+    shard also acts for all shards: it registers triggers and saves workers. ``shards``: the number of shards."""
 
     def __init__(
         self,
@@ -61,39 +65,37 @@ class Shard:
         shards: int = ids.BUCKETS,
     ) -> None:
         self.state = ShardState(owner_term=owner_term, shard_key=shard_key, shards=shards, now=now)
-        self.runs, self.counters = self.state.runs, self.state.counters
-        self.workers, self.dispatch = self.state.workers, self.state.dispatch
-        self._granting = Granting(self.state, claim_key, new_id)
-        self._liveness = Liveness(self.state, self._granting, first=first)
+        self.tickets = Tickets(self.state, claim_key, new_id)
+        self._liveness = Liveness(self.state, self.tickets, first=first)
 
     def take(self) -> Batch:
-        """What has changed since the last call."""
-        return self.state.take(self._granting.issue_tickets())
+        """The changes since the last call, to be committed."""
+        return self.state.take(self.tickets.issue())
 
     def occupancy(self) -> Iterable[tuple[str, SlotKind, int, int]]:
         """For each pool and kind: its slots, and how many of them leases of this shard hold."""
-        return self._granting.occupancy()
+        return self.tickets.occupancy()
 
     # --- loading ----------------------------------------------------------------------------------------------
 
     def load(self, runs: Iterable[Run]) -> None:
-        """Runs as stored. What another owner wrote last may not have been published: it is published again."""
+        """Add stored runs. The outbox of a run that another owner wrote is published again."""
         self.state.load(runs)
 
     def load_workflow(self, spec: WorkflowSpec, registered_at: float) -> None:
         self.state.load_workflow(spec, registered_at)
 
     def has_workflow(self, name: str) -> bool:
-        """In any version."""
+        """The workflow is known in any version."""
         return self.state.current(name) is not None
 
     def workflow_of(self, run: Run | None) -> WorkflowSpec | None:
-        """The definition that a run began with; None if it was never known, or there is no run."""
+        """The definition in the version of a run; None if it is unknown or there is no run."""
         return self.state.workflow_of(run)
 
     def load_pool(self, pool: str, actions: Iterable[str], at: float) -> None:
-        """What a pool can run, from an earlier owner's time."""
-        self.workers.offer(pool, actions, at)
+        """A stored pool: it can run these actions since ``at`` (Unix seconds)."""
+        self.state.workers.offer(pool, actions, at)
 
     def load_worker(
         self,
@@ -105,11 +107,11 @@ class Shard:
         name: str = "",
         started_at: float = 0.0,
     ) -> None:
-        """A worker that an earlier owner knew: taken to live until it has been silent for long enough from now on."""
-        worker = self.workers.get_or_add(worker_id, pool, inbox, self.state.now)
+        """A stored worker. It counts as live until it has been silent for too long from now on."""
+        worker = self.state.workers.get_or_add(worker_id, pool, inbox, self.state.now)
         worker.slots = slots
         worker.name, worker.started_at = name, started_at
-        self.dispatch.pool_changed(pool, self.state.now)
+        self.tickets.pool_changed(pool)
 
     @staticmethod
     def run_needed(message: ShardMessage) -> str | None:
@@ -129,9 +131,9 @@ class Shard:
     # --- messages ---------------------------------------------------------------------------------------------
 
     def handle(self, message: ShardMessage, now: float) -> None:
-        """Decide what a message changes. Its run must have been loaded (`run_needed`), if there is one."""
+        """Decide what a message changes. ``now``: Unix seconds. The run of `run_needed` must be loaded."""
         self.state.now = max(self.state.now, now)
-        self.state.unit_of_work.asked = self.run_needed(message) is not None
+        self.state.unit_of_work.is_repeatable = self.run_needed(message) is not None
         match message:
             case RunRequest():
                 self._requested(message)
@@ -142,7 +144,7 @@ class Shard:
             case TimerFired() | EventMatched() | ChildFinished():
                 self._happened(message, ids.run_of(message.task_run_id))
             case Claim():
-                self._granting.claimed(message)
+                self.tickets.claimed(message)
             case Heartbeat():
                 self._liveness.on_heartbeat(message)
             case Hello():
@@ -160,14 +162,14 @@ class Shard:
             case _:
                 assert_never(message)
 
-    # --- what clients ask for ---------------------------------------------------------------------------------
+    # --- requests of clients ---------------------------------------------------------------------------------
 
     def _requested(self, message: RunRequest) -> None:
         if "." in message.run_id:
             raise ValueError(f"run id {message.run_id!r} contains a dot: task run ids would be ambiguous")
         state = self.state
         effects = state.effects()
-        run = self.runs.get(message.run_id)
+        run = self.state.runs.get(message.run_id)
         if run is None:
             after = transitions.create(message, state.current(message.workflow), effects)
         else:
@@ -176,7 +178,7 @@ class Shard:
 
     def _watched(self, message: WatchRun) -> None:
         state = self.state
-        run = self.runs.get(message.run_id)
+        run = self.state.runs.get(message.run_id)
         if run is None:
             state.send(message.reply_to, results.no_such_run(message.run_id))
             return
@@ -185,7 +187,7 @@ class Shard:
 
     def _cancelled(self, message: CancelRun) -> None:
         state = self.state
-        run = self.runs.get(message.run_id)
+        run = self.state.runs.get(message.run_id)
         spec = state.workflow_needed(run)
         effects, error = state.effects(), None
         if run is None:
@@ -198,13 +200,13 @@ class Shard:
 
     def _replayed(self, message: ReplayRun) -> None:
         state = self.state
-        run = self.runs.get(message.run_id)
+        run = self.state.runs.get(message.run_id)
         spec = state.workflow_of(run)
         effects, error = state.effects(), None
         if run is None:
             error = f"there is no run {message.run_id}"
         elif spec is None:
-            error = f"workflow {run.workflow!r} in version {run.version or '?'} is not known any more"
+            error = f"workflow {run.workflow!r} in version {run.version or '?'} is unknown"
         elif message.correlation_id is None or message.correlation_id != run.replayed_by:
             try:
                 after = transitions.replay(run, spec, effects)
@@ -217,32 +219,32 @@ class Shard:
         if inbox is not None and correlation_id is not None:
             self.state.send(inbox, Reply(correlation_id, error=error))
 
-    # --- what happens to runs ---------------------------------------------------------------------------------
+    # --- reports and facts about runs ---------------------------------------------------------------------------------
 
     def _ended(self, report: Finished | Failed | Evicted) -> None:
-        """A report that ends a lease, and perhaps asks for the next task under the same ticket."""
+        """A report that ends a lease and may ask for the next task under the same ticket."""
         state = self.state
-        run = self.runs.get(ids.run_of(report.lease))
+        run = self.state.runs.get(ids.run_of(report.lease))
         spec = state.workflow_needed(run)
         task = leases.holder(run, report.lease) if run is not None else None
         if run is None or spec is None or task is None or task.lease is None:
-            self.counters.stale_reports += 1
-            return  # its worker asks again for the ticket, with a claim
+            state.counters.stale_reports += 1
+            return  # the worker repeats its request for the ticket with a claim
         effects, lease = state.effects(), task.lease
         after = transitions.decide(run, report, spec, effects)
-        worker = self.workers.add(lease.worker, lease.pool, lease.inbox, state.now)
-        uses = self.dispatch.uses(lease)
+        worker = state.workers.add(lease.worker, lease.pool, lease.inbox, state.now)
+        use = state.held_tickets.use_of(lease)
         state.put(run, after, effects)
         if report.ticket is not None and report.next:
-            self._granting.serve_next(report.ticket, worker, spec.task(task.name).slot_kind, uses)
+            self.tickets.serve_next(report.ticket, worker, spec.task(task.name).slot_kind, use)
 
     def _happened(self, message: transitions.Report | transitions.Fact, run_id: str) -> None:
-        """Something that changes a run, and answers nobody."""
+        """A report or fact that changes a run and has no answer."""
         state = self.state
-        run = self.runs.get(run_id)
+        run = self.state.runs.get(run_id)
         spec = state.workflow_needed(run)
         if run is None or spec is None:
-            self.counters.stale_reports += 1
+            state.counters.stale_reports += 1
             return
         effects = state.effects()
         state.put(run, transitions.decide(run, message, spec, effects), effects)

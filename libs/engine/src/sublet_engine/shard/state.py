@@ -1,6 +1,6 @@
-"""What a shard has in memory: its runs and definitions, and where each of their tasks stands.
+"""The mutable state of a shard: its runs, definitions and workers, and the indexes of its tasks.
 
-All indexes follow from the runs: whoever changes one uses `ShardState.put`, and they agree again.
+All indexes follow from the runs. A run is changed by `ShardState.put` only, which updates all indexes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from sublet_engine.run.effects import Effects
 from sublet_engine.run.state import Run, TaskRun
 from sublet_engine.shard.counters import ShardCounters
 from sublet_engine.shard.deadlines import Deadlines
-from sublet_engine.shard.dispatch import Dispatch
+from sublet_engine.shard.held_tickets import HeldTickets
+from sublet_engine.shard.ready_queue import ReadyQueues
 from sublet_engine.shard.unit_of_work import Batch, Publication, UnitOfWork
 from sublet_engine.shard.workers import Workers
 from sublet_protocol import ids, limits
@@ -21,14 +22,15 @@ from sublet_protocol.topology import run_key
 
 
 class ShardState:
-    """``shard_key``: the routing key of the shard's queue. ``shards``: the number of shards. ``now``: when the message
-    that is being handled came (Unix seconds). ``unit_of_work``: what has changed since the last commit."""
+    """``shard_key``: the routing key of the shard's queue. ``shards``: the number of shards. ``now``: the time of the
+    message that is being handled (Unix seconds). ``unit_of_work``: the changes since the last commit."""
 
     def __init__(self, *, owner_term: str, shard_key: str, shards: int, now: float) -> None:
         self.runs: dict[str, Run] = {}
         self.counters = ShardCounters()
         self.workers = Workers()
-        self.dispatch = Dispatch(self.workers, shards)
+        self.ready = ReadyQueues(self.workers)
+        self.held_tickets = HeldTickets()
         self.deadlines = Deadlines(self._task)
         self.unit_of_work = UnitOfWork(owner_term, self.runs)
         self.now = now
@@ -42,7 +44,7 @@ class ShardState:
     # --- runs -------------------------------------------------------------------------------------------------
 
     def load(self, runs: Iterable[Run]) -> None:
-        """Runs as stored. What another owner wrote last may not have been published: publish it again."""
+        """Add stored runs. The outbox of a run that another owner wrote may not have been published: publish it."""
         for run in runs:
             if run.id in self.runs:
                 continue
@@ -54,7 +56,7 @@ class ShardState:
             self._keep(run)
 
     def put(self, before: Run | None, after: Run, effects: Effects) -> None:
-        """Take over what a decision gave."""
+        """Replace ``before`` (None: a new run) by ``after``, and add the effects of this decision."""
         self.unit_of_work.add(after.id, effects)
         if after is before:
             return
@@ -71,7 +73,7 @@ class ShardState:
         self._keep(after)
 
     def take(self, tickets: list[Publication]) -> Batch:
-        """What has changed since the last call, to be committed."""
+        """The changes since the last call, to be committed."""
         batch = self.unit_of_work.take(tickets)
         for _, run in batch.changes:
             self._keep(run)
@@ -91,13 +93,13 @@ class ShardState:
         return run_key(run_id, self.shards) == self.shard_key
 
     def find(self, task_run: str) -> tuple[Run, TaskRun]:
-        """A task run that is ready or under a lease, and so is here."""
+        """A task run that is ready or has a lease, so that its run is in memory."""
         run = self.runs[ids.run_of(task_run)]
         return run, run.task(ids.task_of(task_run))
 
     @property
     def idle(self) -> Iterable[str]:
-        """Runs of which nothing is ready or running: they may leave the memory, the last used last."""
+        """Runs without ready or running tasks, which may be dropped from memory; the least recently used first."""
         return self._idle
 
     def _task(self, run_id: str, name: str) -> TaskRun | None:
@@ -105,7 +107,7 @@ class ShardState:
         return run.task(name) if run is not None else None
 
     def _keep(self, run: Run) -> None:
-        """Live runs stay in memory; the others as long as there is room, the last used longest."""
+        """Live runs stay in memory; the others are evicted in the order of their last use."""
         self._idle.pop(run.id, None)
         if not run.live:
             self._idle[run.id] = None
@@ -118,44 +120,44 @@ class ShardState:
             self._current[spec.name] = (registered_at, spec)
 
     def current(self, name: str) -> WorkflowSpec | None:
-        """The latest version of a workflow: what a new run begins with."""
+        """The latest version of a workflow, which new runs use."""
         known = self._current.get(name)
         return known[1] if known is not None else None
 
     def is_outdated(self, spec: WorkflowSpec, registered_at: float) -> bool:
-        """It is known, and so is a later version."""
+        """True if a newer version of this workflow is registered."""
         known = self._current.get(spec.name)
         return known is not None and registered_at < known[0] and (spec.name, spec.version) in self._workflows
 
     def workflow_of(self, run: Run | None) -> WorkflowSpec | None:
-        """The definition that a run began with; None if it was never known, or there is no run."""
+        """The definition in the version of a run; None if it is unknown or there is no run."""
         return self._workflows.get((run.workflow, run.version)) if run is not None else None
 
     def workflow_needed(self, run: Run | None) -> WorkflowSpec | None:
         """As `workflow_of`, for a message that must not be lost.
 
         Raises:
-            LookupError: the run goes on, but its definition is not here: it was saved after this shard was built.
+            LookupError: the run has not ended, but its definition was saved after this shard was built.
         """
         spec = self.workflow_of(run)
         if run is not None and spec is None and not run.terminal:
             raise LookupError(f"version {run.version} of workflow {run.workflow!r} is needed for run {run.id}")
         return spec
 
-    # --- where tasks stand ------------------------------------------------------------------------------------
+    # --- indexes of tasks ------------------------------------------------------------------------------------
 
     def completed_long_ago(self, task_run: str) -> bool:
-        """The last result went to the worker so long ago that it must have arrived."""
+        """The last result was sent to the worker so long ago that it must have arrived."""
         _, at = self._completed_at[task_run]
         return self.now - at > limits.HEARTBEAT_INTERVAL_S
 
     def route_again(self) -> None:
-        """Pools have come or gone: move ready tasks to where they can run."""
-        for task_run in self.dispatch.misplaced(self.now):
+        """Pools were added or lost: move ready tasks to pools that can run them."""
+        for task_run in self.ready.misplaced(self.now):
             run, task = self.find(task_run)
             pool = self.workers.pool_for(f"{run.workflow}:{task.name}", self.now)
-            if pool is not None and pool != self.dispatch.pool_of(task_run):
-                self.dispatch.remove(task_run)
+            if pool is not None and pool != self.ready.pool_of(task_run):
+                self.ready.remove(task_run)
                 self._enqueue(run, task)
 
     def _unindex(self, run: Run, task: TaskRun | None) -> None:
@@ -163,12 +165,13 @@ class ShardState:
             return
         task_run = run.task_run_id(task)
         if task.status == "READY":
-            self.dispatch.remove(task_run)
+            self.ready.remove(task_run)
         elif task.lease is not None:
             self.workers.drop_lease(task.lease.worker, task_run)
             spec = self.workflow_of(run)
             if spec is not None:
-                self.dispatch.end(task_run, task.lease, spec.task(task.name).slot_kind)
+                self.held_tickets.lease_ended(task_run, task.lease)
+                self.ready.lease_ended(task.lease, spec.task(task.name).slot_kind)
 
     def _index(self, run: Run, task: TaskRun) -> None:
         task_run = run.task_run_id(task)
@@ -179,7 +182,8 @@ class ShardState:
             lease = task.lease
             self.workers.get_or_add(lease.worker, lease.pool, lease.inbox, self.now).leases.add(task_run)
             if spec is not None:
-                self.dispatch.begin(task_run, lease, spec.task(task.name).slot_kind)
+                self.held_tickets.lease_began(task_run, lease)
+                self.ready.lease_began(lease, spec.task(task.name).slot_kind)
         self.deadlines.add(run.id, task)
         if task.completed_count == 0 or task.lease is None:
             self._completed_at.pop(task_run, None)
@@ -189,7 +193,7 @@ class ShardState:
     def _enqueue(self, run: Run, task: TaskRun) -> None:
         spec = self.workflow_of(run)
         if spec is None:
-            self.dispatch.hold_unroutable(run.task_run_id(task))
+            self.ready.hold_unroutable(run.task_run_id(task))
         else:
             action, kind = f"{run.workflow}:{task.name}", spec.task(task.name).slot_kind
-            self.dispatch.enqueue(run.task_run_id(task), task, run.priority, action, kind, self.now)
+            self.ready.enqueue(run.task_run_id(task), task, run.priority, action, kind, self.now)

@@ -78,7 +78,7 @@ class UnitOfWork:
         self._owner_term = owner_term
         self._runs = runs
         self._published_needing_republish: dict[str, None] = {}
-        self.asked = True
+        self.is_repeatable = True
         """Whether the message that is being handled comes again if we die."""
         self._begin()
 
@@ -109,7 +109,7 @@ class UnitOfWork:
         if effect.durable:
             self._outbox[run_id].append(OutboxItem(effect.to, body.decode()))
             self._before.setdefault(run_id, self._runs.get(run_id))
-            if not self.asked:
+            if not self.is_repeatable:
                 self._needs_republish[run_id] = None
 
     def send(self, to: str, message: Record, *, durable: bool = False) -> None:
