@@ -38,7 +38,7 @@ async def test_services_workers_clients_and_publishers_can_do_their_work(
     """The services declare everything, the worker its queues and inbox; there are runs, children, waits and queries."""
     await environment.worker("durable_dag", "await_payment", "double", slots=1, durable_slots=1)
     durable_dag = await environment.workflows.durable_dag.aio_run(environment.workflows.Number(n=1))
-    assert durable_dag["land"] == {"n": 2}
+    assert durable_dag["finish"] == {"n": 2}
     waiting = await environment.workflows.await_payment.aio_run(
         environment.workflows.Number(n=7), wait_for_result=False
     )

@@ -9,7 +9,7 @@ from acceptance.environment import Environment
 
 
 async def start_runs(environment: Environment, count: int, first: int = 0) -> dict[int, Any]:
-    """That many voyages under way, by their numbers."""
+    """Start ``count`` runs; returns them by their numbers, which begin with ``first``."""
     durable_dag = environment.workflows.durable_dag
     numbers = range(first, first + count)
     items = [durable_dag.create_bulk_run_item(environment.workflows.Number(n=n)) for n in numbers]
@@ -17,13 +17,13 @@ async def start_runs(environment: Environment, count: int, first: int = 0) -> di
 
 
 async def assert_all_completed(environment: Environment, runs: dict[int, Any]) -> None:
-    """All of them, with the right results, and none of their tasks done twice: nobody but servers and services died."""
-    await everybody_arrives(runs)
-    for what in ("started", "sailed", "landed"):
-        assert sorted(environment.journal.values(what, "n")) == sorted(runs), f"everybody {what} once"
+    """Assert that all runs return the right results, and that no task ran twice, because no worker died."""
+    await assert_right_results(runs)
+    for what in ("started", "slept", "finished"):
+        assert sorted(environment.journal.values(what, "n")) == sorted(runs), f"each run {what} once"
 
 
-async def everybody_arrives(runs: dict[int, Any]) -> None:
-    """All of them, with the right results."""
+async def assert_right_results(runs: dict[int, Any]) -> None:
+    """Wait for the results of all runs, and assert that they are right."""
     results = await asyncio.gather(*(run.aio_result() for run in runs.values()))
-    assert [result["land"] for result in results] == [{"n": 2 * n} for n in runs]
+    assert [result["finish"] for result in results] == [{"n": 2 * n} for n in runs]

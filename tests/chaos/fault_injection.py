@@ -1,4 +1,4 @@
-"""Blows: processes and servers are killed, stopped, frozen and started again, in an order that a seed decides."""
+"""Fault injection: kills, stops, freezes and restarts processes and servers, in an order that a seed decides."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from chaos.load import WORKFLOWS
 from support.servers import MongoServer, RabbitServer
 
 PAUSE_MAX_S = 3.0
-"""Between a death and what takes the place of the dead."""
+"""Maximum time between the end of a process and its restart."""
 FREEZES_S = (1.0, 1.0, 4.0, 4.0, 12.0, 12.0, 35.0)
-"""Too short to be noticed; longer than a heartbeat; so long that its connection may be given up, or a worker lost."""
+"""From too short to be noticed to so long that the broker closes the connection, or a worker counts as lost."""
 
 
 class FaultInjector:
-    """``history``: what was struck and how, in order. ``audit`` hears of each before it falls."""
+    """``history``: the injected faults, in order. The ``audit`` is told of each fault before it happens."""
 
     def __init__(self, environment: Environment, stack: Stack, audit: Audit, seed: int) -> None:
         self._environment = environment
@@ -41,7 +41,7 @@ class FaultInjector:
             await asyncio.to_thread(worker.wait_until_ready)
         self._stack.launch("scheduler").wait_until_ready()
 
-    async def strike(self) -> None:
+    async def inject(self) -> None:
         fault: Callable[[], Awaitable[None]] = self._random.choice(
             [
                 *(self._kill_worker, self._stop_worker, self._freeze_worker),
@@ -58,14 +58,14 @@ class FaultInjector:
 
     async def _kill_worker(self) -> None:
         worker = self._any_worker()
-        self._tell("kill -9", "worker", worker)
+        self._record("kill -9", "worker", worker)
         self._workers.remove(worker)
         worker.kill()
         self._start_worker()
 
     async def _stop_worker(self) -> None:
         worker = self._any_worker()
-        self._tell("SIGTERM", "worker", worker)
+        self._record("SIGTERM", "worker", worker)
         self._workers.remove(worker)
         worker.terminate()
         self._start_worker()
@@ -80,14 +80,14 @@ class FaultInjector:
 
     async def _kill_service(self) -> None:
         service, process = self._any_service()
-        self._tell("kill -9", service, process)
+        self._record("kill -9", service, process)
         process.kill()
         await self._pause()
         process.start()
 
     async def _stop_service(self) -> None:
         service, process = self._any_service()
-        self._tell("SIGTERM", service, process)
+        self._record("SIGTERM", service, process)
         process.terminate()
         await asyncio.to_thread(process.wait_for_end)
         await self._pause()
@@ -101,7 +101,7 @@ class FaultInjector:
         return service, self._random.choice(self._stack.of(service))
 
     async def _freeze(self, kind: str, process: Process) -> None:
-        self._tell("SIGSTOP", kind, process)
+        self._record("SIGSTOP", kind, process)
         process.pause()
         await asyncio.sleep(self._random.choice(FREEZES_S))
         process.resume()
@@ -110,21 +110,21 @@ class FaultInjector:
 
     async def _kill_server(self) -> None:
         server = self._any_server()
-        self._tell("kill -9", server.name)
+        self._record("kill -9", server.name)
         await asyncio.to_thread(server.kill)
         await self._pause()
         await asyncio.to_thread(server.start)
 
     async def _stop_server(self) -> None:
         server = self._any_server()
-        self._tell("SIGTERM", server.name)
+        self._record("SIGTERM", server.name)
         await asyncio.to_thread(server.stop)
         await self._pause()
         await asyncio.to_thread(server.start)
 
     async def _freeze_server(self) -> None:
         server = self._any_server()
-        self._tell("SIGSTOP", server.name)
+        self._record("SIGSTOP", server.name)
         assert server.pid is not None
         os.kill(server.pid, signal.SIGSTOP)
         await asyncio.sleep(self._random.choice(FREEZES_S))
@@ -136,10 +136,10 @@ class FaultInjector:
 
     # --- all ------------------------------------------------------------------------------------------------------
 
-    def _tell(self, how: str, kind: str, process: Process | None = None) -> None:
+    def _record(self, how: str, kind: str, process: Process | None = None) -> None:
         self.counts[how] += 1
         self.history.append(f"{how} {process.name if process else kind}")
-        self._audit.struck(kind, process)
+        self._audit.fault_follows(kind, process)
 
     async def _pause(self) -> None:
         await asyncio.sleep(self._random.uniform(0.0, PAUSE_MAX_S))

@@ -1,4 +1,4 @@
-"""A mixed load: DAGs, durable tasks, waits for events, fan-outs, retries, released slots; and what each must give."""
+"""A mixed load: DAGs, durable tasks, waits for events, fan-outs, retries and released slots, with expected results."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import partial
 from typing import Any
 
 from acceptance.environment import Environment
-from chaos.durable_dag_load import everybody_arrives, start_runs
+from chaos.durable_dag_load import assert_right_results, start_runs
 
 WORKFLOWS = ("durable_dag", "double", "await_payment", "fan_out", "stumble", "release")
 CHILDREN = 10
-"""Of one fan-out."""
+"""Children of one fan-out."""
 
 
 class Load:
-    """Runs of every sort. ``submitted`` counts them by workflow, children included: each must be there once."""
+    """Submits runs of all `WORKFLOWS`. ``submitted`` counts them by workflow, children included."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -25,10 +25,10 @@ class Load:
         self._others: list[tuple[Any, Callable[[Any], bool]]] = []
         self._first = 0
         self.submitted: Counter[str] = Counter()
-        environment.journal.open_gate("")  # for those who have released their slot
+        environment.journal.open_gate("")  # for tasks that have released their slot
 
     async def add_up_to(self, runs: int) -> None:
-        """Until that many, at least, have been submitted."""
+        """Submit runs until there are at least that many."""
         while self.submitted.total() < runs:
             await self.add()
 
@@ -57,9 +57,9 @@ class Load:
             release=2,
         )
 
-    async def arrive(self) -> None:
-        """Every run ends, with the right result."""
-        await everybody_arrives(self._durable_dags)
+    async def assert_right_results(self) -> None:
+        """Wait for the results of all runs, and assert that they are right."""
+        await assert_right_results(self._durable_dags)
         results = await asyncio.gather(*(run.aio_result() for run, _ in self._others))
         wrong = [result for result, (_, is_right) in zip(results, self._others, strict=True) if not is_right(result)]
         assert not wrong, wrong

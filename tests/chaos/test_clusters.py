@@ -1,4 +1,4 @@
-"""A node of a RabbitMQ cluster dies, or a member of a MongoDB replica set: the others carry on, and nothing is lost."""
+"""A RabbitMQ node or a MongoDB member of a cluster dies: the others continue, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.clusters import SIZE, MongoReplicaSet, RabbitCluster
 pytestmark = pytest.mark.real
 
 LED = Queue("sublet.test.led", {"x-queue-type": "quorum", "x-queue-leader-locator": "client-local"})
-"""By the node on which it is declared."""
+"""Its leader is the node on which it is declared."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def replica_set(tmp_path_factory: pytest.TempPathFactory) -> MongoReplicaSet:
 def stack(
     stack: Stack, replica_set: MongoReplicaSet, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ClusterStack]:
-    """In the place of the shared one, which would not be there if this one could not be."""
+    """A clustered stack instead of the shared one. It depends on the shared one so that both are skipped alike."""
     directory = tmp_path_factory.mktemp("clustered")
     clustered = ClusterStack(directory, RabbitCluster(directory), replica_set)
     try:
@@ -43,13 +43,13 @@ def stack(
 
 @pytest.fixture
 def cluster(stack: ClusterStack, replica_set: MongoReplicaSet) -> Iterator[RabbitCluster]:
-    """All of it running again after the test, like the replica set."""
+    """The cluster. After the test all its nodes and all members of the replica set run again."""
     yield stack.cluster
     stack.cluster.start()
     replica_set.start()
 
 
-async def test_every_queue_that_must_outlive_its_node_is_on_all_of_them(
+async def test_every_queue_that_must_survive_its_node_has_a_replica_on_all_nodes(
     environment: Environment, cluster: RabbitCluster
 ) -> None:
     await environment.worker("double", slots=1)
@@ -60,19 +60,21 @@ async def test_every_queue_that_must_outlive_its_node_is_on_all_of_them(
         assert any(queue.startswith(f"sublet.{name}") for queue in members), f"{name} is a quorum queue"
 
 
-async def test_runs_end_without_the_node_that_led_most_queues(environment: Environment, cluster: RabbitCluster) -> None:
+async def test_runs_complete_without_the_node_that_led_most_queues(
+    environment: Environment, cluster: RabbitCluster
+) -> None:
     leader = await asyncio.to_thread(cluster.leader)
     await assert_load_survives(environment, "rabbitmq", leader.kill)
 
 
-async def test_runs_end_without_the_node_to_which_everybody_was_connected(
+async def test_runs_complete_without_the_node_that_had_most_clients(
     environment: Environment, cluster: RabbitCluster
 ) -> None:
     host = await asyncio.to_thread(cluster.host)
     await assert_load_survives(environment, "rabbitmq", host.kill)
 
 
-async def test_hints_of_a_worker_that_began_while_a_leader_was_dead_arrive(cluster: RabbitCluster) -> None:
+async def test_unconfirmed_messages_of_workers_arrive_after_a_queue_leader_died(cluster: RabbitCluster) -> None:
     leader, *others = cluster.nodes
     host = others[0].url
     await declare(leader.url, Topology((), (LED,), ()))
@@ -83,32 +85,30 @@ async def test_hints_of_a_worker_that_began_while_a_leader_was_dead_arrive(clust
     workers = [AmqpTransport(host) for _ in range(50)]
     for worker in workers:
         await worker.connect()
-    death = asyncio.create_task(asyncio.to_thread(leader.kill))
+    killing = asyncio.create_task(asyncio.to_thread(leader.kill))
     for number, worker in enumerate(workers):
         await asyncio.sleep(0.02)
         worker.publish_nowait("", LED.name, str(number).encode())
-    await death
+    await killing
 
-    async def everybody_is_heard() -> bool:
+    async def all_arrive() -> bool:
         inbox.clear()
         for number, worker in enumerate(workers):
             worker.publish_nowait("", LED.name, str(number).encode())
         await asyncio.sleep(1.0)
         return len(set(inbox.bodies)) == len(workers)
 
-    await eventually(everybody_is_heard, "a hint of each")
+    await eventually(all_arrive, "a message of each worker arrives")
     for worker in workers:
         await worker.close()
     await watcher.close()
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("how", ["by a power cut", "in good order"])
-async def test_runs_end_when_another_member_takes_the_writes(
+@pytest.mark.parametrize("how", ["killed", "stepping down"])
+async def test_runs_complete_when_another_member_becomes_primary(
     environment: Environment, replica_set: MongoReplicaSet, how: str
 ) -> None:
     primary = await asyncio.to_thread(replica_set.primary)
-    await assert_load_survives(
-        environment, "mongodb", primary.kill if how == "by a power cut" else replica_set.step_down
-    )
+    await assert_load_survives(environment, "mongodb", primary.kill if how == "killed" else replica_set.step_down)
     assert await asyncio.to_thread(replica_set.primary) is not primary

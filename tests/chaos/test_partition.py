@@ -1,4 +1,4 @@
-"""The network between the nodes of a RabbitMQ cluster breaks: the majority carries on, and nothing happens twice."""
+"""The network between the nodes of a RabbitMQ cluster breaks: the majority continues, and nothing happens twice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def networks() -> Iterator[Networks]:
 
 @pytest.fixture(scope="module")
 def stack(stack: Stack, networks: Networks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterStack]:
-    """In the place of the shared one, which would not be there if this one could not be."""
+    """A clustered stack instead of the shared one. It depends on the shared one so that both are skipped alike."""
     directory = tmp_path_factory.mktemp("parted")
     parted = ClusterStack(directory, RabbitCluster(directory, networks.nodes))
     try:
@@ -38,14 +38,14 @@ def stack(stack: Stack, networks: Networks, tmp_path_factory: pytest.TempPathFac
         parted.stop()
 
 
-async def test_runs_end_on_the_side_of_the_majority(
+async def test_runs_complete_on_the_side_of_the_majority(
     environment: Environment, stack: ClusterStack, networks: Networks
 ) -> None:
-    """Everybody is connected to the node that is cut off. Clients reach it all the while, so it must send them away."""
+    """All clients are connected to the isolated node and can still reach it, so it must close their connections."""
     cluster = stack.cluster
-    (alone,) = (place for place, node in enumerate(cluster.nodes) if node is cluster.host())
+    (isolated,) = (index for index, node in enumerate(cluster.nodes) if node is cluster.host())
     try:
-        await assert_load_survives(environment, "rabbitmq", partial(networks.cut, alone))
+        await assert_load_survives(environment, "rabbitmq", partial(networks.cut, isolated))
     finally:
-        networks.mend(alone)
-    await eventually(lambda: all(node.health == "ok" for node in cluster.nodes), "the one that was cut off is back")
+        networks.mend(isolated)
+    await eventually(lambda: all(node.health == "ok" for node in cluster.nodes), "the isolated node is back")

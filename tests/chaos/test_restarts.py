@@ -17,11 +17,11 @@ LOAD = 150
 
 
 @pytest.mark.parametrize("server", ["rabbit", "mongo"])
-@pytest.mark.parametrize("how", ["in good order", "by a power cut"])
+@pytest.mark.parametrize("how", ["stopped", "killed"])
 async def test_a_server_restarts_under_load(
     environment: Environment, mended_stack: Stack, server: str, how: str
 ) -> None:
-    """Of everything that is under way: requests, tickets, claims, results, sleeps, children."""
+    """While requests, tickets, claims, results, sleeps and children are in progress."""
     await environment.worker("durable_dag", "double", slots=8, durable_slots=8)
     runs = await start_runs(environment, LOAD)
     await environment.until_written("started", LOAD // 3)
@@ -30,14 +30,14 @@ async def test_a_server_restarts_under_load(
     await assert_all_completed(environment, runs)
 
 
-async def test_a_server_that_stays_away_is_waited_for(environment: Environment, mended_stack: Stack) -> None:
-    """MongoDB is away for longer than the services try at once; a task that works goes on all the while."""
+async def test_services_wait_for_a_server_that_is_down(environment: Environment, mended_stack: Stack) -> None:
+    """MongoDB is down for longer than one attempt of the services lasts; a running task is not affected."""
     await environment.worker("work", "durable_dag", "double", slots=2, durable_slots=2)
     run = await environment.workflows.work.aio_run(environment.workflows.Named(name="a"), wait_for_result=False)
     await environment.until_written("work began")
     await asyncio.to_thread(mended_stack.mongo.kill)
     services = [mended_stack.the(service) for service in SERVICES]
-    await eventually(lambda: not any(service.ready for service in services), "the services say that they are cut off")
+    await eventually(lambda: not any(service.ready for service in services), "no service is ready")
     runs = await start_runs(environment, 20)
     environment.journal.open_gate("a")
     await environment.until_written("work ended")
@@ -49,7 +49,9 @@ async def test_a_server_that_stays_away_is_waited_for(environment: Environment, 
         service.wait_until_ready()
 
 
-async def test_a_working_task_goes_on_while_the_broker_restarts(environment: Environment, mended_stack: Stack) -> None:
+async def test_a_running_task_continues_while_the_broker_restarts(
+    environment: Environment, mended_stack: Stack
+) -> None:
     worker = await environment.worker("work", "release", slots=1)
     released = await environment.workflows.release.aio_run(
         environment.workflows.Release(name="released"), wait_for_result=False
@@ -59,24 +61,24 @@ async def test_a_working_task_goes_on_while_the_broker_restarts(environment: Env
     next_one = await environment.workflows.work.aio_run(environment.workflows.Named(name="b"), wait_for_result=False)
     await environment.until_written("work began", name="a")
     await asyncio.to_thread(mended_stack.rabbit.kill)
-    await eventually(lambda: not worker.ready, "the worker says that it is cut off")
+    await eventually(lambda: not worker.ready, "the worker is not ready")
     await asyncio.to_thread(mended_stack.rabbit.start)
     worker.wait_until_ready()
     assert (await environment.until_status(run.workflow_run_id, RunStatus.RUNNING)).tasks[0].retry_count == 0
     assert environment.journal.count("work began", name="b") == 0, (
-        "the only slot is taken, whatever became of its ticket"
+        "the only slot is taken, even if its ticket was redelivered"
     )
     for name in ("a", "b", "released"):
         environment.journal.open_gate(name)
-    for each in (run, next_one, released):
-        await each.aio_result()
+    for started in (run, next_one, released):
+        await started.aio_result()
     assert environment.journal.values("work began", "name") == ["a", "b"]
     assert environment.journal.count("release began") == 1
 
 
 def _restart(stack: Stack, server: str, how: str) -> None:
     process = stack.rabbit if server == "rabbit" else stack.mongo
-    if how == "by a power cut":
+    if how == "killed":
         process.kill()
     else:
         process.stop()

@@ -2,8 +2,8 @@
 
     deploy/local simulate [--seeds 200] [--first-seed 0] [--digests FILE] [--shrink SEED] [--story SEED]
 
-Ends with one line of figures. A seed that fails is printed with what was violated and the command that repeats it and
-cuts it down to a short trace; ``--story`` tells a seed whole, message by message.
+Ends with one line of figures. For a seed that fails, the violations are printed, and the command that runs it again and
+shrinks it to a short trace. ``--story`` prints everything that happens in a seed, message by message.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ def main() -> int:
     if arguments.shrink is not None:
         return _shrink(arguments.shrink)
     if arguments.story is not None:
-        return _tell(arguments.story)
+        return _print_story(arguments.story)
     return _simulate_all(range(arguments.first_seed, arguments.first_seed + arguments.seeds), arguments.digests)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=200, help="how many")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--shrink", type=int, metavar="SEED", help="cut a seed that fails down, and tell what happens")
+    parser.add_argument("--seeds", type=int, default=200, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--shrink", type=int, metavar="SEED", help="shrink a failing seed, and print what happens")
     parser.add_argument("--digests", metavar="FILE", help="write the digest of each seed, to compare two versions")
-    parser.add_argument("--story", type=int, metavar="SEED", help="tell what happens in a seed, message by message")
+    parser.add_argument("--story", type=int, metavar="SEED", help="print what happens in a seed, message by message")
     return parser.parse_args()
 
 
 def _simulate_all(seeds: range, digests: str | None) -> int:
-    # Each seed has a world of its own; a process that has seen many is replaced, as worlds are large.
+    # Simulated systems are large, so a process is replaced after 50 seeds.
     with multiprocessing.Pool(os.cpu_count(), maxtasksperchild=50) as pool:
-        outcomes = list(map(_told, pool.imap_unordered(_simulate, seeds)))
+        outcomes = list(map(_print_failure, pool.imap_unordered(_simulate, seeds)))
     failed = sum(bool(outcome.violations) for outcome in outcomes)
     print(
         f"{len(outcomes)} seeds from {seeds.start}: {sum(o.runs for o in outcomes):,} runs, "
@@ -60,16 +60,16 @@ def _simulate(seed: int) -> Outcome:
     return simulate(draw_plan(seed))
 
 
-def _told(outcome: Outcome) -> Outcome:
-    """Say at once what went wrong, and how to see it again."""
+def _print_failure(outcome: Outcome) -> Outcome:
+    """Print violations at once, with the command that reproduces them."""
     if outcome.violations:
         print(f"seed {outcome.seed} failed:", *outcome.violations[:5], sep="\n  ", flush=True)
-        print(f"  again, and short: deploy/local simulate --shrink {outcome.seed}", flush=True)
+        print(f"  to reproduce and shrink it: deploy/local simulate --shrink {outcome.seed}", flush=True)
     return outcome
 
 
-def _tell(seed: int) -> int:
-    outcome = simulate(draw_plan(seed), tell=True)
+def _print_story(seed: int) -> int:
+    outcome = simulate(draw_plan(seed), verbose=True)
     print(*outcome.story, sep="\n")
     return 1 if outcome.violations else 0
 
@@ -80,8 +80,8 @@ def _shrink(seed: int) -> int:
         print(f"seed {seed} does not fail")
         return 0
     small, outcome = shrink(plan)
-    print("This is left:", *in_words(small), sep="\n  ")
-    print("And so it goes:", *trace(small), sep="\n  ")
+    print("Smallest failing plan:", *in_words(small), sep="\n  ")
+    print("What happens:", *trace(small), sep="\n  ")
     print("Violated:", *outcome.violations[:5], sep="\n  ")
     return 1
 

@@ -1,4 +1,4 @@
-"""One simulation: build the world of a plan, let it work and fail, heal it, wait for the end, and check."""
+"""One simulation: build the system of a plan, run it with faults, heal it, wait for the end of all runs, and check."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from sublet._errors import TransportUnavailable
 from sublet_scheduler.scheduler import _scheduler_metrics
 
 WARM_UP_S = 3.0
-"""Workers introduce themselves before anybody asks for runs."""
+"""Workers register before the client requests runs."""
 
 FLUSH_INTERVAL_S = 3.0
-"""After the healing every possible event is published this often, so that whoever waits for one gets it."""
+"""After the faults have been healed, every possible event is published this often, so that no wait stays open."""
 
 PATIENCE_S = 600.0
-"""All runs must have ended this long after the healing."""
+"""All runs must end within this time after the faults have been healed."""
 
 SETTLE_S = 200.0
-"""At most as long after that tickets have come back, what was cancelled is gone, and workers are idle."""
+"""Then tickets must be back in their queues, cancelled code must have stopped, and workers must be idle within this."""
 
-SETTLE_LOOK_S = 3.0
-"""How often it is looked whether this is so."""
+SETTLE_POLL_S = 3.0
+"""How often this is checked."""
 
 
 @dataclass
 class Outcome:
-    """``violations``: empty if all went well. ``digest`` is the same for the same plan, always."""
+    """``violations``: empty if all checks passed. ``digest`` is always the same for the same plan."""
 
     seed: int
     violations: list[str]
@@ -61,18 +61,18 @@ class Outcome:
     digest: int = 0
 
 
-def simulate(plan: Plan, *, tell: bool = False, make: Make | None = None) -> Outcome:
-    """``tell``: also collect what the system itself logs into the story. ``make``: another kind of simulation."""
+def simulate(plan: Plan, *, verbose: bool = False, make: Make | None = None) -> Outcome:
+    """``verbose``: collect messages and log lines in the story. ``make``: builds another kind of simulation."""
     gc.disable()
     _keep_what_is_imported()
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     warnings.simplefilter("ignore", RuntimeWarning)
     try:
-        with _numbered_tasks(), tiny_limits() if plan.narrow else contextlib.nullcontext():
-            return _simulate(plan, tell, make or Simulation)
+        with _numbered_tasks(), tiny_limits() if plan.has_tiny_limits else contextlib.nullcontext():
+            return _simulate(plan, verbose, make or Simulation)
     finally:
-        _scheduler_metrics.cache_clear()  # it would keep every world
-        # Coroutines that were never finished are closed here, where what they still try harms nobody.
+        _scheduler_metrics.cache_clear()  # it would keep every system in memory
+        # Unfinished coroutines are closed here, where their clean-up code cannot disturb the next simulation.
         gc.collect()
         sys.unraisablehook = hook
         gc.enable()
@@ -80,8 +80,8 @@ def simulate(plan: Plan, *, tell: bool = False, make: Make | None = None) -> Out
 
 @contextlib.contextmanager
 def _numbered_tasks() -> Iterator[None]:
-    """asyncio keeps tasks in sets, and cancels those of a group in the order in which a set gives them: by address, if
-    nothing else is said. Then the same plan would not always go the same way."""
+    """asyncio keeps tasks in sets and cancels a group in the order of its set. By default this depends on addresses in
+    memory, so the same plan could run differently. Hashes that count up make the order the same every time."""
     numbers = itertools.count()
 
     def number(task: Any) -> int:
@@ -95,21 +95,21 @@ def _numbered_tasks() -> Iterator[None]:
 
 @functools.cache
 def _keep_what_is_imported() -> None:
-    """Out of the collector's sight: it need not go through all modules after each simulation."""
+    """Exclude imported modules from garbage collection, so that it need not scan them after each simulation."""
     gc.collect()
     gc.freeze()
 
 
-def _simulate(plan: Plan, tell: bool, make: Make) -> Outcome:
+def _simulate(plan: Plan, verbose: bool, make: Make) -> Outcome:
     loop = ProcessLoop()
-    simulation = make(loop, plan, tell)
+    simulation = make(loop, plan, verbose)
     try:
-        with _logs(simulation, loop, tell):
+        with _logs(simulation, loop, verbose):
             loop.set_exception_handler(simulation.failed_callback)
             try:
                 loop.run_until_complete(simulation.run())
             except Endless:
-                simulation.world.complain("everybody goes round in circles")
+                simulation.system.report_violation("too many steps: some code loops without waiting")
         return simulation.outcome()
     finally:
         loop.abandon()
@@ -117,21 +117,21 @@ def _simulate(plan: Plan, tell: bool, make: Make) -> Outcome:
 
 
 class Simulation:
-    def __init__(self, loop: ProcessLoop, plan: Plan, tell: bool) -> None:
+    def __init__(self, loop: ProcessLoop, plan: Plan, verbose: bool) -> None:
         self._loop = loop
         self._plan = plan
-        self._tell = tell
+        self._verbose = verbose
         self._tasks: list[asyncio.Task[None]] = []
-        self.world: SimulatedSystem
+        self.system: SimulatedSystem
         self.driver: Driver
 
     async def run(self) -> None:
-        world = self.world = SimulatedSystem(self._plan, telling=self._tell)
-        self.driver = Driver(world, Random(self._plan.seed * 7 + 4))
-        await world.begin()
+        system = self.system = SimulatedSystem(self._plan, verbose=self._verbose)
+        self.driver = Driver(system, Random(self._plan.seed * 7 + 4))
+        await system.begin()
         await asyncio.sleep(WARM_UP_S)
         faults = self._loop.create_task(self.driver.run(self._plan.faults))
-        client = world.roles["client-0"]
+        client = system.roles["client-0"]
         for run in self._plan.runs:
             self._begin(client, self._request(run))
         for event in self._plan.events:
@@ -141,26 +141,26 @@ class Simulation:
         await self._heal(faults)
         if await self._until_all_ended():
             await asyncio.sleep(self._plan.lingers_s)
-            await self._until_all_is_quiet()
-            final_state.check(world)
+            await self._until_nothing_leaks()
+            final_state.check(system)
 
     def failed_callback(self, _: Any, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if "never retrieved" not in context["message"] or not isinstance(error, Exception):
-            self.world.complain(f"{context['message']}: {error!r}")
+            self.system.report_violation(f"{context['message']}: {error!r}")
 
     def outcome(self) -> Outcome:
-        world = self.world
+        system = self.system
         return Outcome(
             seed=self._plan.seed,
-            violations=list(world.violations),
-            runs=len(world.database.runs),
+            violations=list(system.violations),
+            runs=len(system.database.runs),
             faults=self.driver.injected,
             virtual_s=self._loop.time(),
             steps=self._loop.steps,
-            anomalies=world.anomalies,
-            story=world.story,
-            digest=digest_of(world),
+            anomalies=system.anomalies,
+            story=system.story,
+            digest=digest_of(system),
         )
 
     # --- the client ---------------------------------------------------------------------------------------------
@@ -175,73 +175,73 @@ class Simulation:
         ref = None
         while ref is None:
             with contextlib.suppress(TransportUnavailable):
-                ref = await self.world.workflows[run.workflow].aio_run({"steps": run.steps}, wait_for_result=False)
+                ref = await self.system.workflows[run.workflow].aio_run({"steps": run.steps}, wait_for_result=False)
         run_id = ref.workflow_run_id
-        self.world.note(f"run {run_id} of {run.workflow}: {run.steps}")
+        self.system.note(f"run {run_id} of {run.workflow}: {run.steps}")
         changes = [("cancel", at_s) for at_s in run.cancels_at_s] + [("replay", at_s) for at_s in run.replays_at_s]
         for what, at_s in changes:
-            self._begin(self.world.roles["client-0"], self._change(run_id, what, at_s - run.at_s))
-        while run_id not in self.world.history.results:
+            self._begin(self.system.roles["client-0"], self._change(run_id, what, at_s - run.at_s))
+        while run_id not in self.system.history.results:
             with contextlib.suppress(TransportUnavailable):
-                (result,) = await self.world.client._connection.results([run_id])
+                (result,) = await self.system.client._connection.results([run_id])
                 outputs = {name: msgspec.json.decode(raw) for name, raw in result.outputs.items()}
-                self.world.history.ended(run_id, str(result.status), outputs)
+                self.system.history.ended(run_id, str(result.status), outputs)
 
     async def _change(self, run_id: str, what: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        self.world.note(f"the client asks to {what} {run_id}")
+        self.system.note(f"the client requests to {what} {run_id}")
         with contextlib.suppress(TransportUnavailable, ValueError):
-            await getattr(self.world.client.runs, f"aio_{what}")(run_id)
+            await getattr(self.system.client.runs, f"aio_{what}")(run_id)
 
     async def _publish(self, event: EventPlan) -> None:
         await asyncio.sleep(event.at_s)
         with contextlib.suppress(TransportUnavailable):
-            await self.world.client.event.aio_push(event.key, event.payload, scope=event.scope)
+            await self.system.client.event.aio_push(event.key, event.payload, scope=event.scope)
 
     # --- the end ------------------------------------------------------------------------------------------------
 
     async def _heal(self, faults: asyncio.Task[None]) -> None:
-        """No more faults, and everybody is there."""
-        world = self.world
-        for role in world.roles.values():
+        """End all faults, and start every process that is missing."""
+        system = self.system
+        for role in system.roles.values():
             role.process.steps_left = None
         await asyncio.wait([faults], timeout=60)
         if not faults.done():
             faults.cancel()
         elif faults.exception() is not None:
             raise RuntimeError(f"the driver failed: {faults.exception()!r}") from faults.exception()
-        world.database.conditions.clear()
-        if not world.cluster.running:
-            world.cluster.start()
-        for role in list(world.roles.values()):
+        system.database.conditions.clear()
+        if not system.cluster.running:
+            system.cluster.start()
+        for role in list(system.roles.values()):
             self._loop.thaw(role.process)
         for name in self._plan.roles:
-            await world.start(name)
-        world.note("all is healed")
+            await system.start(name)
+        system.note("all faults are healed")
 
     async def _until_all_ended(self) -> bool:
-        """False: some have not."""
-        world = self.world
+        """Wait until all runs have ended and all calls of the client have returned; False if some have not."""
+        system = self.system
         until_s = self._loop.time() + PATIENCE_S
-        while self._loop.time() < until_s and not world.violations:
-            if all(run.terminal for run in world.database.runs.values()) and all(task.done() for task in self._tasks):
+        while self._loop.time() < until_s and not system.violations:
+            if all(run.terminal for run in system.database.runs.values()) and all(task.done() for task in self._tasks):
                 return True
             await self._flush()
             await asyncio.sleep(FLUSH_INTERVAL_S)
-        if not world.violations:
-            for run in world.database.runs.values():
+        if not system.violations:
+            for run in system.database.runs.values():
                 if not run.terminal:
                     states = [(task.name, task.status) for task in run.tasks]
-                    world.complain(f"run {run.id} of {run.workflow} does not end: {states}")
+                    system.report_violation(f"run {run.id} of {run.workflow} does not end: {states}")
             waiting = sum(not task.done() for task in self._tasks)
-            world.complain(f"{waiting} calls of the client do not return")
+            system.report_violation(f"{waiting} client calls do not return")
         return False
 
-    async def _until_all_is_quiet(self) -> None:
+    async def _until_nothing_leaks(self) -> None:
         until_s = self._loop.time() + SETTLE_S
         while self._loop.time() < until_s:
-            await asyncio.sleep(SETTLE_LOOK_S)
-            if not any(final_state.what_is_left(self.world)):
+            await asyncio.sleep(SETTLE_POLL_S)
+            if not any(final_state.leaks(self.system)):
                 return
 
     async def _flush(self) -> None:
@@ -259,19 +259,19 @@ class _StoryHandler(logging.Handler):
         self._simulation, self._loop = simulation, loop
 
     def emit(self, record: logging.LogRecord) -> None:
-        who = self._loop.process.name if self._loop.process is not None else "outside"
-        self._simulation.world.note(f"[{who}] {record.getMessage()}")
+        name = self._loop.process.name if self._loop.process is not None else "outside"
+        self._simulation.system.note(f"[{name}] {record.getMessage()}")
         if record.exc_info and record.exc_info[1] is not None:
-            self._simulation.world.note(self.format(record))
+            self._simulation.system.note(self.format(record))
 
 
 @contextlib.contextmanager
-def _logs(simulation: Simulation, loop: ProcessLoop, tell: bool) -> Iterator[None]:
-    """What the system logs goes into the story, or nowhere."""
+def _logs(simulation: Simulation, loop: ProcessLoop, verbose: bool) -> Iterator[None]:
+    """Add the system's log lines to the story if ``verbose``; otherwise drop them."""
     root = logging.getLogger()
     handlers, root.handlers[:] = root.handlers[:], []
     level = root.level
-    if tell:
+    if verbose:
         root.addHandler(_StoryHandler(simulation, loop))
         root.setLevel(logging.INFO)
     else:

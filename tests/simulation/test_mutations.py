@@ -1,4 +1,4 @@
-"""The checkers bite: each deliberate mistake is noticed within the number of seeds that stands beside it."""
+"""The checkers notice each deliberate mistake within the number of seeds that `MUTATIONS` names."""
 
 from __future__ import annotations
 

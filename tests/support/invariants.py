@@ -11,7 +11,6 @@ from sublet_engine.run import dag, durable_log
 from sublet_engine.run.state import OpenWait, Run, TaskRun
 from sublet_engine.shard.shard import Shard
 from sublet_protocol import limits
-from sublet_protocol.messages import TERMINAL_RUN
 from sublet_protocol.specs import TaskSpec, WorkflowSpec
 
 
@@ -65,7 +64,9 @@ def check_commit(before: Run | None, after: Run, workflow: WorkflowSpec | None) 
 def _check_end(run: Run) -> None:
     over = run.error is not None or all(task.terminal for task in run.tasks)
     assert run.terminal == over, f"run {run.id} is {run.status}, its tasks: {[task.status for task in run.tasks]}"
-    assert run.terminal == (run.status in TERMINAL_RUN), f"run {run.id} is {run.status} with an end {run.finished_at}"
+    assert run.terminal == (run.status in ("COMPLETED", "FAILED", "CANCELLED")), (
+        f"run {run.id} is {run.status} with an end {run.finished_at}"
+    )
     if run.status == "COMPLETED":
         bad = [task.name for task in run.tasks if task.status not in ("COMPLETED", "SKIPPED")]
         assert not bad, f"run {run.id} has completed, but not {bad}"
@@ -171,11 +172,13 @@ def check_shard(shard: Shard) -> None:
 
 def _check_queues(shard: Shard, ready: list[tuple[Run, TaskRun]]) -> None:
     found = {run.task_run_id(task) for run, task in ready}
-    places = shard.state.ready.pools_by_task_run()
-    assert set(places) == found, f"ready are {sorted(found)}, but a place have {sorted(places)}"
-    queued = [task_run for queue in shard.state.ready for task_run in queue.task_runs()]
-    enqueued = sorted(task_run for task_run, pool in places.items() if pool is not None)
-    assert sorted(queued) == enqueued, f"queued are {sorted(queued)}, but placed {enqueued}"
+    ready_queues = shard.state.ready
+    queued = [task_run for queue in ready_queues for task_run in queue.task_runs()]
+    routed = sorted(task_run for task_run in found if ready_queues.pool_of(task_run) is not None)
+    assert sorted(queued) == routed, f"the queues hold {sorted(queued)}, but the ready tasks with a pool are {routed}"
+    unroutable = found - set(queued)
+    misplaced = set(ready_queues.misplaced(shard.state.now))
+    assert unroutable <= misplaced <= found, f"ready are {sorted(found)}, but misplaced are {sorted(misplaced)}"
     for queue in shard.state.ready:
         best = queue.best()
         assert (best is not None) == (len(queue) > 0), f"the best of {queue.task_runs()} is {best}"

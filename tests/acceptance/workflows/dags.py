@@ -123,24 +123,24 @@ durable_dag = client.workflow(name="durable_dag", input_validator=Number)
 
 
 @durable_dag.task()
-async def embark(input: Number, ctx: Context) -> Number:
+async def begin(input: Number, ctx: Context) -> Number:
     journal.write("started", n=input.n)
     return input
 
 
-@durable_dag.durable_task(parents=[embark])
-async def start_runs(input: Number, ctx: DurableContext) -> Number:
+@durable_dag.durable_task(parents=[begin])
+async def sleep_and_double(input: Number, ctx: DurableContext) -> Number:
     await ctx.aio_sleep_for(A_MOMENT)
     doubled = await double.aio_run(input)
     await ctx.aio_sleep_for(A_MOMENT)
-    journal.write("sailed", n=input.n)
+    journal.write("slept", n=input.n)
     return doubled
 
 
-@durable_dag.task(parents=[start_runs])
-async def land(input: Number, ctx: Context) -> Number:
-    journal.write("landed", n=input.n)
-    return ctx.task_output(start_runs)
+@durable_dag.task(parents=[sleep_and_double])
+async def finish(input: Number, ctx: Context) -> Number:
+    journal.write("finished", n=input.n)
+    return ctx.task_output(sleep_and_double)
 
 
 retrace = client.workflow(name="retrace")

@@ -1,7 +1,7 @@
 """A digest of what a simulation did, free of names and texts.
 
-Two versions of the code that behave alike give the same digest for the same seed, whatever their classes, messages and
-log lines are called: only ids, statuses, outputs, virtual times and counts of messages take part.
+Two versions of the code with the same behaviour give the same digest for the same seed, even if classes, messages or
+log lines have other names: only ids, statuses, outputs, virtual times and message counts are part of it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from simulation.system.simulated_system import SimulatedSystem
 
 
-def digest_of(world: SimulatedSystem) -> int:
-    """The same for the same plan, always."""
-    database, observers = world.database, world.observers
+def digest_of(system: SimulatedSystem) -> int:
+    """Always the same for the same plan."""
+    database, observers = system.database, system.observers
     projection = [
         [_run(run) for run in sorted(database.runs.values(), key=lambda run: run.id)],
         sorted((entry.id, entry.at, entry.order, entry.result) for entry in database.log.values()),
         sorted((event.id, event.seq) for event in database.events.values()),
-        sorted(world.history.results.items()),
+        sorted(system.history.results.items()),
         [observers.sent_count, observers.received_count, observers.acked_count],
-        [world.loop.time(), world.loop.steps, len(world.violations)],
+        [system.loop.time(), system.loop.steps, len(system.violations)],
     ]
     return zlib.crc32(msgspec.json.encode(projection, order="deterministic"))
 

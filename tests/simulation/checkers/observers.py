@@ -1,4 +1,4 @@
-"""Checks that look on while the system runs: at what passes the broker, at what is committed, at who works."""
+"""Checks while the system runs: messages at the broker, commits, and the slots that bodies take."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ POOL_QUEUE = "sublet.pool."
 
 
 class Observers:
-    """``waits``: every wait that was ever stored open, by task run and node. ``replayed``: runs whose replay somebody
-    asked for. ``published``: the ids of all events."""
+    """``waits``: every wait that was ever stored as open, by task run and operation id. ``replayed``: runs for which a
+    replay was requested. ``published``: the ids of all events."""
 
-    def __init__(self, world: SimulatedSystem) -> None:
-        self._world = world
+    def __init__(self, system: SimulatedSystem) -> None:
+        self._system = system
         self.waits: dict[tuple[str, str], OpenWait] = {}
         self.replayed: set[str] = set()
         self.published: set[str] = set()
@@ -60,14 +60,14 @@ class Observers:
         self._withdrawn: set[str] = set()
         self._slots: dict[Process, WorkerPlan] = {}
         self._granted_to: dict[str, str] = {}
-        self._slot_watch = SlotWatch(world.complain)
+        self._slot_watch = SlotWatch(system.report_violation)
 
     # --- messages -----------------------------------------------------------------------------------------------
 
     def sent(self, sender: Process, message: Message) -> None:
         self.sent_count += 1
-        if self._world.telling:
-            self._world.note(f"{sender.name} sends {_summary(message)}")
+        if self._system.verbose:
+            self._system.note(f"{sender.name} sends {_summary(message)}")
         if message.exchange == REQUESTS:
             self._sent_to_shard(sender, message)
         elif message.exchange == INBOXES and message.routing_key.startswith(WORKER_INBOX):
@@ -88,8 +88,8 @@ class Observers:
             return
         for record in decode_for_shard(message.body):
             if isinstance(record, Recorded | Evicted):
-                memos = (bytes(each.result) for each in record.operations if each.kind == "memo")
-                self._world.history.memos_sent.update(int(value) for value in memos if value.isdigit())
+                memos = (bytes(operation.result) for operation in record.operations if operation.kind == "memo")
+                self._system.history.memos_sent.update(int(value) for value in memos if value.isdigit())
             match record:
                 case Finished() | Failed() | Evicted() | SlotReleased() | GrantDeclined():
                     self._slot_watch.reported(record)
@@ -97,10 +97,10 @@ class Observers:
                     self._slot_watch.claimed(sender, record.ticket, record.redelivered)
                 case TimerFired():
                     due = self._due.get(ids.wait_id(record.task_run_id, record.operation_id, record.key))
-                    if due is None or sender.clock.now() < due - self._world.plan.jumps_s:
-                        self._world.complain(f"{sender.name} fired {record} although it is due at {due}")
+                    if due is None or sender.clock.now() < due - self._system.plan.jumps_s:
+                        self._system.report_violation(f"{sender.name} fired {record} although it is due at {due}")
                 case ChildFinished():
-                    self._told(record.child_run_id, record.status)
+                    self._check_announced_end(record.child_run_id, record.status)
                 case ReplayRun():
                     self.replayed.add(record.run_id)
                 case _:
@@ -111,25 +111,25 @@ class Observers:
             if isinstance(record, Grant):
                 first = self._granted_to.setdefault(record.lease, message.routing_key)
                 if first != message.routing_key:
-                    self._world.complain(f"{record.lease} was granted to {first} and to {message.routing_key}")
+                    self._system.report_violation(f"{record.lease} was granted to {first} and to {message.routing_key}")
 
     def _sent_to_client(self, message: Message) -> None:
         for record in decode_for_client(message.body):
             if isinstance(record, RunResult) and record.status is not None:
-                self._told(record.run_id, record.status)
+                self._check_announced_end(record.run_id, record.status)
 
-    def _told(self, run_id: str, status: str) -> None:
-        """Somebody is told how a run ended: that must be in the database before."""
-        run = self._world.database.runs.get(run_id)
+    def _check_announced_end(self, run_id: str, status: str) -> None:
+        """A message says how a run ended: the same must be in the database already."""
+        run = self._system.database.runs.get(run_id)
         stored = run.status if run is not None else "unknown"
         if stored != status and run_id not in self.replayed:
-            self._world.complain(f"it is told that run {run_id} is {status}, but stored is {stored}")
+            self._system.report_violation(f"a message says that run {run_id} is {status}, but {stored} is stored")
 
     def received(self, receiver: Process, subscription: Subscription, tag: int, message: Message) -> None:
         self.received_count += 1
-        if self._world.telling:
+        if self._system.verbose:
             again = " again" if message.redelivered else ""
-            self._world.note(f"{receiver.name} receives{again} {_summary(message)}")
+            self._system.note(f"{receiver.name} receives{again} {_summary(message)}")
         if message.routing_key.startswith(POOL_QUEUE):
             delivery = Delivery(subscription, tag, message.redelivered)
             self._slot_watch.delivered(receiver, decode_ticket(message.body).id, delivery)
@@ -144,31 +144,33 @@ class Observers:
 
     def acked(self, sender: Process, ticket: Any) -> None:
         self.acked_count += 1
-        if self._world.telling:
-            self._world.note(f"{sender.name} acknowledges ticket {decode_ticket(ticket.body).id}")
+        if self._system.verbose:
+            self._system.note(f"{sender.name} acknowledges ticket {decode_ticket(ticket.body).id}")
         self._slot_watch.acknowledged(sender, Delivery(ticket.channel, ticket.tag, ticket.redelivered))
 
     # --- commits ------------------------------------------------------------------------------------------------
 
     def committed(self, before: Run | None, after: Run) -> None:
-        record = self._world.database.workflows.get((after.workflow, after.version))
+        record = self._system.database.workflows.get((after.workflow, after.version))
         try:
             invariants.check_commit(before, after, record.spec if record is not None else None)
         except AssertionError as error:
-            self._world.complain(f"commit: {error}")
+            self._system.report_violation(f"commit: {error}")
         if before is not None and before.terminal and after.id not in self.replayed:
-            self._check_the_end_stays(before, after)
-        self._check_what_is_withdrawn(before.outbox if before is not None else (), after.outbox)
+            self._check_end_is_final(before, after)
+        self._check_withdrawn_requests(before.outbox if before is not None else (), after.outbox)
         for task in after.tasks:
             for wait in task.open_waits:
                 self.waits.setdefault((after.task_run_id(task), wait.operation_id), wait)
 
-    def _check_the_end_stays(self, before: Run, after: Run) -> None:
+    def _check_end_is_final(self, before: Run, after: Run) -> None:
         if (before.status, before.tasks, before.finished_at) != (after.status, after.tasks, after.finished_at):
-            self._world.complain(f"run {before.id} had ended as {before.status}, and changed to {after.status}")
+            self._system.report_violation(
+                f"run {before.id} had ended as {before.status}, and changed to {after.status}"
+            )
 
-    def _check_what_is_withdrawn(self, before: Sequence[OutboxItem], after: Sequence[OutboxItem]) -> None:
-        """It is never asked for again: a message that came late could withdraw it once more."""
+    def _check_withdrawn_requests(self, before: Sequence[OutboxItem], after: Sequence[OutboxItem]) -> None:
+        """A withdrawn timer or subscription is never requested again: a late message could withdraw it once more."""
         for item in after:
             if item in before or item.to not in ("timers", "ingest"):
                 continue
@@ -176,31 +178,31 @@ class Observers:
             if record["t"] in ("unsubscribe", "cancel_timer"):
                 self._withdrawn.add(record["id"])
             elif record["id"] in self._withdrawn:
-                self._world.complain(f"{record['id']} is asked for again although it had been withdrawn")
+                self._system.report_violation(f"{record['id']} is requested again although it was withdrawn")
 
-    # --- who works ----------------------------------------------------------------------------------------------
+    # --- slots --------------------------------------------------------------------------------------------------
 
     def joined(self, process: Process, plan: WorkerPlan) -> None:
         self._slots[process] = plan
 
-    def began(self, process: Process, durable: bool) -> None:
+    def started(self, process: Process, durable: bool) -> None:
         plan = self._slots[process]
         slots = plan.durable_slots if durable else plan.slots
-        busy = self._world.history.busy(process, durable)
+        busy = self._system.history.busy(process, durable)
         if busy > slots:
             kind = "durable" if durable else "ordinary"
-            self._world.complain(f"{process.name} runs {busy} {kind} tasks in {slots} slots")
+            self._system.report_violation(f"{process.name} runs {busy} {kind} tasks in {slots} slots")
 
 
 def _summary(message: Message) -> str:
-    """For people who read a story."""
-    place = message.routing_key or message.exchange
+    """One line about a message, for the story."""
+    address = message.routing_key or message.exchange
     try:
         body = json.loads(message.body)
     except ValueError:
-        return f"{message.body[:40]!r} to {place}"
+        return f"{message.body[:40]!r} to {address}"
     records = body if isinstance(body, list) else [body]
-    return f"to {place}: " + ", ".join(_summary_of_record(record) for record in records)
+    return f"to {address}: " + ", ".join(_summary_of_record(record) for record in records)
 
 
 def _summary_of_record(record: dict[str, Any]) -> str:

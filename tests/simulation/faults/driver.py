@@ -1,26 +1,26 @@
-"""What goes wrong, and when: drawn from the seed, carried out on the world.
+"""Faults: drawn from the seed, injected into the simulated system.
 
 ============== ===================================================================================================
-kind           what happens (``for_s``: how long; ``steps``: after that many more steps of the process)
+kind           what happens (``for_s``: duration; ``steps``: after that many more steps of the process)
 ============== ===================================================================================================
-crash          the process dies, and another takes its seat after ``for_s``; what it had written to its sockets
+crash          the process dies, and another takes its role after ``for_s``; data that it had written to its sockets
                arrives with ``probability``
-stop           it is asked to leave in good order, and another takes its seat after ``for_s``
-freeze         it takes no step; its connection breaks in the middle
-cut            its connection breaks, and comes back after ``for_s``
+stop           it shuts down gracefully, and another takes its role after ``for_s``
+freeze         it takes no step; its connection may break halfway
+cut            its connection breaks, and is restored after ``for_s``
 broker         the broker is down: transient messages are lost
 unconfirmed    with ``probability`` the connection breaks after a publish took place, before its confirm
 doubled        with ``probability`` a message arrives twice, up to ``for_s`` apart
-delayed        messages take up to ``for_s`` longer, each pipe for itself
+delayed        messages take up to ``for_s`` longer, independently in each pipe
 refusing       with ``probability`` a database operation fails before it took effect
 forgetting     with ``probability`` it fails after it took effect
 half           with ``probability`` a bulk write fails after a part of it took effect
 slow           database operations take up to ``probability`` seconds longer
-timeout        the broker closes the channel of whoever has held a delivery for longer than ``for_s``
-stepdown       the database changes its primary: what is under way takes effect and fails, then nothing is taken
-rolling        all processes of the seat's role leave and come again, one after the other; workers in a new version
+timeout        the broker closes each channel that has held a delivery for longer than ``for_s``
+stepdown       the database changes its primary: current operations take effect but fail, then all are refused
+rolling        all processes of the kind restart, one after the other; workers register a new version
 clock          the clock of a process is set, forwards or back (`Fault.jump_s`)
-garbage        messages that nobody can read
+garbage        messages that cannot be decoded
 ============== ===================================================================================================
 """
 
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from simulation.system.simulated_system import ProcessRole, SimulatedSystem
 
 LAST_FAULT_S = 40.0
-"""No fault begins later."""
+"""No fault begins after this time."""
 
 HEALED_AT_S = 55.0
-"""All is well again from here on."""
+"""All faults have ended by this time."""
 
 WEIGHTS = {
     "crash": 10,
@@ -72,7 +72,7 @@ GARBAGE = b"[{]"
 
 
 def draw_faults(random: Random, plan: Plan, kinds: Sequence[str] = ()) -> Plan:
-    """Add clock skew and faults. One seed in eight goes without any. ``kinds``: many faults, of these kinds alone."""
+    """Add clock skew and faults. One seed in eight has none. ``kinds``: many faults, only of these kinds."""
     if kinds:
         faults = [_draw(random, random.choice(kinds), plan) for _ in range(MANY)]
         return dataclasses.replace(plan, faults=tuple(sorted(faults, key=lambda fault: fault.at_s)))
@@ -111,66 +111,66 @@ STEPPED = ("crash", "stop", "freeze", "cut")
 
 
 class Driver:
-    """Carries faults out. ``injected`` counts those that found their victim."""
+    """Injects faults. ``injected`` counts the faults whose target process existed."""
 
-    def __init__(self, world: SimulatedSystem, random: Random) -> None:
-        self._world = world
+    def __init__(self, system: SimulatedSystem, random: Random) -> None:
+        self._system = system
         self._random = random
         self.injected = 0
 
     async def run(self, faults: tuple[Fault, ...]) -> None:
-        """Returns when all of them are over."""
+        """Return when all faults have ended."""
         await asyncio.gather(*(self._one(fault) for fault in faults))
 
     async def _one(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_s)
         if fault.kind in STEPPED:
-            role = self._world.roles.get(fault.role)
+            role = self._system.roles.get(fault.role)
             if role is not None and await self._hit(fault, role):
                 self.injected += 1
                 await getattr(self, f"_after_{fault.kind}")(fault, role)
         else:
             self.injected += 1
-            self._world.note(str(fault))
+            self._system.note(str(fault))
             await getattr(self, f"_{fault.kind}")(fault)
 
     # --- processes ----------------------------------------------------------------------------------------------
 
     async def _hit(self, fault: Fault, role: ProcessRole) -> bool:
-        """At once, or at a later step of the process. False: it has ended before."""
+        """Inject the fault at once, or at a later step of the process. False: the process has ended before."""
 
         def hit() -> None:
-            self._world.note(str(fault))
+            self._system.note(str(fault))
             getattr(self, f"_hit_{fault.kind}")(fault, role)
 
         if not fault.steps:
             hit()
             return True
-        return await self._world.after_steps(role, fault.steps, hit)
+        return await self._system.after_steps(role, fault.steps, hit)
 
     def _hit_crash(self, fault: Fault, role: ProcessRole) -> None:
-        self._world.kill(role, flush=self._random.random() < fault.probability)
+        self._system.kill(role, flush=self._random.random() < fault.probability)
 
     async def _after_crash(self, fault: Fault, role: ProcessRole) -> None:
         await asyncio.sleep(fault.for_s)
-        await self._world.start(fault.role)
+        await self._system.start(fault.role)
 
     def _hit_stop(self, fault: Fault, role: ProcessRole) -> None:
-        """It is asked to."""
+        """`_after_stop` stops it."""
 
     async def _after_stop(self, fault: Fault, role: ProcessRole) -> None:
-        if await self._world.stop(fault.role):
+        if await self._system.stop(fault.role):
             await asyncio.sleep(fault.for_s)
-            await self._world.start(fault.role)
+            await self._system.start(fault.role)
 
     async def _rolling(self, fault: Fault) -> None:
         role = fault.role.partition("-")[0]
         if role == "worker":
-            self._world.version += 1
-        for name in self._world.plan.roles:
-            if name.startswith(role) and await self._world.stop(name):
+            self._system.version += 1
+        for name in self._system.plan.roles:
+            if name.startswith(role) and await self._system.stop(name):
                 await asyncio.sleep(fault.for_s / 10)
-                await self._world.start(name)
+                await self._system.start(name)
 
     def _hit_freeze(self, fault: Fault, role: ProcessRole) -> None:
         role.process.frozen = True
@@ -180,7 +180,7 @@ class Driver:
         if fault.probability > 0.3 and not role.process.gone:
             role.cut(fault.for_s / 2 + 0.01)
         await asyncio.sleep(fault.for_s / 2)
-        self._world.loop.thaw(role.process)
+        self._system.loop.thaw(role.process)
 
     def _hit_cut(self, fault: Fault, role: ProcessRole) -> None:
         role.cut(fault.for_s)
@@ -189,24 +189,24 @@ class Driver:
         """The connection restores itself."""
 
     async def _clock(self, fault: Fault) -> None:
-        role = self._world.roles.get(fault.role)
+        role = self._system.roles.get(fault.role)
         if role is not None:
             role.process.clock.skew_s += fault.jump_s
 
     # --- the broker ---------------------------------------------------------------------------------------------
 
     async def _broker(self, fault: Fault) -> None:
-        cluster = self._world.cluster
+        cluster = self._system.cluster
         if cluster.running:
             cluster.stop()
             await asyncio.sleep(fault.for_s)
             cluster.start()
 
     async def _timeout(self, fault: Fault) -> None:
-        self._world.cluster.time_out_deliveries(fault.for_s)
+        self._system.cluster.time_out_deliveries(fault.for_s)
 
     async def _unconfirmed(self, fault: Fault) -> None:
-        role = self._world.roles.get(fault.role)
+        role = self._system.roles.get(fault.role)
         if role is None:
             return
         for link in role.links:
@@ -216,22 +216,22 @@ class Driver:
             link.loses_confirms = 0.0
 
     async def _doubled(self, fault: Fault) -> None:
-        conditions = self._world.cluster.conditions
+        conditions = self._system.cluster.conditions
         conditions.doubling, conditions.doubled_after_s = fault.probability, fault.for_s
         await asyncio.sleep(fault.for_s)
         conditions.doubling = 0.0
 
     async def _delayed(self, fault: Fault) -> None:
-        conditions = self._world.cluster.conditions
+        conditions = self._system.cluster.conditions
         conditions.delay_s = fault.for_s * fault.probability
         await asyncio.sleep(fault.for_s)
         conditions.delay_s = 0.0
 
     async def _garbage(self, fault: Fault) -> None:
-        places = [(REQUESTS, "bucket.00"), ("", TIMERS), ("", INGEST), (EVENTS, "paid")]
-        for exchange, key in places:
-            self._world.garbage += 1
-            await self._world.publish(Outgoing(exchange, key, GARBAGE))
+        addresses = [(REQUESTS, "bucket.00"), ("", TIMERS), ("", INGEST), (EVENTS, "paid")]
+        for exchange, key in addresses:
+            self._system.garbage += 1
+            await self._system.publish(Outgoing(exchange, key, GARBAGE))
 
     # --- the database -------------------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ class Driver:
         await self._store(fault, Condition(refuses=1.0))
 
     async def _store(self, fault: Fault, condition: Condition) -> None:
-        conditions = self._world.database.conditions
+        conditions = self._system.database.conditions
         conditions[fault.role] = condition
         await asyncio.sleep(fault.for_s)
         if conditions.get(fault.role) is condition:

@@ -1,6 +1,6 @@
-"""Deliberate mistakes in the engine, the shells and the worker: to see that the checkers notice each of them.
+"""Deliberate mistakes in the engine, the services and the worker, to prove that the checkers notice each of them.
 
-A mutation is a context manager. While it is entered, one promise is broken everywhere.
+A mutation is a context manager. While it is entered, one guarantee is broken everywhere.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ Mutation = Callable[[], AbstractContextManager[Any]]
 
 
 def acknowledge_before_the_confirm() -> AbstractContextManager[Any]:
-    """A worker does not wait until the broker has its reports."""
+    """A worker does not wait for the broker's confirms of its reports."""
     report = Runner.report
 
-    def report_and_go_on(self: Runner, *args: Any) -> asyncio.Future[None]:
+    def report_without_waiting(self: Runner, *args: Any) -> asyncio.Future[None]:
         report(self, *args)
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         confirmed.set_result(None)
         return confirmed
 
-    return patch.object(Runner, "report", report_and_go_on)
+    return patch.object(Runner, "report", report_without_waiting)
 
 
 def acknowledge_before_handling() -> AbstractContextManager[Any]:
-    """A service acknowledges what it has not handled yet."""
+    """A service acknowledges messages before it has handled them."""
     attempt = BatchLoop._attempt
 
     async def acknowledge_and_attempt(self: BatchLoop, batch: Any) -> None:
@@ -70,7 +70,7 @@ def drop_the_revision_check() -> AbstractContextManager[Any]:
 
 
 def publish_before_the_commit() -> AbstractContextManager[Any]:
-    """What a decision causes is let out before the decision is stored."""
+    """The publications of a decision are sent before the decision is stored."""
     carry_out = ShardService._carry_out
 
     async def publish_and_carry_out(self: ShardService, batch: Any) -> None:
@@ -94,7 +94,7 @@ def write_the_log_after_the_state() -> AbstractContextManager[Any]:
 
 
 def forget_the_outbox_at_a_takeover() -> AbstractContextManager[Any]:
-    """What the last owner of a shard had stored, and not published, is lost."""
+    """Messages that the last owner of a shard has stored, but not published, are lost."""
     load = Shard.load
 
     def load_without_outbox(self: Shard, runs: Any) -> None:
@@ -104,7 +104,7 @@ def forget_the_outbox_at_a_takeover() -> AbstractContextManager[Any]:
 
 
 def skip_the_look_back() -> AbstractContextManager[Any]:
-    """A wait sees only events that come after it was registered."""
+    """A wait sees only events that arrive after it was registered."""
 
     async def nothing(self: Ingest, waits: Any) -> list[Any]:
         return []
@@ -113,7 +113,7 @@ def skip_the_look_back() -> AbstractContextManager[Any]:
 
 
 def store_repeated_events_again() -> AbstractContextManager[Any]:
-    """An event that comes twice is another event."""
+    """An event that arrives twice is stored twice."""
     insert = MemoryEventStore.insert_events
 
     async def insert_all(self: MemoryEventStore, events: Any) -> set[str]:
@@ -128,7 +128,7 @@ def store_repeated_events_again() -> AbstractContextManager[Any]:
 
 
 def look_at_an_event_only_once() -> AbstractContextManager[Any]:
-    """One that comes again is stored already: nobody is woken by it, and no run started."""
+    """An event that arrives again is ignored, even if its waits and triggers were not handled the first time."""
     store_events = Ingest._store_events
 
     async def store_new_ones(self: Ingest, events: Any) -> Any:
@@ -139,7 +139,7 @@ def look_at_an_event_only_once() -> AbstractContextManager[Any]:
 
 
 def ignore_whose_lease_a_report_is_about() -> AbstractContextManager[Any]:
-    """A report counts for the task, whatever invocation made it."""
+    """A report is accepted for the task, even from an earlier invocation."""
 
     def holder(run: Any, lease: str) -> Any:
         return next((t for t in run.tasks if t.lease and run.task_run_id(t) == ids.task_run_of(lease)), None)
@@ -148,20 +148,20 @@ def ignore_whose_lease_a_report_is_about() -> AbstractContextManager[Any]:
 
 
 def lose_the_wake_up_at_the_checkpoint() -> AbstractContextManager[Any]:
-    """A wait that is over when the task leaves does not wake it."""
+    """A wait that has ended by the time of the eviction does not resume the task."""
     evict = transitions.evict
 
-    def suspend_for_good(*args: Any, **options: Any) -> Any:
+    def evict_without_resume(*args: Any, **options: Any) -> Any:
         with patch.object(durable_log, "can_resume", lambda task: False):
             return evict(*args, **options)
 
-    return patch.object(transitions, "evict", suspend_for_good)
+    return patch.object(transitions, "evict", evict_without_resume)
 
 
 def let_a_repeated_claim_take_the_lease() -> AbstractContextManager[Any]:
-    """Whoever claims a ticket that is granted already gets the same lease."""
+    """A second claim of a ticket gets the lease that was granted to the first."""
 
-    def give_to_claimer(self: ShardTickets, claim: Any) -> None:
+    def grant_to_claimer(self: ShardTickets, claim: Any) -> None:
         held = self._state.held_tickets.task_run_of(claim.ticket)
         if held is not None:
             run, task = self._state.find(held)
@@ -172,7 +172,7 @@ def let_a_repeated_claim_take_the_lease() -> AbstractContextManager[Any]:
             claimed(self, claim)
 
     claimed = ShardTickets.claimed
-    return patch.object(ShardTickets, "claimed", give_to_claimer)
+    return patch.object(ShardTickets, "claimed", grant_to_claimer)
 
 
 def fire_timers_early() -> AbstractContextManager[Any]:
@@ -186,11 +186,11 @@ def fire_timers_early() -> AbstractContextManager[Any]:
 
 
 def ask_again_under_the_same_id() -> AbstractContextManager[Any]:
-    """What a replay waits for has the ids of what was withdrawn before it."""
+    """Waits after a replay reuse the ids of the waits that were withdrawn before it."""
     wait_id = ids.wait_id
 
-    def without_replays(task_run: str, place: str, condition: str) -> str:
-        return wait_id(task_run, ids.operation_id_of(place), condition)
+    def without_replays(task_run: str, wait_key: str, condition: str) -> str:
+        return wait_id(task_run, ids.operation_id_of(wait_key), condition)
 
     return patch.object(ids, "wait_id", without_replays)
 
@@ -208,8 +208,8 @@ def keep_timers_in_memory_only() -> AbstractContextManager[Any]:
     return patch.object(TimerService, "process", process_in_memory)
 
 
-def claim_tickets_that_stand_for_running_tasks() -> AbstractContextManager[Any]:
-    """After a reconnect, tickets come again although their tasks run on; all of them are used."""
+def claim_tickets_of_running_tasks() -> AbstractContextManager[Any]:
+    """After a reconnect, tickets of tasks that still run are redelivered, and the worker claims new tasks with them."""
     delivered = Tickets.delivered
 
     def delivered_without_orphans(self: Tickets, kind: Any, delivery: Any) -> None:
@@ -220,8 +220,8 @@ def claim_tickets_that_stand_for_running_tasks() -> AbstractContextManager[Any]:
     return patch.object(Tickets, "delivered", delivered_without_orphans)
 
 
-def deliver_results_as_they_stand_in_the_code() -> AbstractContextManager[Any]:
-    """On replay, not in the order in which they came."""
+def deliver_results_in_code_order() -> AbstractContextManager[Any]:
+    """A replay delivers results in the order of the code, not in the order in which they arrived."""
 
     def first_asked(self: DurableInvocation) -> Any:
         waits = [(rank, w) for w in self._open if not w.done() and (rank := self.log.rank(w.operation_ids)) is not None]
@@ -232,7 +232,7 @@ def deliver_results_as_they_stand_in_the_code() -> AbstractContextManager[Any]:
 
 @contextmanager
 def _patched_everywhere(name: str, original: Any, changed: Any) -> Iterator[None]:
-    """In every module of the engine that has imported it by name, too."""
+    """Patch a function in every module that has imported it by name."""
     modules = [m for n, m in sys.modules.items() if n.startswith("sublet_") and getattr(m, name, None) is original]
     for module in modules:
         setattr(module, name, changed)
@@ -245,8 +245,8 @@ def _patched_everywhere(name: str, original: Any, changed: Any) -> Iterator[None
 
 @dataclass(frozen=True)
 class Trial:
-    """A mistake is noticed within so many ``seeds``, from 0 on; with faults of certain ``kinds`` alone, if any are
-    named, because it shows only after these."""
+    """The mistake is noticed within the first ``seeds`` seeds. ``kinds``: only with faults of these kinds, because the
+    mistake has an effect only after them."""
 
     seeds: int
     kinds: tuple[str, ...] = ()
@@ -268,6 +268,6 @@ MUTATIONS: dict[Mutation, Trial] = {
     fire_timers_early: Trial(20),
     ask_again_under_the_same_id: Trial(70, ("doubled", "delayed")),
     keep_timers_in_memory_only: Trial(20, ("crash",)),
-    claim_tickets_that_stand_for_running_tasks: Trial(100, ("cut",)),
-    deliver_results_as_they_stand_in_the_code: Trial(20),
+    claim_tickets_of_running_tasks: Trial(100, ("cut",)),
+    deliver_results_in_code_order: Trial(20),
 }

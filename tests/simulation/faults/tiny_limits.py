@@ -1,6 +1,6 @@
-"""Limits so small that a handful of runs reaches all of them: pages of one, caches of two, messages cut in pieces.
+"""Limits so small that a few runs reach all of them: pages of one item, caches of two, messages in several parts.
 
-What happens at a limit happens seldom with the limits that people have, and must be right nevertheless.
+With the normal limits the code at a limit runs seldom, so that its bugs would stay hidden.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sublet_platform.memory import stores
 from sublet_protocol import limits
 from sublet_timer import service as timer
 
-NARROW: dict[ModuleType, dict[str, float]] = {
+TINY_LIMITS: dict[ModuleType, dict[str, float]] = {
     limits: {
         "BATCH_MAX_ITEMS": 2,
         "BATCH_MAX_BYTES": 600,
@@ -43,7 +43,7 @@ NARROW: dict[ModuleType, dict[str, float]] = {
 @contextmanager
 def tiny_limits() -> Iterator[None]:
     with ExitStack() as stack:
-        for module, values in NARROW.items():
+        for module, values in TINY_LIMITS.items():
             for name, value in values.items():
                 stack.enter_context(patch.object(module, name, value))
         stack.enter_context(patch.dict(BatchLoop.__init__.__kwdefaults__, max_items=3, max_bytes=3_000))

@@ -1,4 +1,4 @@
-"""What a simulation is to do: everything that the seed decides, as data that can be printed, cut down and run again."""
+"""The plan of a simulation: everything that the seed decides, as data that can be printed, shrunk and run again."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class EventPlan:
 
 @dataclass(frozen=True)
 class Fault:
-    """``role``: whom it hits, such as ``scheduler-1``; "" for all. ``steps``: it hits after that many more steps of the
-    process, so at any point of its work. The meaning of the numbers depends on the kind; see `faults`."""
+    """``role``: the process it affects, such as ``scheduler-1``; "" for all. ``steps``: it begins after that many more
+    steps of the process, so at any point of its work. The kind decides what the numbers mean; see `driver`."""
 
     at_s: float
     kind: str
@@ -66,7 +66,7 @@ class Fault:
 
     @property
     def jump_s(self) -> float:
-        """Of a clock that is set: how much later it is then."""
+        """How far a fault of the kind "clock" sets the clock forward."""
         return self.for_s / 5 * (1 if self.probability > 0.3 else -1) if self.kind == "clock" else 0.0
 
     def __str__(self) -> str:
@@ -82,7 +82,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """``helper``: it has but two of the workflows, and so belongs to another pool."""
+    """``helper``: it has only two of the workflows, and so belongs to another pool."""
 
     slots: int
     durable_slots: int
@@ -98,18 +98,18 @@ class Plan:
     ingests: int
     workers: tuple[WorkerPlan, ...]
     latency_s: float
-    """Of a hop to or from the broker, at most."""
+    """Maximum of one hop to or from the broker."""
     store_latency_s: float
-    """Of half a round trip to the database, at most."""
+    """Maximum of half a round trip to the database."""
     skew_s: dict[str, float]
-    """How far the clock of a seat is ahead."""
+    """By role: how far its clock is ahead."""
     dags: tuple[DagPlan, ...]
     runs: tuple[RunPlan, ...]
     events: tuple[EventPlan, ...]
     lingers_s: float
-    """How long it goes on when all runs have ended: somebody may still come back who knows nothing of it."""
-    narrow: bool = False
-    """All limits are so small that they are reached; see `narrowness`."""
+    """How long the simulation continues after all runs have ended: a frozen worker may thaw with outdated leases."""
+    has_tiny_limits: bool = False
+    """Whether all limits are so small that runs reach them; see `tiny_limits`."""
     faults: tuple[Fault, ...] = field(default=())
 
     @property
@@ -124,11 +124,11 @@ class Plan:
 
     @property
     def greatest_skew_s(self) -> float:
-        """Between any two clocks, or one and itself at another time."""
+        """The largest difference between two clocks, or between two times of the same clock."""
         skews = [0.0, *self.skew_s.values()]
         return max(skews) - min(skews) + self.jumps_s
 
     @property
     def jumps_s(self) -> float:
-        """By how much clocks are set, all in all."""
+        """The sum of all changes of clocks."""
         return sum(abs(fault.jump_s) for fault in self.faults)

@@ -1,7 +1,8 @@
-"""A stage: a small world in which a script says what goes wrong, and exactly when.
+"""A scenario: a small simulated system in which a script decides what fails, and exactly when.
 
-There are two workers with one slot of each kind, one scheduler, one timer and one event-ingest. A script starts runs,
-and gives cues at which trouble begins: when a certain message passes the broker, before whoever gets it takes a step.
+There are two workers with one slot of each kind, one scheduler, one timer and one event-ingest. A script starts runs
+and registers triggers for failures. A trigger fires when a certain message passes the broker, before its receiver takes
+a step.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from sublet_protocol.messages import RunRequest, decode_for_shard, decode_for_wo
 from support.virtual_time import EPOCH_S
 
 TIMEOUT_S = 60.0
-"""Active time that tasks are allowed: more than any trouble lasts."""
+"""Execution timeout of tasks: longer than any failure lasts."""
 
 STRICT_TIMEOUT_S = 12.0
-"""The same, of ``strict``."""
+"""Execution timeout of ``strict``."""
 
-HASTE_S = 5.0
-"""Schedule timeout of ``hasty`` and ``hasty_leaver``."""
+URGENT_S = 5.0
+"""Schedule timeout of ``urgent`` and ``urgent_evictable``."""
 
 AFTERMATH_S = 36.0
-"""Then the workers that were lost are known to be lost, and tickets that were lost are forgotten."""
+"""After this time the scheduler has noticed lost workers and has given up lost tickets."""
 
-DURABLE = ("leaver", "stayer", "hasty_leaver")
+DURABLE = ("evictable", "resident", "urgent_evictable")
 
 Script = Callable[["Scenario"], Coroutine[Any, Any, None]]
 Act = Callable[[ProcessRole], None]
@@ -48,8 +49,8 @@ Act = Callable[[ProcessRole], None]
 
 @dataclass(frozen=True)
 class Trigger:
-    """The ``nth`` time that a record about the run, or a ticket of its kind, is ``sent`` by a worker and arrives at
-    the broker, is ``received`` by a worker, or is ``acked`` by one; and ``then_s`` later."""
+    """Fires ``then_s`` after the ``nth`` message of this type. Counted are messages about the run and tickets of its
+    kind: ``sent`` by a worker (when they arrive at the broker), ``received`` or ``acked`` by a worker."""
 
     how: Literal["sent", "received", "acked"]
     what: type
@@ -58,25 +59,25 @@ class Trigger:
 
 
 class TriggerWatcher:
-    """Looks at what passes, beside the observers, and gives cues for the first run that the client requests."""
+    """Watches messages in addition to the observers, and fires triggers for the first run that the client requests."""
 
-    def __init__(self, world: SimulatedSystem) -> None:
-        self._world = world
+    def __init__(self, system: SimulatedSystem) -> None:
+        self._system = system
         self._waiting: list[tuple[Trigger, Act]] = []
-        self._seen: dict[tuple[str, type], int] = {}
+        self._counts: dict[tuple[str, type], int] = {}
         self.kind = ""
         self.run_id: str | None = None
-        world.cluster.watcher = self
+        system.cluster.watcher = self
 
-    def at(self, cue: Trigger, act: Act) -> None:
-        self._waiting.append((cue, act))
+    def at(self, trigger: Trigger, act: Act) -> None:
+        self._waiting.append((trigger, act))
 
     @property
-    def missed(self) -> list[Trigger]:
-        return [cue for cue, _ in self._waiting]
+    def pending(self) -> list[Trigger]:
+        return [trigger for trigger, _ in self._waiting]
 
     def sent(self, sender: Process, message: Message) -> None:
-        self._world.observers.sent(sender, message)
+        self._system.observers.sent(sender, message)
         if sender.role.startswith(("worker-", "client-")) and message.body.startswith(b'[{"t"'):
             for record in decode_for_shard(message.body):
                 if isinstance(record, RunRequest) and self.run_id is None:
@@ -84,7 +85,7 @@ class TriggerWatcher:
                 self._passed("sent", sender, record)
 
     def received(self, receiver: Process, subscription: Subscription, tag: int, message: Message) -> None:
-        self._world.observers.received(receiver, subscription, tag, message)
+        self._system.observers.received(receiver, subscription, tag, message)
         if not receiver.role.startswith("worker-"):
             return
         if message.routing_key.startswith("sublet.pool."):
@@ -94,7 +95,7 @@ class TriggerWatcher:
                 self._passed("received", receiver, record)
 
     def acked(self, sender: Process, ticket: Any) -> None:
-        self._world.observers.acked(sender, ticket)
+        self._system.observers.acked(sender, ticket)
         self._passed_ticket("acked", sender, ticket)
 
     def _passed_ticket(self, how: str, process: Process, ticket: Any) -> None:
@@ -105,60 +106,63 @@ class TriggerWatcher:
         lease, kind = getattr(record, "lease", None), getattr(record, "kind", self.kind)
         if kind != self.kind or (lease is not None and ids.run_of(lease) != self.run_id):
             return
-        seen = self._seen[how, type(record)] = self._seen.get((how, type(record)), 0) + 1
+        count = self._counts[how, type(record)] = self._counts.get((how, type(record)), 0) + 1
         for entry in [entry for entry in self._waiting if entry[0].how == how and entry[0].what is type(record)]:
-            if entry[0].nth == seen:
+            if entry[0].nth == count:
                 self._waiting.remove(entry)
-                self._prompt(process, *entry)
+                self._fire(process, *entry)
 
-    def _prompt(self, process: Process, cue: Trigger, act: Act) -> None:
-        """What the process does about it is scheduled later than this, and so happens after it."""
-        role, loop = self._world.roles[process.role], self._world.loop
+    def _fire(self, process: Process, trigger: Trigger, act: Act) -> None:
+        """Schedule ``act`` now. The process schedules its reaction to the message later, so ``act`` comes first."""
+        role, loop = self._system.roles[process.role], self._system.loop
         before, loop.process = loop.process, None
-        if cue.then_s:
-            loop.call_later(cue.then_s, act, role)
+        if trigger.then_s:
+            loop.call_later(trigger.then_s, act, role)
         else:
             loop.call_soon(act, role)
         loop.process = before
 
 
-class StageWorld(SimulatedSystem):
+class ScenarioSystem(SimulatedSystem):
     def declare(self, sublet: Sublet) -> dict[str, Any]:
-        """``task`` is ordinary, ``strict`` has little time, ``leaver`` is durable and leaves when it waits, ``stayer``
-        stays. ``hasty`` and ``hasty_leaver`` must find a slot soon. ``mixed`` is a DAG of a durable task that waits and
-        one that fails. A ``task``, ``leaver`` or ``stayer`` that fails is tried twice more, after 3 and 9 seconds."""
-        made: Any = sublet
+        """The workflows of scenarios, by name.
+
+        ``task`` is ordinary. ``strict`` is too, and has a short execution timeout. ``evictable`` and ``resident`` are
+        durable; the first is evicted while it waits, the second keeps its slot. ``urgent`` and ``urgent_evictable``
+        have a short schedule timeout. ``mixed`` is a DAG of a durable task that waits and a task that fails.
+        ``task``, ``evictable`` and ``resident`` have two retries, after 3 and 9 seconds."""
+        client: Any = sublet
         workflows: dict[str, Any] = {}
         bodies = Bodies(self.history, workflows)
         options = {"input_validator": dict, "execution_timeout": timedelta(seconds=TIMEOUT_S)}
         patient = {**options, "retries": 2, "backoff_factor": 3.0}
-        workflows["task"] = made.task(name="task", **patient)(bodies.ordinary)
+        workflows["task"] = client.task(name="task", **patient)(bodies.ordinary)
         strict = {**options, "execution_timeout": timedelta(seconds=STRICT_TIMEOUT_S)}
-        workflows["strict"] = made.task(name="strict", **strict)(bodies.ordinary)
-        haste = timedelta(seconds=HASTE_S)
-        workflows["hasty"] = made.task(name="hasty", schedule_timeout=haste, **options)(bodies.ordinary)
-        workflows["hasty_leaver"] = made.durable_task(name="hasty_leaver", schedule_timeout=haste, **options)(
-            bodies.durable
-        )
-        workflows["leaver"] = made.durable_task(name="leaver", **patient)(bodies.durable)
-        workflows["stayer"] = made.durable_task(name="stayer", eviction_policy=None, **patient)(bodies.durable)
-        mixed = workflows["mixed"] = made.workflow(name="mixed", input_validator=dict)
+        workflows["strict"] = client.task(name="strict", **strict)(bodies.ordinary)
+        schedule_timeout = timedelta(seconds=URGENT_S)
+        workflows["urgent"] = client.task(name="urgent", schedule_timeout=schedule_timeout, **options)(bodies.ordinary)
+        workflows["urgent_evictable"] = client.durable_task(
+            name="urgent_evictable", schedule_timeout=schedule_timeout, **options
+        )(bodies.durable)
+        workflows["evictable"] = client.durable_task(name="evictable", **patient)(bodies.durable)
+        workflows["resident"] = client.durable_task(name="resident", eviction_policy=None, **patient)(bodies.durable)
+        mixed = workflows["mixed"] = client.workflow(name="mixed", input_validator=dict)
         mixed.durable_task(name="waits")(bodies.fixed([["sleep", 6.0]], durable=True))
         mixed.task(name="fails")(bodies.fixed([["fail", 1]], durable=False))
         return workflows
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is left of a scene. ``began_at``: when each body of the run began, as the run's own times are given."""
+class ScenarioResult:
+    """The end of a scenario. ``started_at``: when each body of the run started, in Unix seconds."""
 
     run: Run
-    began_at: tuple[float, ...]
+    started_at: tuple[float, ...]
 
     @property
     def bodies(self) -> int:
-        """How often the code of the run was begun."""
-        return len(self.began_at)
+        """How often the run's code was started."""
+        return len(self.started_at)
 
     @property
     def task(self) -> TaskRun:
@@ -167,74 +171,74 @@ class Seen:
 
 
 class Scenario(Simulation):
-    """What a script has in hand. The ``run`` is the first that it starts."""
+    """The simulation that a script controls. "The run" is the first that the script starts."""
 
     def __init__(
-        self, loop: ProcessLoop, plan: Plan, tell: bool, script: Script, remember: Callable[[Seen], None]
+        self, loop: ProcessLoop, plan: Plan, verbose: bool, script: Script, remember: Callable[[ScenarioResult], None]
     ) -> None:
-        super().__init__(loop, plan, tell)
+        super().__init__(loop, plan, verbose)
         self._script = script
         self._remember = remember
         self._loop = loop
-        self._troubles: list[asyncio.Task[Any]] = []
-        self.prompter: TriggerWatcher
+        self._background: list[asyncio.Task[Any]] = []
+        self.trigger_watcher: TriggerWatcher
 
     async def run(self) -> None:
-        world = self.world = StageWorld(self._plan, telling=self._tell)
-        self.driver = Driver(world, Random(0))
-        self.prompter = TriggerWatcher(world)
-        await world.begin()
+        system = self.system = ScenarioSystem(self._plan, verbose=self._verbose)
+        self.driver = Driver(system, Random(0))
+        self.trigger_watcher = TriggerWatcher(system)
+        await system.begin()
         await asyncio.sleep(WARM_UP_S)
         await self._script(self)
-        for cue in self.prompter.missed:
-            world.complain(f"it never came to {cue}")
-        await self.all_over()
+        for trigger in self.trigger_watcher.pending:
+            system.report_violation(f"{trigger} did not fire")
+        await self.wait_for_end()
         await asyncio.sleep(AFTERMATH_S)
-        final_state.check(world)
-        if any(not body.ended and not body.process.gone for body in world.history.bodies):
-            world.complain("code of a run that has ended goes on for ever")
-        # Not the stage itself: it would keep its world.
-        self._remember(Seen(self.stored, tuple(EPOCH_S + body.began_s for body in self.bodies)))
+        final_state.check(system)
+        if any(not body.ended and not body.process.gone for body in system.history.bodies):
+            system.report_violation("the code of an ended run still runs")
+        # A reference to the scenario itself would keep its system in memory.
+        self._remember(ScenarioResult(self.stored, tuple(EPOCH_S + body.started_s for body in self.bodies)))
 
-    # --- what a script does -------------------------------------------------------------------------------------
+    # --- for scripts --------------------------------------------------------------------------------------------
 
     def start(self, workflow: str, steps: Program) -> None:
         """Request a run."""
-        if self.prompter.run_id is None and not self.prompter.kind:
-            self.prompter.kind = "durable" if workflow in DURABLE else "task"
-        self._begin(self.world.roles["client-0"], self._request(RunPlan(0.0, workflow, steps)))
+        if self.trigger_watcher.run_id is None and not self.trigger_watcher.kind:
+            self.trigger_watcher.kind = "durable" if workflow in DURABLE else "task"
+        self._begin(self.system.roles["client-0"], self._request(RunPlan(0.0, workflow, steps)))
 
-    def at(self, cue: Trigger, act: Act) -> None:
-        self.prompter.at(cue, act)
+    def at(self, trigger: Trigger, act: Act) -> None:
+        self.trigger_watcher.at(trigger, act)
 
-    def trouble(self, work: Coroutine[Any, Any, Any]) -> None:
-        """What goes on for a while. The scene is not over before."""
-        self._troubles.append(self._loop.create_task(work))
+    def run_in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something beside the script; the scenario waits until it has ended."""
+        self._background.append(self._loop.create_task(work))
 
     def ask(self, work: Coroutine[Any, Any, Any]) -> None:
-        """What the client does."""
-        self._begin(self.world.roles["client-0"], work)
-        self._troubles.append(self._tasks[-1])
+        """Run something as the client; the scenario waits until it has ended."""
+        self._begin(self.system.roles["client-0"], work)
+        self._background.append(self._tasks[-1])
 
-    async def all_over(self) -> None:
-        """All runs have ended, and so have all troubles."""
+    async def wait_for_end(self) -> None:
+        """Wait until all runs and everything in the background have ended."""
         await self._until_all_ended()
-        if self._troubles:
-            _, unfinished = await asyncio.wait(self._troubles, timeout=300)
+        if self._background:
+            _, unfinished = await asyncio.wait(self._background, timeout=300)
             if unfinished:
-                self.world.complain(f"{len(unfinished)} troubles do not end")
-        for trouble in self._troubles:
-            if trouble.done() and trouble.exception() is not None:
-                self.world.complain(f"a trouble failed: {trouble.exception()!r}")
+                self.system.report_violation(f"{len(unfinished)} background tasks do not end")
+        for task in self._background:
+            if task.done() and task.exception() is not None:
+                self.system.report_violation(f"a background task failed: {task.exception()!r}")
 
     async def _flush(self) -> None:
-        """Who waits for an event gets it from the script, or never."""
+        """Publish nothing: only the script publishes events."""
 
-    # --- what is seen -------------------------------------------------------------------------------------------
+    # --- state --------------------------------------------------------------------------------------------------
 
     @property
     def stored(self) -> Run:
-        return self.world.database.runs[self.prompter.run_id or ""]
+        return self.system.database.runs[self.trigger_watcher.run_id or ""]
 
     @property
     def task(self) -> TaskRun:
@@ -243,12 +247,14 @@ class Scenario(Simulation):
 
     @property
     def bodies(self) -> list[Body]:
-        """Every time that the code of the run was begun."""
-        return [body for body in self.world.history.bodies if ids.run_of(body.task_run_id) == self.prompter.run_id]
+        """One body for each time that the run's code was started."""
+        return [
+            body for body in self.system.history.bodies if ids.run_of(body.task_run_id) == self.trigger_watcher.run_id
+        ]
 
 
-def play(script: Script, *, workers: int = 2, tell: bool = False) -> Seen:
-    """Play it on a stage of its own; whatever must always hold is checked."""
+def run_scenario(script: Script, *, workers: int = 2, verbose: bool = False) -> ScenarioResult:
+    """Run a script in a new simulated system, and assert that no check found a violation."""
     plan = Plan(
         seed=1,
         shards=1,
@@ -265,7 +271,9 @@ def play(script: Script, *, workers: int = 2, tell: bool = False) -> Seen:
         lingers_s=0.0,
         faults=(Fault(0.0, "scripted", role="worker-0"),),
     )
-    seen: list[Seen] = []
-    outcome = simulate(plan, tell=tell, make=lambda loop, plan, tell: Scenario(loop, plan, tell, script, seen.append))
+    results: list[ScenarioResult] = []
+    outcome = simulate(
+        plan, verbose=verbose, make=lambda loop, plan, verbose: Scenario(loop, plan, verbose, script, results.append)
+    )
     assert not outcome.violations, "\n".join([*outcome.violations, *outcome.story])
-    return seen[0]
+    return results[0]

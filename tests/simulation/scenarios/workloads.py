@@ -1,4 +1,4 @@
-"""Generated work: from a seed to a plan. Faults are drawn in `faults`."""
+"""Generated workloads: from a seed to a plan. Faults are drawn in `faults.driver`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ TRIGGER_KEYS = ("order.placed", "order.sent")
 """Events of these start runs; see `declarations`."""
 SCOPES = (None, "shop", "desk")
 VALUES = 3
-"""Events carry ``n`` from 0 to one less; expressions ask for one of them."""
+"""The number of values of ``n`` in events, from 0; expressions select some of them."""
 
 ORDINARY = ("plain", "brittle")
 DURABLE = ("steady", "resident", "sticky")
 HELPED = ("plain", "steady")
-"""What helpers have."""
+"""The workflows of helper workers."""
 
 LAST_WORK_S = 25.0
-"""Runs are requested, and events published, up to then."""
+"""Runs are requested and events are published until this time."""
 
 
 def draw_plan(seed: int, kinds: Sequence[str] = ()) -> Plan:
-    """``kinds``: of the faults, if not all."""
+    """``kinds``: only faults of these kinds; all if empty."""
     random = Random(seed)
     dags = tuple(_dag(random, f"dag{number}") for number in range(random.choice((0, 1, 1, 2))))
     plan = Plan(
@@ -46,7 +46,7 @@ def draw_plan(seed: int, kinds: Sequence[str] = ()) -> Plan:
         events=tuple(_event(random) for _ in range(random.randint(0, 12))),
         lingers_s=random.choice((0.0, 0.0, 0.0, 0.0, 45.0)),
     )
-    return dataclasses.replace(draw_faults(random, plan, kinds), narrow=random.random() < 0.2)
+    return dataclasses.replace(draw_faults(random, plan, kinds), has_tiny_limits=random.random() < 0.2)
 
 
 def _worker(random: Random, helper: bool) -> WorkerPlan:
@@ -154,7 +154,7 @@ def _durable_step(random: Random, depth: int) -> list[Any]:
 
 
 def _timeless_program(random: Random) -> Program:
-    """Nothing but waits: who wins a race must not depend on how long other things take, which no log records."""
+    """Only waits: the winner of a race must not depend on durations that the durable log does not record."""
     steps: Program = []
     for _ in range(random.randint(1, 3)):
         kind = random.choice(("sleep", "event", "wait", "child"))
@@ -187,7 +187,7 @@ def _condition(random: Random) -> list[Any]:
 
 
 def _event_wanted(random: Random) -> tuple[str, str | None, str | None]:
-    """Key, expression and scope. Those that are published in the end to wake everybody are of the scope ``shop``."""
+    """Key, expression and scope. Events that are published at the end, to end all waits, have the scope ``shop``."""
     n = random.randrange(VALUES)
     expression = random.choice((None, f"input.n == {n}", f"input.n >= {n}"))
     return random.choice(EVENT_KEYS), expression, random.choice((None, None, None, "shop"))

@@ -14,8 +14,8 @@ EXECUTION_TIMEOUT = timedelta(seconds=12)
 
 
 def declare(client: Sublet, plan: Plan, history: History, version: int) -> dict[str, Any]:
-    """All workflows by name. Each version allows a little more time, and so is another definition."""
-    sublet: Any = client  # the types of generated workflows say nothing
+    """All workflows by name. Each version has a slightly longer execution timeout, and so is another definition."""
+    sublet: Any = client  # generated workflows have no useful types
     workflows: dict[str, Any] = {}
     bodies = Bodies(history, workflows)
     execution_timeout = EXECUTION_TIMEOUT + timedelta(milliseconds=version)
@@ -47,15 +47,15 @@ def declare(client: Sublet, plan: Plan, history: History, version: int) -> dict[
 
 def _dag(sublet: Sublet, plan: DagPlan, bodies: Bodies, execution_timeout: timedelta) -> Any:
     workflow = sublet.workflow(name=plan.name, input_validator=dict)
-    made: dict[str, Any] = {}
+    tasks: dict[str, Any] = {}
     for task in plan.tasks:
         declare_task = workflow.durable_task if task.durable else workflow.task
-        made[task.name] = declare_task(
+        tasks[task.name] = declare_task(
             name=task.name,
-            parents=[made[name] for name in task.parents],
+            parents=[tasks[name] for name in task.parents],
             retries=task.retries,
             execution_timeout=execution_timeout,
-            **_conditions(task, made),
+            **_conditions(task, tasks),
         )(bodies.fixed(task.steps, task.durable))
     if plan.on_failure:
         workflow.on_failure_task()(bodies.fixed([["work", 0.1]], durable=False))
@@ -64,23 +64,23 @@ def _dag(sublet: Sublet, plan: DagPlan, bodies: Bodies, execution_timeout: timed
     return workflow
 
 
-def _conditions(task: TaskPlan, made: dict[str, Any]) -> dict[str, Any]:
+def _conditions(task: TaskPlan, tasks: dict[str, Any]) -> dict[str, Any]:
     """The three lists; keys are unique over all of them."""
     lists: dict[str, Any] = {}
     for name in ("wait_for", "skip_if", "cancel_if"):
         entries = []
         for g, group in enumerate(getattr(task, name)):
-            conditions = [_condition(spec, f"{name}.{g}.{c}", made) for c, spec in enumerate(group)]
+            conditions = [_condition(spec, f"{name}.{g}.{c}", tasks) for c, spec in enumerate(group)]
             entries.append(or_(*conditions) if len(conditions) > 1 else conditions[0])
         lists[name] = entries
     return lists
 
 
-def _condition(spec: list[Any], key: str, made: dict[str, Any]) -> Any:
+def _condition(spec: list[Any], key: str, tasks: dict[str, Any]) -> Any:
     match spec[0]:
         case "sleep":
             return SleepCondition(timedelta(seconds=spec[1]), readable_data_key=key)
         case "event":
             return UserEventCondition(spec[1], spec[2], readable_data_key=key, scope=spec[3])
         case _:
-            return ParentCondition(made[spec[1]], spec[2], readable_data_key=key)
+            return ParentCondition(tasks[spec[1]], spec[2], readable_data_key=key)

@@ -1,4 +1,4 @@
-"""The broker of the simulation: what RabbitMQ in memory does, as seen and disturbed from outside."""
+"""The broker of the simulation: the in-memory RabbitMQ, with observers and injected faults."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from sublet_platform.memory.connection import MemoryConnection, Registration
 from sublet_protocol.topology import EVENTS
 
 RECONNECT_MAX_S = 0.5
-"""How long it takes to connect again when a connection breaks by itself."""
+"""Maximum time until a connection is restored after a lost confirm."""
 
 
 class Watcher(Protocol):
-    """Sees what passes."""
+    """Sees every message."""
 
     def sent(self, sender: Process, message: Message) -> None:
-        """At the moment at which it arrives at the broker."""
+        """A message arrives at the broker."""
 
     def received(self, receiver: Process, subscription: Subscription, tag: int, message: Message) -> None:
-        """At the moment at which it arrives at a process, before that sees it."""
+        """A message arrives at a process, which has not seen it yet."""
 
     def acked(self, sender: Process, ticket: Any) -> None:
         """A worker acknowledges a ticket."""
 
 
 class NetworkConditions:
-    """What the network does to messages at the moment. Times in seconds of virtual time."""
+    """How the network treats messages at present. Times in seconds of virtual time."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
         self.latency_s = 0.0
-        """Of an ordinary hop, at most."""
+        """Maximum of an ordinary hop."""
         self.delay_s = 0.0
-        """Some hops take up to this much longer."""
+        """One hop in five takes up to this much longer."""
         self.doubling = 0.0
         """Probability that a message is published twice."""
         self.doubled_after_s = 0.0
@@ -78,15 +78,15 @@ class Cluster(MemoryCluster):
 
 
 def _may_come_twice(message: Message) -> bool:
-    """Tickets are published once and never again; an event without an id would be another event."""
+    """Tickets are never published twice, and an event without an id would count as another event."""
     is_ticket = message.exchange == "" and message.routing_key.startswith("sublet.pool.")
     return not is_ticket and (message.exchange != EVENTS or message.message_id is not None)
 
 
 class _Link(MemoryConnection):
-    """One process's connection to the cluster.
+    """The connection of one process to the cluster.
 
-    ``loses_confirms``: the probability that the connection breaks after a publish has taken place, before its confirm.
+    ``loses_confirms``: the probability that the connection breaks after a publish, before its confirm.
     """
 
     loop: ProcessLoop
@@ -114,7 +114,7 @@ class _Link(MemoryConnection):
         return refused
 
     def vanish(self, flush: bool) -> None:
-        """The process has died. ``flush``: what it had written to the socket still arrives."""
+        """The process has died. ``flush``: messages that it had written to the socket still arrive."""
         if flush:
             while self._up._under_way:
                 self._up._arrive()
@@ -133,7 +133,7 @@ class Broker(_Link, MemoryBroker):
 
 
 class Transport(_Link, MemoryTransport):
-    """See ``sublet.transport.Transport``."""
+    """See ``sublet._amqp.transport.Transport``."""
 
     def __init__(self, cluster: Cluster, process: Process, random: Random) -> None:
         super().__init__(cluster, unavailable=TransportUnavailable)

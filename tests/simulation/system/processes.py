@@ -1,8 +1,8 @@
 """Processes in one event loop, each of which can be killed or frozen between any two of its steps.
 
-A step is one callback of the loop. What a process schedules, and what resumes its tasks, belongs to it; what is under
-way between processes (a message, a confirm) belongs to nobody. So a process that is killed takes no further step, not
-even the clean-up that cancelling its tasks would run, and one that is frozen takes its steps later.
+A step is one callback of the loop. Callbacks that a process schedules, or that resume its tasks, belong to it. A
+message or confirm in transit belongs to no process. A killed process takes no further step, not even the clean-up that
+cancelling its tasks would run. A frozen process takes its steps after it has thawed.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from sublet_platform.memory.cluster import Pipe
 from support.virtual_time import VirtualClock, VirtualTimeLoop
 
 STEP_S = 1e-6
-"""Virtual time that a step takes. If it took none, code that waits for "a little later" could go round for ever."""
+"""Virtual time that a step takes. If a step took none, code that waits for a later time could loop without end."""
 
 
 STEPS_MAX = 150_000
-"""Far more than any simulation takes: something goes round in circles."""
+"""Far more than any simulation needs: with more steps, some code loops without waiting."""
 
 
 class Endless(Exception):
-    """`STEPS_MAX` steps were taken, and there is no end."""
+    """The simulation took more than `STEPS_MAX` steps."""
 
 
 class Process:
-    """``role``: the role that it plays, such as ``worker-1``; ``name`` also says in which of its lives. ``clock`` is
-    the one that it goes by.
+    """``role``: such as ``worker-1``. ``name``: the role and a number that is new after each restart. ``clock``: the
+    clock that the process reads.
 
     When ``steps_left`` more steps have been taken, ``at_last_step`` is called before the next one.
     """
@@ -87,23 +87,24 @@ def _take(step: Any, run: Callable[[], None]) -> None:
         run()
         loop.process = None
     elif not process.gone:
-        process.deferred_steps.append(lambda: loop.put_back(step))
+        process.deferred_steps.append(lambda: loop.reschedule(step))
 
 
 class ProcessLoop(VirtualTimeLoop):
-    """``process``: whose step is being taken; None for the world outside. ``steps`` counts them all."""
+    """``process``: the process that takes the current step; None outside of all processes. ``steps``: the count of all
+    steps."""
 
     def __init__(self) -> None:
         self.process: Process | None = None
         self.steps = 0
-        self.over = False
+        self.abandoned = False
         self._owners: dict[asyncio.Task[Any], Process | None] = {}
         super().__init__()
 
-    # --- for the world ------------------------------------------------------------------------------------------
+    # --- for the system ------------------------------------------------------------------------------------------
 
     def run_as(self, process: Process, work: Callable[..., None], *args: Any) -> None:
-        """Let a process take a step now (or when it thaws)."""
+        """Run a step of a process now, or when it thaws."""
         if process.may_step():
             before, self.process = self.process, process
             try:
@@ -116,32 +117,32 @@ class ProcessLoop(VirtualTimeLoop):
     def thaw(self, process: Process) -> None:
         process.frozen = False
         deferred_steps, process.deferred_steps = process.deferred_steps, []
-        for put_back in deferred_steps:
-            put_back()
+        for reschedule in deferred_steps:
+            reschedule()
 
-    def put_back(self, step: asyncio.Handle) -> None:
+    def reschedule(self, step: asyncio.Handle) -> None:
         self._ready.append(step)  # type: ignore[attr-defined]
 
     def abandon(self) -> None:
-        """Nothing is ever run again. What unfinished coroutines try when they are collected comes to nothing."""
-        self.over = True
+        """Run nothing any more. Whatever unfinished coroutines try when they are collected has no effect."""
+        self.abandoned = True
         self._ready.clear()  # type: ignore[attr-defined]
         self._scheduled.clear()  # type: ignore[attr-defined]
 
     def call_exception_handler(self, context: Any) -> None:
-        if not self.over:
+        if not self.abandoned:
             super().call_exception_handler(context)
 
     def _check_closed(self) -> None:
-        if not self.over:
+        if not self.abandoned:
             super()._check_closed()  # type: ignore[misc]
 
-    # --- whose step it is ---------------------------------------------------------------------------------------
+    # --- owners of steps ----------------------------------------------------------------------------------------
 
     def _owner(self, callback: Any, context: Context | None) -> tuple[Process | None, Context | None]:
         target = getattr(callback, "__self__", None)
         if isinstance(target, asyncio.Task):
-            # Kept here, so that the tasks of a dead process are not collected, which would run their clean-up.
+            # References keep the tasks of a dead process from being collected, which would run their clean-up code.
             return self._owners.setdefault(target, self.process), context
         if isinstance(target, Pipe):
             return None, Context()
@@ -151,7 +152,7 @@ class ProcessLoop(VirtualTimeLoop):
         process, context = self._owner(callback, context)
         step = _Step(callback, args, self, context)
         step.process = process
-        if not self.over:
+        if not self.abandoned:
             self._ready.append(step)  # type: ignore[attr-defined]
         return step
 
@@ -159,7 +160,7 @@ class ProcessLoop(VirtualTimeLoop):
         process, context = self._owner(callback, context)
         step = _TimedStep(when, callback, args, self, context)
         step.process = process
-        if not self.over:
+        if not self.abandoned:
             heapq.heappush(self._scheduled, step)  # type: ignore[attr-defined]
             step._scheduled = True  # type: ignore[attr-defined]
         return step

@@ -1,7 +1,7 @@
-"""Task bodies: they run the little programs that come with their inputs, and write down what they see.
+"""Task bodies: they run the small programs in their inputs, and record what they observe.
 
-A program is a list of steps, each a JSON list of a verb and its arguments; see `_Machine`. A step that holds programs
-of its own runs each of them in an asyncio task.
+A program is a list of steps, each a JSON list of a verb and its arguments; see `_Machine`. A step that contains
+programs runs each of them in an asyncio task.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Program = list[list[Any]]
 LOOKBACK_WINDOW = timedelta(seconds=5)
 
 RECORDED = ("sleep", "event", "wait", "child", "shared", "children", "whim")
-"""When one of these has given its answer, what `do_now` and `do_memo` gave before it is recorded too. (Before that a
-lease that ends at the wrong moment may cost it.)"""
+"""When one of these has answered, the values that `do_now` and `do_memo` gave before it are recorded too. (Until then
+they may be lost with the lease, and a replay may get others.)"""
 
 
 class Planned(Exception):
-    """A failure that the program asks for."""
+    """A failure that is part of the program."""
 
 
 class Bodies:
@@ -43,7 +43,7 @@ class Bodies:
         return await self._run(input["steps"], ctx, durable=True)
 
     def fixed(self, steps: Program, durable: bool) -> Callable[[dict[str, Any], Any], Awaitable[dict[str, Any]]]:
-        """A body with a program of its own, whatever its input: a task of a DAG."""
+        """A body with a fixed program that ignores its input: for a task of a DAG."""
 
         async def body(input: dict[str, Any], ctx: Any) -> dict[str, Any]:
             return await self._run(steps, ctx, durable=durable)
@@ -66,7 +66,7 @@ class Bodies:
 
 
 class _Machine:
-    """``run`` a program. Every verb is a method of the name ``do_<verb>``."""
+    """Runs programs. Every verb is a method with the name ``do_<verb>``."""
 
     def __init__(self, history: History, workflows: dict[str, Any], body: Body, ctx: Any) -> None:
         self._history = history
@@ -74,12 +74,12 @@ class _Machine:
         self._body = body
         self._ctx = ctx
 
-    async def run(self, steps: Program, place: str) -> list[Any]:
+    async def run(self, steps: Program, prefix: str) -> list[Any]:
         answers = []
         unrecorded: list[tuple[str, Any, Any]] = []
         for number, step in enumerate(steps):
             verb, *arguments = step
-            here = f"{place}/{number}"
+            here = f"{prefix}/{number}"
             answer = await getattr(self, f"do_{verb}")(here, *arguments)
             answers.append(answer)
             if verb in ("now", "memo"):
@@ -95,7 +95,7 @@ class _Machine:
         return answer
 
     async def _waiting(self, operation: Awaitable[Any]) -> Any:
-        """In a durable operation, or joining branches: what only waits takes no slot, or may be evicted."""
+        """Count a branch that waits in a durable operation or joins others. If all branches wait, no slot is needed."""
         self._body.waits += 1
         try:
             return await operation
@@ -122,7 +122,7 @@ class _Machine:
         await self._ctx.aio_cancel()
 
     async def do_start(self, here: str, workflow: str, steps: Program) -> str:
-        """Start a child and do not wait for it."""
+        """Start a child without waiting for it."""
         ref = await self._workflows[workflow].aio_run({"steps": steps}, wait_for_result=False)
         return str(self._answered(here, ["start", workflow], ref.workflow_run_id))
 
@@ -131,11 +131,11 @@ class _Machine:
     async def do_sleep(self, here: str, seconds: float) -> None:
         slept = self._history.sleeps.setdefault((self._body.task_run_id, here), Slept(self._history.now(), seconds))
         await self._waiting(self._ctx.aio_sleep_for(timedelta(seconds=seconds)))
-        if slept.over_s is None and not self._body.process.gone:
-            slept.over_s = self._history.now()
+        if slept.ended_s is None and not self._body.process.gone:
+            slept.ended_s = self._history.now()
 
     async def do_event(self, here: str, key: str, expression: str | None, scope: str | None) -> Any:
-        """With a scope it looks back over some time before the wait, too."""
+        """With a scope, also look back over some time before the wait."""
         lookback_window = None if scope is None else LOOKBACK_WINDOW
         payload = await self._waiting(
             self._ctx.aio_wait_for_event(key, expression, scope=scope, lookback_window=lookback_window)
@@ -144,11 +144,11 @@ class _Machine:
 
     async def do_wait(self, here: str, groups: list[list[list[Any]]]) -> Any:
         """Or-groups of ``["sleep", seconds]`` and ``["event", key, expression, scope]``."""
-        made = []
+        alternatives = []
         for g, group in enumerate(groups):
-            conditions = [_condition(each, f"{g}.{c}") for c, each in enumerate(group)]
-            made.append(or_(*conditions) if len(conditions) > 1 else conditions[0])
-        result = await self._waiting(self._ctx.aio_wait_for(f"wait {here}", *made))
+            conditions = [_condition(spec, f"{g}.{c}") for c, spec in enumerate(group)]
+            alternatives.append(or_(*conditions) if len(conditions) > 1 else conditions[0])
+        result = await self._waiting(self._ctx.aio_wait_for(f"wait {here}", *alternatives))
         return self._answered(here, ["wait", groups], result)
 
     async def do_memo(self, here: str) -> int:
@@ -163,14 +163,14 @@ class _Machine:
         return self._answered(here, ["child", workflow], await self._child(workflow, steps))
 
     async def do_shared(self, here: str, workflow: str, steps: Program) -> Any:
-        """The same child for all steps of the task that ask for one of this workflow."""
+        """All steps of the task that start this workflow share one child."""
         return self._answered(here, ["shared", workflow], await self._child(workflow, steps, child_key=workflow))
 
     async def do_children(self, here: str, workflow: str, programs: list[Program]) -> Any:
         child = self._workflows[workflow]
         items = [child.create_bulk_run_item({"steps": steps}) for steps in programs]
         outcomes = await self._waiting(child.aio_run_many(items, return_exceptions=True))
-        return self._answered(here, ["children", workflow, len(programs)], [_outcome(each) for each in outcomes])
+        return self._answered(here, ["children", workflow, len(programs)], [_outcome(outcome) for outcome in outcomes])
 
     async def _child(self, workflow: str, steps: Program, child_key: str | None = None) -> Any:
         try:
@@ -190,7 +190,7 @@ class _Machine:
         return await self._waiting(group())
 
     async def do_race(self, here: str, programs: list[Program]) -> Any:
-        """The first one wins, the others are cancelled."""
+        """The first branch wins; the others are cancelled."""
         tasks = [asyncio.create_task(branch) for branch in self._branches(here, programs)]
         done, pending = await self._waiting(asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))
         for task in tasks:
@@ -200,16 +200,16 @@ class _Machine:
         return self._answered(here, ["race", len(programs)], [winner, tasks[winner].result()])
 
     async def do_whim(self, here: str) -> None:
-        """Non-deterministic: asks for something else each time."""
+        """A non-deterministic step: each invocation sleeps for another time."""
         await self._waiting(self._ctx.aio_sleep_for(timedelta(seconds=1 + self._ctx.invocation_count)))
 
     def _branches(self, here: str, programs: list[Program]) -> list[Any]:
         return [self._branch(steps, f"{here}.{number}") for number, steps in enumerate(programs)]
 
-    async def _branch(self, steps: Program, place: str) -> list[Any]:
+    async def _branch(self, steps: Program, prefix: str) -> list[Any]:
         self._body.branches += 1
         try:
-            return await self.run(steps, place)
+            return await self.run(steps, prefix)
         finally:
             self._body.branches -= 1
 

@@ -31,13 +31,13 @@ from sublet_timer.service import TimerService
 
 Link = Broker | Transport
 
-START_AGAIN_S = 0.5
-"""A service that cannot start tries again after that long."""
+RESTART_DELAY_S = 0.5
+"""A service that cannot start tries again after this time."""
 
 
 @dataclass
 class ProcessRole:
-    """A process where one belongs. ``stop`` ends it in good order."""
+    """The process that has a role at present. ``stop`` shuts it down gracefully."""
 
     name: str
     process: Process
@@ -49,8 +49,8 @@ class ProcessRole:
             link.kill_connection(down_s)
 
 
-class Shell(Protocol):
-    """What all services have in common."""
+class Service(Protocol):
+    """The common interface of all services."""
 
     async def start(self) -> None: ...
 
@@ -58,7 +58,7 @@ class Shell(Protocol):
 
 
 class Metrics(ServiceMetrics):
-    """Tells what sweepers find."""
+    """Passes on the anomalies that sweepers count."""
 
     def __init__(self, on_anomaly: Callable[[str, int], None]) -> None:
         super().__init__()
@@ -69,20 +69,20 @@ class Metrics(ServiceMetrics):
 
 
 class SimulatedSystem:
-    """Must be made in a running `ProcessLoop`. ``telling``: every message goes into the story."""
+    """Must be created in a running `ProcessLoop`. ``verbose``: collect every message in the story."""
 
-    def __init__(self, plan: Plan, *, telling: bool = False) -> None:
+    def __init__(self, plan: Plan, *, verbose: bool = False) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, ProcessLoop)
         self.loop = loop
         self.plan = plan
-        self.telling = telling
+        self.verbose = verbose
         self.story: list[str] = []
         self.violations: list[str] = []
         self.anomalies: dict[str, int] = {}
         self.garbage = 0
         self.observers = Observers(self)
-        self.history = History(loop.time, self.complain, self.observers.began)
+        self.history = History(loop.time, self.report_violation, self.observers.started)
         conditions = NetworkConditions(Random(plan.seed * 7 + 1))
         conditions.latency_s = plan.latency_s
         self.cluster = Cluster(loop, conditions, self.observers)
@@ -92,16 +92,16 @@ class SimulatedSystem:
         self.config = ClientConfig(_env_file=None)
         self.roles: dict[str, ProcessRole] = {}
         self.version = 1
-        """Of the workflows that workers register when they start."""
+        """The version of the workflows that workers register when they start."""
         self.client: Sublet
         self.workflows: dict[str, Any] = {}
         self._random = Random(plan.seed * 7 + 3)
         self._numbers = itertools.count(1)
         self._outside = Broker(self.cluster, Process("outside", "outside"), self._random)
 
-    # --- what is seen -------------------------------------------------------------------------------------------
+    # --- observations -------------------------------------------------------------------------------------------
 
-    def complain(self, text: str) -> None:
+    def report_violation(self, text: str) -> None:
         self.note(f"VIOLATION: {text}")
         self.violations.append(text)
 
@@ -122,11 +122,11 @@ class SimulatedSystem:
         self.workflows = self.declare(self.client)
 
     def declare(self, sublet: Sublet) -> dict[str, Any]:
-        """What every process of this world registers or runs."""
+        """The workflows that clients know and workers register."""
         return declare(sublet, self.plan, self.history, self.version)
 
     async def start(self, name: str) -> None:
-        """Put a new process into a seat, unless there is one."""
+        """Start a new process for a role, unless the role has one."""
         if name in self.roles:
             return
         role = self._take_role(name)
@@ -134,7 +134,7 @@ class SimulatedSystem:
         await self._in_process(role, bring_up(role))
 
     def kill(self, role: ProcessRole, flush: bool) -> None:
-        """It takes no further step. ``flush``: what it has written to its sockets still arrives."""
+        """The process takes no further step. ``flush``: messages that it has written to its sockets still arrive."""
         if self.roles.get(role.name) is role:
             del self.roles[role.name]
         before, self.loop.process = self.loop.process, None
@@ -145,7 +145,7 @@ class SimulatedSystem:
         self.loop.process = before
 
     async def stop(self, name: str) -> bool:
-        """Ask a process to leave in good order. False: there is nobody who could."""
+        """Shut a process down gracefully. False: there is none, or it stops already."""
         role = self.roles.get(name)
         if role is None or role.stop is None:
             return False
@@ -156,8 +156,8 @@ class SimulatedSystem:
         return True
 
     async def after_steps(self, role: ProcessRole, steps: int, act: Callable[[], None]) -> bool:
-        """Call ``act`` once the process has taken that many more steps, right before its next one. False: it has ended
-        before, or somebody else waits for that already."""
+        """Call ``act`` after that many more steps of the process, right before its next one. False: the process has
+        ended before that, or another fault waits for its steps already."""
         process = role.process
         if process.steps_left is not None:
             return False
@@ -186,16 +186,16 @@ class SimulatedSystem:
                 await asyncio.sleep(0.1)
 
     async def _in_process(self, role: ProcessRole, work: Coroutine[Any, Any, None]) -> None:
-        """Run something as this process; returns when it is done, or the process is dead."""
+        """Run something as this process. Returns when it has ended or the process is dead."""
         before, self.loop.process = self.loop.process, role.process
         task = self.loop.create_task(work)
         self.loop.process = before
         while not (task.done() or role.process.gone):
             await asyncio.wait([task], timeout=0.5)
         if task.done() and not task.cancelled() and task.exception() is not None:
-            self.complain(f"{role.process.name} failed to start or to stop: {task.exception()!r}")
+            self.report_violation(f"{role.process.name} failed to start or to stop: {task.exception()!r}")
 
-    # --- what sits in the seats ---------------------------------------------------------------------------------
+    # --- starting processes -------------------------------------------------------------------------------------
 
     def _take_role(self, name: str) -> ProcessRole:
         process = Process(f"{name}.{next(self._numbers)}", name, self.plan.skew_s.get(name, 0.0))
@@ -203,7 +203,7 @@ class SimulatedSystem:
         return role
 
     def _new_id(self) -> str:
-        """Looks like a UUID, is unique, and tells its number."""
+        """A unique id in the form of a UUID, made from a number."""
         number = next(self._numbers)
         return str(uuid.UUID(int=(number * 0x9E3779B97F4A7C15 % 2**64) << 64 | number))
 
@@ -226,7 +226,7 @@ class SimulatedSystem:
         broker = self._broker(role)
         scheduler_id = self._new_id()
 
-        def make() -> Scheduler:
+        def create() -> Scheduler:
             return Scheduler(
                 scheduler_id=scheduler_id,
                 shards=self.plan.shards,
@@ -237,12 +237,12 @@ class SimulatedSystem:
                 metrics=Metrics(self.found),
             )
 
-        await self._serve(role, broker, make)
+        await self._serve(role, broker, create)
 
     async def _start_timer(self, role: ProcessRole) -> None:
         broker = self._broker(role)
 
-        def make() -> TimerService:
+        def create() -> TimerService:
             metrics = Metrics(self.found)
             return TimerService(
                 store=MemoryTimerStore(self.database),
@@ -253,12 +253,12 @@ class SimulatedSystem:
                 timer_metrics=TimerMetrics(metrics.registry),
             )
 
-        await self._serve(role, broker, make)
+        await self._serve(role, broker, create)
 
     async def _start_ingest(self, role: ProcessRole) -> None:
         broker = self._broker(role)
 
-        def make() -> IngestService:
+        def create() -> IngestService:
             metrics = Metrics(self.found)
             return IngestService(
                 store=MemoryEventStore(self.database),
@@ -271,24 +271,24 @@ class SimulatedSystem:
                 shards=self.plan.shards,
             )
 
-        await self._serve(role, broker, make)
+        await self._serve(role, broker, create)
 
-    async def _serve(self, role: ProcessRole, broker: Broker, make: Callable[[], Shell]) -> None:
-        """Start a shell, again and again while a server is away, as `sublet_platform.service` does."""
+    async def _serve(self, role: ProcessRole, broker: Broker, create: Callable[[], Service]) -> None:
+        """Start a service; try again while a server is unavailable, as `sublet_platform.service` does."""
         while True:
-            shell = make()
+            service = create()
             try:
-                await shell.start()
+                await service.start()
             except (BrokerUnavailable, StoreUnavailable):
-                await shell.stop()
-                await asyncio.sleep(START_AGAIN_S)
+                await service.stop()
+                await asyncio.sleep(RESTART_DELAY_S)
             else:
                 break
 
         async def stop() -> None:
             try:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
-                    await shell.stop()
+                    await service.stop()
             except TimeoutError:
                 self.note(f"{role.process.name} did not stop in time")
             await broker.close()
@@ -299,7 +299,7 @@ class SimulatedSystem:
         sublet = self._sublet(role)
         workflows = self.declare(sublet)
         plan = self.plan.workers[int(role.name.rpartition("-")[2])]
-        known = [each for name, each in workflows.items() if name in HELPED or not plan.helper]
+        known = [workflow for name, workflow in workflows.items() if name in HELPED or not plan.helper]
         worker = sublet.worker("pool", slots=plan.slots, durable_slots=plan.durable_slots, workflows=known)
         self.observers.joined(role.process, plan)
         await worker.aio_start()

@@ -1,4 +1,4 @@
-"""The database of the simulation: slow, failing before or after an operation took effect, and watched."""
+"""The database of the simulation: it can be slow, and fail before or after an operation takes effect."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from sublet_platform.memory import MemoryDatabase, MemoryRunStore
 from sublet_platform.ports import Clock, RunChange, StoreUnavailable
 
 OnCommit = Callable[[Run | None, Run], None]
-"""Sees what a run was, and what it becomes."""
+"""Called with the stored run, if there is one, and the run that replaces it."""
 
 
 @dataclass
 class Condition:
-    """How the database behaves: for one process, or for all of them. Probabilities, and seconds of virtual time."""
+    """Faults of the database, for one process or for all: probabilities, and seconds of virtual time."""
 
     refuses: float = 0.0
-    """Fails before the operation takes effect."""
+    """An operation fails before it takes effect."""
     forgets_to_answer: float = 0.0
-    """Fails after it took effect."""
+    """An operation fails after it took effect."""
     half_done: float = 0.0
-    """A bulk write fails after a part of it."""
+    """A bulk write fails after a part of it took effect."""
     slow_s: float = 0.0
 
 
@@ -40,7 +40,7 @@ class _Runs(dict[str, Run]):
 
 
 class Database(MemoryDatabase):
-    """``conditions``: by seat; "" is for all."""
+    """``conditions``: by role; "" is for all."""
 
     def __init__(self, loop: ProcessLoop, random: Random, latency_s: float, on_commit: OnCommit) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Database(MemoryDatabase):
         self._latency_s = latency_s
 
     def condition(self) -> Condition | None:
-        """How it is for the process whose step this is."""
+        """The condition for the process that takes the current step."""
         process = self._loop.process
         return (self.conditions.get(process.role) if process is not None else None) or self.conditions.get("")
 
@@ -82,7 +82,7 @@ class Database(MemoryDatabase):
 
 
 class RunStore(MemoryRunStore):
-    """Bulk writes may stop in the middle."""
+    """Bulk writes may fail after a part took effect."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         super().__init__(database, clock)

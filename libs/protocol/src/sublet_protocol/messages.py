@@ -29,7 +29,6 @@ from sublet_protocol import ids
 from sublet_protocol.specs import Condition, EventFilter, Groups, SlotKind, WorkflowSpec
 
 RunStatus = Literal["QUEUED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"]
-TERMINAL_RUN = ("COMPLETED", "FAILED", "CANCELLED")
 
 NULL = msgspec.Raw(b"null")
 """The JSON of an absent value. (msgspec does not allow ``Raw | None``.)"""

@@ -115,10 +115,6 @@ class ReadyQueues:
         dead = {queue: not self._workers.alive(queue.pool, now) for queue in self}
         return [task_run for task_run, queue in self._queue_of.items() if queue is None or dead[queue]]
 
-    def pools_by_task_run(self) -> dict[str, str | None]:
-        """For every ready task run the pool of its queue (None: unroutable)."""
-        return {task_run: queue.pool if queue is not None else None for task_run, queue in self._queue_of.items()}
-
     def pool_of(self, task_run: str) -> str | None:
         """The pool of the queue that the task is in."""
         queue = self._queue_of.get(task_run)

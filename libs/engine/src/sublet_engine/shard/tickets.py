@@ -227,10 +227,6 @@ class Tickets:
 
     # --- counts -----------------------------------------------------------------------------------------------
 
-    @property
-    def retained_count(self) -> int:
-        return sum(len(tickets) for tickets in self._retained.values())
-
     def occupancy(self) -> Iterable[tuple[str, SlotKind, int, int]]:
         """For each pool and kind: its slots, and how many of them leases of this shard hold."""
         state = self._state
