@@ -1,7 +1,7 @@
-"""Does a tree of asyncio tasks still work, or does every branch of it wait for a durable operation?
+"""Decides whether every branch of a durable task waits for a durable operation, so that the task can be evicted.
 
-The answer comes from what each asyncio task is suspended on. Only what is known to end with a durable operation
-counts as waiting; anything else (I/O, a timer, a thread) counts as work, so work is never thrown away.
+The decision depends on what each asyncio task awaits. Only awaitables that are known to end with a durable operation
+count as waiting. Anything else (I/O, a timer, a thread) counts as work, so that no work is lost by an eviction.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from sublet._durable.task_tree import BranchTask
 
 
 class TreeState(IntEnum):
-    """How far something is from going on. Of several together, the greatest counts."""
+    """What a branch does. The state of a tree is the greatest one of its branches."""
 
     BLOCKED = 0
-    """Only the end of a durable operation can move it."""
+    """Awaits a durable operation, directly or through other branches."""
     BLOCKED_LOCALLY = 1
-    """Suspended on a lock, an event or the like of this process. Whoever has that in hand can move it."""
+    """Awaits a lock, an event, a queue or the like. Another branch can release it."""
     WORKING = 2
-    """Suspended on something that we do not know: I/O, a timer, a thread."""
+    """Awaits something unknown: I/O, a timer, a thread."""
     RUNNABLE = 3
-    """About to run."""
+    """Will run in the next rounds of the event loop."""
 
 
 class DurableWait(asyncio.Future[None]):
-    """What a branch is suspended on while the operations at ``operation_ids`` are open. It needs all of them."""
+    """What a branch awaits until all operations with these ids have ended."""
 
     def __init__(self, operation_ids: tuple[str, ...], *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -38,10 +38,10 @@ class DurableWait(asyncio.Future[None]):
 
 
 def tree_state(live: Collection[BranchTask]) -> TreeState:
-    """How the tree of these unfinished tasks stands."""
+    """The state of the tree with these unfinished tasks."""
     worst = TreeState.BLOCKED
     for task in live:
-        # One that is done is about to tell those that wait for it: the first of several may be enough for them.
+        # The callbacks of an ended task will run next. One ended task may be enough for a branch that awaits several.
         worst = max(worst, TreeState.RUNNABLE if task.done() else _state_of_task(task, live))
     if worst < TreeState.WORKING and _has_timer(live):
         return TreeState.WORKING
@@ -60,7 +60,7 @@ def _state_of_future(future: asyncio.Future[Any], live: Collection[BranchTask]) 
     if isinstance(future, DurableWait):
         return TreeState.BLOCKED
     if isinstance(future, BranchTask):
-        # Whether that task is blocked is asked for itself: it is in ``live`` too.
+        # The state of that task is determined separately: it is in ``live`` too.
         return TreeState.BLOCKED if future in live else TreeState.WORKING
     children = getattr(future, "_children", None)  # asyncio.gather
     if children is not None:
@@ -70,7 +70,7 @@ def _state_of_future(future: asyncio.Future[Any], live: Collection[BranchTask]) 
 
 
 def _state_of_all(futures: Iterable[asyncio.Future[Any]], live: Collection[BranchTask]) -> TreeState:
-    """Of something that waits for these. All of them done: the callback that ends the wait is about to run."""
+    """The state of a future that awaits these. If all are done, the callback that ends the wait will run next."""
     undone = [future for future in futures if not future.done()]
     if not undone:
         return TreeState.RUNNABLE
@@ -78,7 +78,7 @@ def _state_of_all(futures: Iterable[asyncio.Future[Any]], live: Collection[Branc
 
 
 def _shielded(future: asyncio.Future[Any]) -> asyncio.Future[Any] | None:
-    """What an outer future of asyncio.shield protects."""
+    """The inner future of a future made by ``asyncio.shield``; None for other futures."""
     for callback, _ in getattr(future, "_callbacks", None) or ():
         if getattr(callback, "__qualname__", "") == "shield.<locals>._outer_done_callback":
             inner: asyncio.Future[Any] = _closure(callback)["inner"]
@@ -104,7 +104,7 @@ _BLOCKING_LOCALLY = {
 
 
 def _state_by_code(task: BranchTask, live: Collection[BranchTask]) -> TreeState:
-    """Of a task that is suspended on a plain future: the code that awaits it tells what that stands for."""
+    """The state of a task that awaits a plain future, by the code that awaits it."""
     frames = _innermost_frames(task)
     if not frames:
         return TreeState.WORKING
@@ -121,7 +121,7 @@ def _state_by_code(task: BranchTask, live: Collection[BranchTask]) -> TreeState:
 
 
 def _innermost_frames(task: BranchTask) -> list[FrameType]:
-    """The frame that awaits the future, and the one that awaits that; none for code that is not plain coroutines."""
+    """The frame that awaits the future, and its caller. Empty if the code is not made of plain coroutines."""
     frames: list[FrameType] = []
     coro: Any = task.get_coro()
     while hasattr(coro, "cr_await"):
@@ -131,11 +131,11 @@ def _innermost_frames(task: BranchTask) -> list[FrameType]:
 
 
 _ONE_BY_ONE = {"as_completed.<locals>._wait_for_one", "_AsCompletedIterator._wait_for_one"}
-"""Where a result of ``asyncio.as_completed`` is awaited: before Python 3.13, and since."""
+"""Code that awaits a result of ``asyncio.as_completed``: before Python 3.13, and since then."""
 
 
 def _state_of_the_first(variables: dict[str, Any], live: Collection[BranchTask]) -> TreeState:
-    """Of a task that awaits a result of ``asyncio.as_completed``; ``variables`` are those of the code in there."""
+    """The state of a task that awaits a result of ``asyncio.as_completed``; ``variables`` are those of that code."""
     if "self" in variables:
         todo, timeout = variables["self"]._todo, variables["self"]._timeout_handle
     else:
@@ -147,7 +147,7 @@ def _state_of_the_first(variables: dict[str, Any], live: Collection[BranchTask])
 
 
 def _feeder(queue: asyncio.Queue[Any], live: Collection[BranchTask]) -> dict[str, Any] | None:
-    """What the callback sees that puts tasks into this queue when they are done."""
+    """The variables of the callback that puts tasks into this queue when they are done."""
     callbacks = (callback for task in live for callback, _ in task._callbacks or ())
     for callback in callbacks:
         if getattr(callback, "__qualname__", "") == "as_completed.<locals>._on_completion":
@@ -158,13 +158,13 @@ def _feeder(queue: asyncio.Queue[Any], live: Collection[BranchTask]) -> dict[str
 
 
 def _closure(function: Any) -> dict[str, Any]:
-    """What it sees of the function around it."""
+    """The variables of the enclosing function that a function uses."""
     cells = zip(function.__code__.co_freevars, function.__closure__, strict=True)
     return {name: cell.cell_contents for name, cell in cells}
 
 
 def _has_timer(live: Collection[BranchTask]) -> bool:
-    """A timeout (of asyncio, anyio or async_timeout) is about to interrupt one of the tasks."""
+    """A timeout (of asyncio, anyio or async_timeout) is set for one of the tasks."""
     loop = asyncio.get_running_loop()
     for handle in getattr(loop, "_scheduled", ()):
         owner = getattr(handle._callback, "__self__", None)

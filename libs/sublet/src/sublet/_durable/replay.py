@@ -1,4 +1,4 @@
-"""The durable log as running code sees it: what is recorded, what is new, and whether the code asks the same again."""
+"""The durable log of one invocation, and the check that the code repeats the recorded operations."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from sublet_protocol.specs import Condition, EventCondition, Groups, SleepCondit
 
 
 class Log:
-    """The log of one invocation.
+    """The durable log of one invocation.
 
-    ``received`` is the highest order up to which every result has arrived here, given to the code or not.
+    Results have an *order*: 1 for the operation of the task that ended first, and so on.
+
+    Attributes:
+        received: all results up to this order have arrived here, delivered to the code or not.
     """
 
     def __init__(self, grant: Grant) -> None:
@@ -35,10 +38,10 @@ class Log:
                 self.end(entry.operation_id, entry.done)
 
     def ask(self, operation: Operation) -> None:
-        """The code asks for this operation: it is the one that the log holds at this node, or it is new.
+        """The code asks for this operation. It must be the recorded one with this operation id, or a new one.
 
         Raises:
-            NonDeterminismError: the log holds another one.
+            NonDeterminismError: another operation is recorded with this operation id.
         """
         self._asked.add(operation.operation_id)
         if self._recorded(operation) is None:
@@ -49,7 +52,7 @@ class Log:
         """The recorded value of this memo, as JSON; None if it is new.
 
         Raises:
-            NonDeterminismError: the log holds another operation.
+            NonDeterminismError: another operation is recorded with this operation id.
         """
         recorded = self._recorded(memo)
         if recorded is None:
@@ -69,7 +72,7 @@ class Log:
         return recorded
 
     def end(self, operation_id: str, done: Completion) -> None:
-        """An operation has ended. Told twice, the first counts."""
+        """Add the result of an operation. A second result of the same operation is ignored."""
         if operation_id in self._done:
             return
         self._done[operation_id] = done
@@ -78,10 +81,11 @@ class Log:
             self.received += 1
 
     def done(self, operation_id: str) -> Completion:
+        """The result of an ended operation."""
         return self._done[operation_id]
 
     def rank(self, operation_ids: Iterable[str]) -> int | None:
-        """When these operations had all ended, as an order; None while one is open, or an earlier result is missing."""
+        """The highest order of these results. None while one of them, or a result of a lower order, is missing."""
         rank = 0
         for operation_id in operation_ids:
             done = self._done.get(operation_id)
@@ -91,27 +95,27 @@ class Log:
         return rank
 
     def runs_ahead(self, rank: int) -> bool:
-        """Something that ended before ``rank`` has not been asked for yet: on the first pass the code was further."""
+        """An operation that ended before ``rank`` is not asked for yet, although it was in an earlier invocation."""
         while self._operation_id_by_order.get(self._first_unasked) in self._asked:
             self._first_unasked += 1
         return self._first_unasked < rank
 
     @property
     def has_news(self) -> bool:
-        """An operation that must be armed is not recorded yet. (Memos may wait for the next report.)"""
+        """There is a new operation other than a memo. (Memos are recorded with the next report.)"""
         return any(operation.kind != "memo" for operation in self._new)
 
     def take_new(self) -> tuple[Operation, ...]:
-        """What is to be recorded, once."""
+        """Return the new operations, which are then no longer new."""
         new, self._new = tuple(self._new), []
         return new
 
 
-# --- what an operation asks for, as a digest and for a person ---------------------------------------------------
+# --- operations, with a fingerprint for comparison and a text for humans ------------------------------------------
 
 
 def wait_operation(operation_id: str, groups: Groups, since: int, label: str | None) -> Operation:
-    """Wait until in every group a condition has come true. The order in which they are given does not matter."""
+    """A wait until one condition of each group is true. The order of the conditions does not matter."""
     canonical = sorted(sorted(_canonical(condition) for condition in group) for group in groups)
     return Operation(
         operation_id=operation_id,
@@ -125,7 +129,7 @@ def wait_operation(operation_id: str, groups: Groups, since: int, label: str | N
 
 
 def run_operation(operation_id: str, child: ChildRequest) -> Operation:
-    """Run a child. Metadata and priority may differ from one invocation to the next."""
+    """A child run. Its metadata and priority may differ between invocations."""
     key = f" with key {child.child_key!r}" if child.child_key is not None else ""
     return Operation(
         operation_id=operation_id,
@@ -137,7 +141,7 @@ def run_operation(operation_id: str, child: ChildRequest) -> Operation:
 
 
 def memo_operation(operation_id: str, name: str, arguments: object) -> Operation:
-    """Remember the value of a call; the value is filled in later. ``arguments`` that are not JSON count by type."""
+    """A memo of a call; its value is added later. Arguments that are not JSON are compared by their type."""
     text = to_json(arguments, fallback=lambda value: type(value).__qualname__, inf_nan_mode="constants").decode()
     return Operation(
         operation_id=operation_id,
@@ -148,7 +152,7 @@ def memo_operation(operation_id: str, name: str, arguments: object) -> Operation
 
 
 def _canonical(condition: Condition) -> str:
-    """What identifies a condition. How far back it looks may differ: it follows from recorded times."""
+    """The fields that identify a condition, as text. ``since_s`` may differ: it is derived from recorded times."""
     if isinstance(condition, EventCondition):
         condition = msgspec.structs.replace(condition, since_s=None)
     return msgspec.json.encode(condition, order="deterministic").decode()

@@ -1,7 +1,7 @@
-"""The tree of asyncio tasks that a durable function grows. Each task in it is a branch with a name of its own.
+"""The tree of asyncio tasks that a durable function starts. Each task of it is a branch with its own name.
 
-A branch is named by its place: ``t1`` is the second asyncio task that the function itself started, ``t1.t0`` the
-first that ``t1`` started. Operations are counted in each branch, so they keep their names however branches interleave.
+``t1`` is the second asyncio task that the function itself started, ``t1.t0`` the first one that ``t1`` started.
+Operations are numbered within their branch, so their ids do not depend on how branches interleave.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ _branch: ContextVar[Branch | None] = ContextVar("sublet_branch", default=None)
 
 
 class Branch:
-    """A branch: ``position`` is the place in the order of events up to which it has seen what happened.
+    """One branch of a durable task.
 
-    Whatever it joins, it has seen too: the branches whose results it took, and those of a task group that it left.
+    Attributes:
+        position: the branch has seen everything up to this position in the order of all events. It advances with the
+            results of its operations, of branches whose results it takes, and of task groups that it leaves.
     """
 
     __slots__ = ("_branches", "_groups", "_operations", "name", "parent", "position", "tree")
@@ -32,7 +34,7 @@ class Branch:
         self._groups: list[tuple[asyncio.TaskGroup, int]] = []
 
     def next_operation_id(self) -> str:
-        """The name of the next operation of this branch."""
+        """The operation id of the next operation of this branch."""
         self._leave_groups()
         self._operations += 1
         return self._within(str(self._operations))
@@ -45,29 +47,29 @@ class Branch:
         return Branch(name, self.tree, self.position, self)
 
     def advance_position(self, position: int) -> None:
-        """It has now seen what happened up to ``position``."""
+        """The branch has now seen everything up to ``position``."""
         self.position = max(self.position, position)
 
     def ended_in(self, group: asyncio.TaskGroup, position: int) -> None:
-        """A branch that this one started in a group has ended; it counts as joined once the group has been left."""
+        """A branch that this one started in a task group has ended. Its position counts when the group is left."""
         self._groups.append((group, position))
 
     def _leave_groups(self) -> None:
         for group, position in self._groups:
-            if _is_over(group):
+            if _is_left(group):
                 self.advance_position(position)
-        self._groups = [ended for ended in self._groups if not _is_over(ended[0])]
+        self._groups = [ended for ended in self._groups if not _is_left(ended[0])]
 
     def _within(self, name: str) -> str:
         return f"{self.name}.{name}" if self.name else name
 
 
-def _is_over(group: Any) -> bool:
+def _is_left(group: Any) -> bool:
     return group._exiting and not group._tasks
 
 
 class BranchTask(asyncio.Task[Any]):
-    """An asyncio task of a tree."""
+    """An asyncio task that is a branch of a tree."""
 
     def __init__(self, coro: Coroutine[Any, Any, Any], branch: Branch, **options: Any) -> None:
         self.branch = branch
@@ -97,15 +99,15 @@ class BranchTask(asyncio.Task[Any]):
 
 
 class Tree:
-    """All branches of one invocation. ``on_end`` is called whenever one of its tasks has ended."""
+    """All branches of one invocation. ``on_end`` is called whenever a branch has ended."""
 
     def __init__(self, position: int, on_end: Callable[[], None]) -> None:
         self._root = Branch("", self, position)
         self._on_end = on_end
         self.live: dict[BranchTask, None] = {}
-        """Those that have not ended, in the order in which they began."""
+        """Branches that have not ended, in the order of their start."""
         self.abandoned = False
-        """Nobody will ask how its tasks ended."""
+        """The results of the tasks are not used any more, so their exceptions are not reported."""
 
     def start(self, coro: Coroutine[Any, Any, Any], context: Context) -> BranchTask:
         """Run the durable function itself."""
@@ -114,7 +116,7 @@ class Tree:
     def spawn(
         self, coro: Coroutine[Any, Any, Any], parent: Branch, loop: asyncio.AbstractEventLoop, **options: Any
     ) -> BranchTask:
-        """An asyncio task that ``parent`` starts."""
+        """Start an asyncio task as a branch of ``parent``."""
         context = options.pop("context", None) or copy_context()
         return self._spawn(coro, parent.fork(), loop, context, **options)
 
@@ -144,7 +146,7 @@ class Tree:
 
 
 def current_branch() -> Branch | None:
-    """The branch that this code runs in; None outside of durable tasks."""
+    """The branch that runs this code; None outside of durable tasks."""
     try:
         task = asyncio.current_task()
     except RuntimeError:  # a thread without a loop
@@ -153,10 +155,10 @@ def current_branch() -> Branch | None:
 
 
 def install(loop: asyncio.AbstractEventLoop) -> None:
-    """From now on every asyncio task that a branch starts on this loop becomes a branch itself.
+    """Make every asyncio task that a branch starts on this loop a branch too.
 
-    A task that is started with a context of its own belongs to the branch of that context, so our own background
-    tasks, which run in an empty one, never count as users' code.
+    A task that is started with another context belongs to the branch of that context. Background tasks of the SDK run
+    in an empty context, so they never count as code of the user.
     """
     previous = loop.get_task_factory()
     if isinstance(previous, _TaskFactory):

@@ -1,4 +1,4 @@
-"""Test your workflows without any server, and without waiting: see libs/sublet/docs/testing.md.
+"""Test workflows without servers and without real waiting. See libs/sublet/docs/testing.md.
 
 Needs ``pip install "sublet[testing]"``.
 """

@@ -1,8 +1,8 @@
-"""Between a test and the world that it looks at: the world goes on while the test waits for it, and else stands still.
+"""Drives the simulated system of a test: it runs while the test waits for it, and is paused otherwise.
 
-Both live in one thread. Whenever the test's loop has nothing else to do, the world runs what can run; and as long as
-somebody in the test waits for something in it (a result, the end of a skip), time passes there, from one moment at
-which something is due to the next.
+Test and system run in one thread. Whenever the event loop of the test is idle, the system runs everything that can run.
+While code of the test waits for something in the system (a result, the end of a skip), the virtual time jumps from each
+due timer to the next.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ from sublet.testing._loop import WorldLoop
 T = TypeVar("T")
 
 JUMPS_AT_ONCE = 200
-"""Then the test's loop may look at its sockets and timeouts."""
+"""Jumps in a row before the event loop of the test gets control, for its sockets and timeouts."""
 
 STUCK_S = 1.0
-"""Real seconds that the test has for what it does outside, when in the world nothing will happen by itself."""
+"""Real seconds that the test has for work outside the system when nothing is due in the system."""
 
-POLITE_ROUNDS = 10
-"""For a test's loop of which we cannot see whether it is busy: rounds that it gets after each result."""
+TEST_ROUNDS = 10
+"""Rounds that the event loop of the test gets after each result, if it does not show whether it is busy."""
 
 
 class NothingWillHappen(SubletError):
-    """What a test waits for will not come, however much time passes."""
+    """The test waits for something that will never happen, however much time passes. The text says why."""
 
 
 class Driver:
-    """A `sublet.loops.Loop`: a redirected client runs its coroutines by it.
+    """The `Loop` of a client that is redirected to the simulated system.
 
-    ``next_jump`` gives the time to which the world may jump, None if nothing is due ever; ``explain`` says why.
+    Args:
+        loop: the event loop of the system.
+        next_jump: returns the virtual time of the next due timer; None if nothing will ever be due.
+        explain: returns a text that says why runs have not ended.
     """
 
     def __init__(self, loop: WorldLoop, next_jump: Callable[[], float | None], explain: Callable[[], str]) -> None:
@@ -48,13 +51,13 @@ class Driver:
         self._waiting: dict[asyncio.Task[Any], asyncio.Future[Any]] = {}
         self._pumping: asyncio.Handle | None = None
         self._stuck: asyncio.TimerHandle | None = None
-        self._polite_rounds = 0
+        self._test_rounds = 0
         loop.wake = self._wake
 
     # --- for the test -------------------------------------------------------------------------------------------
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it in the world. In there, just await it."""
+        """Run a coroutine in the system."""
         if asyncio.get_running_loop() is self._loop:
             return await work
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -69,7 +72,10 @@ class Driver:
             task.cancel()
 
     def run_sync(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it, blocking: the test's thread, which then drives the world, or one of those that work for it."""
+        """Run a coroutine in the system, and block the calling thread.
+
+        The thread of the test then drives the system itself; threads of sync tasks wait for it.
+        """
         if threading.get_ident() != self._thread:
             return self._run_for_thread(work)
         if self._loop.turning:
@@ -78,10 +84,10 @@ class Driver:
         return self._run_blocking(work)
 
     def stop(self) -> None:
-        """There is nothing to stop: it ends with its environment."""
+        """Does nothing: the loop ends with its environment."""
 
     def close(self) -> None:
-        """The world stands still from now on."""
+        """Pause the system for good."""
         self._loop.wake = lambda: None
         for handle in (self._pumping, self._stuck):
             if handle is not None:
@@ -98,7 +104,7 @@ class Driver:
             outcome.set_exception(error)
         else:
             outcome.set_result(task.result())
-        self._polite_rounds = POLITE_ROUNDS
+        self._test_rounds = TEST_ROUNDS
 
     def _run_blocking(self, work: Coroutine[Any, Any, T]) -> T:
         task = self._loop.create_task(work)
@@ -164,14 +170,14 @@ class Driver:
         self._pump_soon()
 
     def _test_is_busy(self) -> bool:
-        """The test's own code goes first: it may be about to say something to the world."""
+        """Code of the test runs first, because it may be about to send something to the system."""
         ready = getattr(self._test_loop, "_ready", None)
         if ready is not None:
             return bool(ready)
-        self._polite_rounds -= 1
-        return self._polite_rounds >= 0
+        self._test_rounds -= 1
+        return self._test_rounds >= 0
 
-    # --- nothing to wait for ------------------------------------------------------------------------------------
+    # --- nothing is due ------------------------------------------------------------------------------------
 
     def _watch_if_stuck(self) -> None:
         self._not_stuck()

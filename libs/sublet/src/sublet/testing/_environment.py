@@ -1,4 +1,4 @@
-"""`SubletTestEnvironment`: where a test runs workflows without any server, and without waiting."""
+"""`SubletTestEnvironment`: runs workflows in a test, without servers and without real waiting."""
 
 from __future__ import annotations
 
@@ -19,32 +19,36 @@ from sublet._declare.types import JSON, Priority
 from sublet._worker.worker import LifespanFn
 from sublet.testing._export import aio_export_log
 from sublet.testing._system import InMemorySystem
-from sublet.testing._workers import EnvironmentWorker, Mishaps
+from sublet.testing._workers import EnvironmentWorker, PlannedFaults
 
 STARTS_AT = datetime(2030, 1, 1, tzinfo=UTC)
 
-SKIP_OVER_S = 0.001
-"""A skip ends this much late, so that what is due at its very end has happened."""
+SKIP_MARGIN_S = 0.001
+"""Seconds that a skip lasts longer, so that everything that is due at its end has happened."""
 
-GOODBYE_S = 10.0
-"""What is left at the end has this long (of the world's time) to clean up."""
+CLEAN_UP_S = 10.0
+"""Seconds of virtual time that remaining tasks have for their clean-up at the end of the environment."""
 
 
 class SubletTestEnvironment:
-    """Everything that ``client`` does inside of the ``async with`` block happens in memory, on a clock of its own.
+    """A complete Sublet in memory, with virtual time. Use it in ``async with``.
 
-    That clock stands still while the test does something else. It runs, as fast as the machine can, while the test
-    waits: for a result, for a skip, for a worker that stops. So nothing is really waited for, and every run of the
-    test is like the other. Code of tasks runs in the test's thread, and sees this time in ``asyncio.sleep``, too; that
-    of sync tasks runs in threads, and time waits for it.
+    Inside the block, everything that ``client`` does happens in memory. The virtual clock runs only while the test
+    waits for something: a result, a skip, a worker that stops. It jumps from each due timer to the next, so nothing
+    really waits, and each run of a test is the same. Async tasks run in the thread of the test and see the virtual
+    time, also in ``asyncio.sleep``. Sync tasks run in threads; the virtual time does not advance while they run.
 
     Args:
-        client: yours, with which the workflows were declared; connected or not, it is as it was afterwards.
-        workflows: what the first worker runs; none: start workers yourself.
-        slots, durable_slots, lifespan: of the first worker, as in ``client.worker``.
-        always_evict: durable tasks leave their worker at every wait, whatever their policy, and so are replayed from
-            their log after each: code that does not do the same again fails with `NonDeterminismError`.
-        starts_at: what time it is in there; always the same unless given.
+        client: the client with which the workflows were declared. Its state is restored after the block.
+        workflows: workflows of the first worker. Without any, start workers by `start_worker`.
+        slots, durable_slots, lifespan: options of the first worker, see ``client.worker``.
+        always_evict: True evicts durable tasks at every wait, whatever their policy, so each of them is replayed after
+            each wait. Code that does not repeat its operations then fails with `NonDeterminismError`.
+        starts_at: the virtual time at the start. The default is always the same.
+
+    Attributes:
+        client: the client.
+        workers: all workers that were started, including those that were killed.
     """
 
     def __init__(
@@ -60,20 +64,19 @@ class SubletTestEnvironment:
     ) -> None:
         self.client = client
         self.workers: list[EnvironmentWorker] = []
-        """All that were started, those that died included."""
         self._workflows = tuple(workflows)
         self._first_worker: dict[str, Any] = {"slots": slots, "durable_slots": durable_slots, "lifespan": lifespan}
         self._always_evict = always_evict
         self._starts_at = starts_at.timestamp()
-        self._mishaps = Mishaps()
+        self._faults = PlannedFaults()
         self._redirections = ExitStack()
-        self._world: InMemorySystem
+        self._system: InMemorySystem
 
     async def __aenter__(self) -> SubletTestEnvironment:
-        self._world = InMemorySystem(self._starts_at)
-        self._redirections.enter_context(self._world.redirecting(self.client._connection))
+        self._system = InMemorySystem(self._starts_at)
+        self._redirections.enter_context(self._system.redirecting(self.client._connection))
         try:
-            await self._world.driver.run(self._world.start())
+            await self._system.driver.run(self._system.start())
             if self._workflows:
                 await self.start_worker(**self._first_worker)
         except BaseException:
@@ -90,8 +93,8 @@ class SubletTestEnvironment:
 
     @property
     def now(self) -> datetime:
-        """The time in there (UTC)."""
-        return datetime.fromtimestamp(self._world.clock.now(), UTC)
+        """The virtual time (UTC)."""
+        return datetime.fromtimestamp(self._system.clock.now(), UTC)
 
     async def skip(
         self,
@@ -102,20 +105,27 @@ class SubletTestEnvironment:
         minutes: float = 0,
         seconds: float = 0,
     ) -> None:
-        """Let time pass. Whatever comes due happens, in order."""
+        """Advance the virtual time. Everything that becomes due happens, in order.
+
+        Args:
+            delta, days, hours, minutes, seconds: added up.
+
+        Raises:
+            ValueError: the sum is negative.
+        """
         delta += timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
         if delta < timedelta(0):
             raise ValueError("time cannot be skipped backwards")
-        await self._world.driver.run(self._skip(delta.total_seconds()))
+        await self._system.driver.run(self._skip(delta.total_seconds()))
 
     async def _skip(self, by_s: float) -> None:
-        end = self._world.loop.time() + by_s
-        self._world.skips.append(end)
+        end = self._system.loop.time() + by_s
+        self._system.skips.append(end)
         try:
             await asyncio.sleep(by_s)
-            await asyncio.sleep(SKIP_OVER_S)
+            await asyncio.sleep(SKIP_MARGIN_S)
         finally:
-            self._world.skips.remove(end)
+            self._system.skips.remove(end)
 
     # --- events -------------------------------------------------------------------------------------------------
 
@@ -127,7 +137,7 @@ class SubletTestEnvironment:
         priority: int | Priority | None = None,
         scope: str | None = None,
     ) -> Event:
-        """Publish an event, as ``client.event.aio_push``. When it returns, whoever waited for it knows."""
+        """Publish an event, see ``client.event.aio_push``. When it returns, tasks that waited for it have been told."""
         return await self.client.event.aio_push(event_key, payload, additional_metadata, priority, scope)
 
     # --- workers ------------------------------------------------------------------------------------------------
@@ -141,8 +151,12 @@ class SubletTestEnvironment:
         durable_slots: int | None = None,
         lifespan: LifespanFn | None = None,
     ) -> EnvironmentWorker:
-        """Start one more worker, of the environment's workflows unless others are given. Those of the same name share
-        their work. See `EnvironmentWorker` for what can happen to it.
+        """Start another worker. Workers with the same name and the same tasks share their work.
+
+        Args:
+            name: the name of the worker.
+            workflows: None: the workflows of the environment.
+            slots, durable_slots, lifespan: see ``client.worker``.
 
         Raises:
             ValueError: a workflow was declared with another client.
@@ -152,8 +166,8 @@ class SubletTestEnvironment:
             if workflow._connection is not self.client._connection:
                 raise ValueError(f"{workflow!r} was declared with another client than this environment's")
         worker = EnvironmentWorker(
-            self._world,
-            self._mishaps,
+            self._system,
+            self._faults,
             self.client.config,
             name,
             runs,
@@ -166,48 +180,47 @@ class SubletTestEnvironment:
         await worker.start()
         return worker
 
-    # --- what goes wrong ----------------------------------------------------------------------------------------
+    # --- faults ----------------------------------------------------------------------------------------
 
     def fail_next(self, task: Task[Any, Any] | Standalone[Any, Any], error: BaseException, times: int = 1) -> None:
-        """The next ``times`` that the task's code would begin (for a durable task also: go on after a wait), it raises
-        this instead."""
+        """Make the next ``times`` starts of the task raise ``error`` instead of running its code.
+
+        A resume of a durable task after an eviction counts as a start.
+        """
 
         def fail(_: EnvironmentWorker) -> None:
             raise error
 
         for _ in range(times):
-            self._mishaps.plan(task, fail)
+            self._faults.plan(task, fail)
 
     def kill_at_next(self, task: Task[Any, Any] | Standalone[Any, Any]) -> None:
-        """The worker that next begins this task dies at that moment, as by ``kill -9``."""
-        self._mishaps.plan(task, lambda worker: worker.die())
+        """Kill the worker that next starts this task, at that moment, as by ``kill -9``."""
+        self._faults.plan(task, lambda worker: worker.die())
 
     # --- logs ---------------------------------------------------------------------------------------------------
 
     async def log(
         self, ref: TaskRunRef[Any, Any] | WorkflowRunRef | str, task: Task[Any, Any] | str | None = None
     ) -> dict[str, Any]:
-        """The durable log of a run's task, as it would be exported from production; `replay` takes it.
-
-        ``task`` is needed if the run has several. Raises RunNotFoundError, ValueError.
-        """
+        """Export the durable log of a task, for `replay`. See `export_log` for arguments and exceptions."""
         return await aio_export_log(self.client, ref, task)
 
     # --- the end ------------------------------------------------------------------------------------------------
 
     async def _close(self) -> None:
-        self._world.driver.close()
-        loop = self._world.loop
-        with_code = [loop.create_task(worker.clean_up()) for worker in self.workers]
+        self._system.driver.close()
+        loop = self._system.loop
+        clean_ups = [loop.create_task(worker.clean_up()) for worker in self.workers]
         loop.turn()
-        for task in asyncio.all_tasks(loop).difference(with_code):
+        for task in asyncio.all_tasks(loop).difference(clean_ups):
             task.cancel()
-        until = loop.time() + GOODBYE_S
+        deadline = loop.time() + CLEAN_UP_S
         loop.turn()
-        while (left := asyncio.all_tasks(loop)) and loop.timers and loop.timers[0].when() <= until:
+        while (remaining := asyncio.all_tasks(loop)) and loop.timers and loop.timers[0].when() <= deadline:
             loop.jump_to(loop.timers[0].when())
             loop.turn()
-        for task in left:
+        for task in remaining:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
         loop.close()
         self._redirections.close()

@@ -1,4 +1,4 @@
-"""Durable logs, out of a running Sublet: from production, or from a test's own."""
+"""Exports durable logs from a running system: from production, or from a test environment."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Ref = TaskRunRef[Any, Any] | WorkflowRunRef | str
 
 
 def export_log(client: Sublet, ref: Ref, task: Task[Any, Any] | str | None = None) -> dict[str, Any]:
-    """The durable log of a run's task, as JSON can hold it; `replay` takes it. Blocks this thread.
+    """Export the durable log of a task as a JSON object, for `replay`. Blocks this thread.
 
     Args:
-        client: connected to where the run is.
-        ref: the run: a handle or its id, or the id of a task run.
-        task: the task, or its name; needed if the run has several.
+        client: a client of the system that has the run.
+        ref: a handle of the run, the id of the run, or the id of a task run.
+        task: the task or its name. Needed if the run has several tasks.
 
     Raises:
-        ValueError: there is no such run or task, or it has several tasks and none is named.
-        TransportUnavailable: no scheduler answered.
+        ValueError: there is no such run or task, or the run has several tasks and none is named.
+        TransportUnavailable: no scheduler answered in time.
     """
     return client._connection.sync(_export(client._connection, ref, task))
 
 
 async def aio_export_log(client: Sublet, ref: Ref, task: Task[Any, Any] | str | None = None) -> dict[str, Any]:
-    """As `export_log`."""
+    """Like `export_log`, for async code."""
     return await client._connection.aio(_export(client._connection, ref, task))
 
 
@@ -44,7 +44,7 @@ async def _export(connection: Connection, ref: Ref, task: Task[Any, Any] | str |
         run = await _ask(connection, "run", {"run_id": run_id})
         if run is None:
             raise ValueError(f"there is no run {run_id}")
-        names = [each["name"] for each in run["tasks"]]
+        names = [listed["name"] for listed in run["tasks"]]
         if len(names) != 1:
             raise ValueError(f"run {run_id} has the tasks {', '.join(names)}: say whose log it should be")
         name = names[0]

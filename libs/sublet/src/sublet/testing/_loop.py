@@ -1,7 +1,7 @@
-"""An event loop inside another one's thread: it runs what can run now, and time passes only when it is told to.
+"""An event loop with virtual time that runs in the thread of another loop, and only when it is told to.
 
-What it runs belongs to processes: one that is gone takes no further step, not even the clean-up that cancelling its
-tasks would run.
+Its callbacks belong to simulated processes. A killed process runs no further callback, not even the clean-up that
+follows from cancelling its tasks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ pause."""
 
 
 class Process:
-    """Something that can die. ``tasks`` keeps what it left behind."""
+    """A simulated process that can be killed. ``tasks`` keeps references to its unfinished tasks after that."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -61,7 +61,7 @@ def _take(step: Any, run: Callable[[], None]) -> None:
 
 
 class _RestingSelector(selectors.DefaultSelector):
-    """Never waits: when there is nothing to do it says so."""
+    """Never waits: it calls ``on_rest`` when there is nothing to do."""
 
     def __init__(self, on_rest: Callable[[], None]) -> None:
         super().__init__()
@@ -76,12 +76,13 @@ class _RestingSelector(selectors.DefaultSelector):
 
 
 class WorldLoop(asyncio.SelectorEventLoop):
-    """Attributes:
+    """The event loop of the simulated system.
 
-    process: whose step is being taken; None for what cannot die.
-    turning: it is running at this moment.
-    busy_threads: threads that work for it, those that wait for it not counted.
-    wake: called, from any thread, when there is something to do while it rests.
+    Attributes:
+        process: the process of the callback that runs now; None for services, which cannot be killed.
+        turning: True while the loop runs.
+        busy_threads: number of threads that run sync tasks and do not wait for this loop.
+        wake: called from any thread when there is something to do while the loop does not run.
     """
 
     def __init__(self) -> None:
@@ -97,32 +98,32 @@ class WorldLoop(asyncio.SelectorEventLoop):
     # --- turning ------------------------------------------------------------------------------------------------
 
     def turn(self) -> None:
-        """Run everything that can run at this moment. Another loop may be running in this thread: it stands still."""
+        """Run everything that can run without time passing. Another loop in this thread is paused meanwhile."""
         self._resting_selector.rounds = 0
         self.turning = True
         try:
             with _outer_loop_aside():
                 self.run_forever()
                 while self._ready and self._resting_selector.rounds <= ROUNDS_MAX:  # type: ignore[attr-defined]
-                    self.run_forever()  # a thread had something to say just as there was nothing else
+                    self.run_forever()  # a thread added a callback just as the loop had become idle
         finally:
             self.turning = False
 
     def wait_for_thread(self) -> None:
-        """Block until a thread has something to say."""
+        """Block until a thread adds a callback."""
         super(_RestingSelector, self._resting_selector).select(None)
 
     def time(self) -> float:
         return self._elapsed_s
 
     def jump_to(self, when: float) -> None:
-        """Let time pass up to here."""
-        # A bit more, or rounding could keep what is due then from being so.
+        """Set the virtual time to ``when``."""
+        # Slightly more, because a rounding error could make a timer seem not due yet.
         self._elapsed_s = max(self._elapsed_s, math.nextafter(when, math.inf))
 
     @property
     def timers(self) -> list[asyncio.TimerHandle]:
-        """What is scheduled, the next one first, otherwise in no order."""
+        """Scheduled timers. The first one is due next; the others are in no order."""
         scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
         return scheduled
 
@@ -130,7 +131,7 @@ class WorldLoop(asyncio.SelectorEventLoop):
 
     @contextmanager
     def acting_as(self, process: Process | None) -> Iterator[None]:
-        """What is started here belongs to ``process``."""
+        """Callbacks that are scheduled in this block belong to ``process``."""
         before, self.process = self.process, process
         try:
             yield
@@ -138,7 +139,7 @@ class WorldLoop(asyncio.SelectorEventLoop):
             self.process = before
 
     def kill(self, process: Process) -> None:
-        """It takes no further step."""
+        """Make a process run no further callback."""
         process.gone = True
         process.tasks = [task for task in asyncio.all_tasks(self) if self._owners.get(task) is process]
 
@@ -194,7 +195,7 @@ class WorldLoop(asyncio.SelectorEventLoop):
 
 @contextmanager
 def _outer_loop_aside() -> Iterator[None]:
-    """No loop runs in this thread, as far as asyncio knows."""
+    """Make asyncio believe that no loop runs in this thread."""
     loop = asyncio._get_running_loop()
     task = asyncio.current_task(loop) if loop is not None else None
     if task is not None:

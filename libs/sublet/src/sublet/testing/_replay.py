@@ -1,4 +1,4 @@
-"""`replay`: does today's code do again what a durable log has recorded? Nothing of the log is run for real."""
+"""`replay`: checks that the current code of a durable task repeats the operations of a durable log."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from sublet_protocol.messages import Grant, LogEntry, Operation
 T = TypeVar("T")
 
 PATIENCE_S = 600.0
-"""Code that does something else than durable operations has this long, in time that is skipped."""
+"""Seconds of virtual time for code that does anything else than durable operations. Then the replay ends."""
 
 _OFFLINE = "a replay runs nothing for real: the client cannot be used in it"
 
 
 class _Exported(msgspec.Struct):
-    """What `export_log` gives. A bare ``{"entries": […]}`` will do."""
+    """An exported log. ``{"entries": […]}`` is enough."""
 
     entries: tuple[LogEntry, ...]
     task_run_id: str = "replay."
@@ -53,8 +53,13 @@ class _Exported(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """The first place where code and log differ. ``recorded`` None: the log ends there. ``asked`` None: the code never
-    asks for it."""
+    """The first difference between code and log.
+
+    Attributes:
+        node: the operation id.
+        recorded: the recorded operation as text; None if the log ends before it.
+        asked: the operation that the code asks for; None if the code never asks for it.
+    """
 
     node: str
     recorded: str | None
@@ -63,17 +68,18 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ReplayReport:
-    """True if the code does again what is recorded; its text says what happened.
+    """Result of `replay`. True if the code repeats the recorded operations; ``str(report)`` says what happened.
 
     Attributes:
-        task_run_id: whose log it is.
-        recorded: how many operations the log holds.
-        replayed: how many of them the code asked for, and got.
-        outcome: whether the code then waits, has returned, has raised, or goes on with something else for too long.
-        error: what it raised.
-        goes_on_with: what it asks for after the end of the log.
-        divergence: where it left the log; None if it did not.
-        ended_otherwise: the recorded run completed, and this one does not.
+        task_run_id: the task run of the log.
+        recorded: number of operations in the log.
+        replayed: number of these operations that the code asked for.
+        outcome: what the code does at the end: it waits, it returned, it raised an exception, or it works on something
+            other than durable operations for too long.
+        error: the exception that it raised; None if it raised none.
+        goes_on_with: operations that it asks for after the end of the log.
+        divergence: the first difference between code and log; None if there is none.
+        ended_otherwise: the recorded run completed, but the replay does not.
     """
 
     task_run_id: str
@@ -87,6 +93,7 @@ class ReplayReport:
 
     @property
     def ok(self) -> bool:
+        """True if there is no difference."""
         return self.divergence is None and not self.ended_otherwise
 
     def __bool__(self) -> bool:
@@ -126,20 +133,21 @@ class ReplayReport:
 def replay(
     log: Mapping[str, Any] | str | bytes | Path, task: Task[Any, Any] | Standalone[Any, Any], *, input: Any = None
 ) -> ReplayReport:
-    """Run the code of ``task`` against a durable log.
+    """Run the code of a durable task against a durable log.
 
-    Every operation is answered from the log: nothing is slept, waited for or started, memoised functions are not
-    called, and where the log ends, so does the replay. What the code does between its operations it really does, as
-    in every replay; the client refuses to be used.
+    Operations return their recorded results: the replay does not sleep, wait for events, start children or call
+    functions of memos, and it ends where the log ends. Code between the operations really runs. The client cannot be
+    used in it (RuntimeError).
 
     Args:
-        log: what `export_log` (or ``env.log``) gave; as a dictionary, as JSON text, or the path of a file of it.
-        task: a durable task, as it is today.
-        input: of the run, for a log that does not hold it.
+        log: the result of `export_log` or ``env.log``: a dictionary, JSON text, or the path of a JSON file.
+        task: the current version of the durable task.
+        input: the input of the run, if the log does not contain it.
 
     Raises:
         TypeError: the task is not durable.
-        msgspec.ValidationError: that is no exported log.
+        msgspec.ValidationError: ``log`` is not an exported log.
+        pydantic.ValidationError: ``input`` does not fit the declared type.
     """
     task = task.task if isinstance(task, Standalone) else task
     if not task.is_durable:
@@ -161,7 +169,7 @@ def _read(log: Mapping[str, Any] | str | bytes | Path) -> _Exported:
 
 
 class _Replay:
-    """One replay: it is the worker of the code, too (see `sublet.stay.Host`)."""
+    """One replay. It is the `InvocationHost` of the code."""
 
     draining = False
 
@@ -192,15 +200,17 @@ class _Replay:
         loop = asyncio.get_running_loop()
         task_tree.install(loop)
         self._all_wait = loop.create_future()
-        stay = DurableInvocation(self._grant, EvictionPolicy(ttl=timedelta(0)), ActiveClock(loop.time, math.inf), self)
-        stay.log = self._log
-        context = _ReplayedContext(self._grant, self._task, MockTaskServices(self._task), stay)
-        code = stay.start(self._run(context), copy_context())
+        invocation = DurableInvocation(
+            self._grant, EvictionPolicy(ttl=timedelta(0)), ActiveClock(loop.time, math.inf), self
+        )
+        invocation.log = self._log
+        context = _ReplayedContext(self._grant, self._task, MockTaskServices(self._task), invocation)
+        code = invocation.start(self._run(context), copy_context())
         await asyncio.wait([code, self._all_wait], timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
         if code.done():
-            stay.finish()
+            invocation.finish()
             return "raised" if self._error is not None else "returned"
-        await stay.drop()
+        await invocation.drop()
         return "waits" if self._all_wait.done() else "works"
 
     async def _run(self, context: DurableContext) -> None:
@@ -219,7 +229,7 @@ class _Replay:
         self._all_wait.set_result(None)
 
     def begins_to_wait(self) -> None:
-        """There is always room."""
+        """Nothing to do: slots do not run short in a replay."""
 
     def _report(self, outcome: Literal["waits", "returned", "raised", "works"]) -> ReplayReport:
         log, completed = self._log, self._exported.status == "COMPLETED"
@@ -228,8 +238,8 @@ class _Replay:
         if divergence is None and unasked:
             divergence = Divergence(unasked[0].operation_id, unasked[0].asked, log.new.get(unasked[0].operation_id))
         if divergence is None and log.new and completed:
-            node, asked = next(iter(log.new.items()))
-            divergence = Divergence(node, None, asked)
+            operation_id, asked = next(iter(log.new.items()))
+            divergence = Divergence(operation_id, None, asked)
         return ReplayReport(
             task_run_id=self._exported.task_run_id,
             recorded=len(self._exported.entries),
@@ -243,12 +253,17 @@ class _Replay:
 
 
 class _ReplayedLog(Log):
-    """Keeps the books. ``answered``: the nodes that the code asked for as recorded; ``new``: what it asked for beyond
-    the log, by node."""
+    """A log that remembers what the code asked for.
+
+    Attributes:
+        answered: ids of recorded operations that the code asked for.
+        new: operations that the code asked for after the end of the log, as text by operation id.
+        divergence: the first operation that differs from the recorded one.
+    """
 
     def __init__(self, grant: Grant) -> None:
         super().__init__(grant)
-        self._recorded_nodes = {entry.operation_id for entry in grant.log}
+        self._recorded_ids = {entry.operation_id for entry in grant.log}
         self.answered: set[str] = set()
         self.new: dict[str, str] = {}
         self.divergence: Divergence | None = None
@@ -269,14 +284,14 @@ class _ReplayedLog(Log):
             recorded = self._entries[operation.operation_id].asked
             self.divergence = self.divergence or Divergence(operation.operation_id, recorded, operation.asked)
             raise
-        if operation.operation_id in self._recorded_nodes:
+        if operation.operation_id in self._recorded_ids:
             self.answered.add(operation.operation_id)
         else:
             self.new.setdefault(operation.operation_id, operation.asked)
 
 
 class _ReplayedContext(DurableContext):
-    """Where the log ends, whatever is asked for is waited for: nothing is done for the first time."""
+    """A context that waits without end for every operation after the end of the log, so that none really happens."""
 
     @property
     def _log(self) -> _ReplayedLog:
@@ -284,17 +299,17 @@ class _ReplayedContext(DurableContext):
         return self._invocation.log
 
     async def aio_now(self) -> datetime:
-        beyond = len(self._log.new)
+        new_before = len(self._log.new)
         now = await super().aio_now()
-        if len(self._log.new) > beyond:
-            await self._wait_for_ever()
+        if len(self._log.new) > new_before:
+            await self._wait_without_end()
         return now
 
     async def aio_memo(
         self, fn: Callable[..., T | Awaitable[T]], result_validator: type[T], /, *args: Any, **kwargs: Any
     ) -> T:
         async def first_call(*_: Any, **__: Any) -> T:
-            await self._wait_for_ever()
+            await self._wait_without_end()
             raise AssertionError("nothing ends beyond the log")
 
         first_call.__module__ = getattr(fn, "__module__", "")
@@ -311,10 +326,10 @@ class _ReplayedContext(DurableContext):
         for operation in operations:
             self._log.ask(operation)
         if any(operation.operation_id in self._log.new for operation in operations):
-            await self._wait_for_ever()
+            await self._wait_without_end()
         return [self._child_run_id(operation) for operation in operations]
 
-    async def _wait_for_ever(self) -> None:
+    async def _wait_without_end(self) -> None:
         await self._invocation._until_delivered(("beyond the log",))
 
 

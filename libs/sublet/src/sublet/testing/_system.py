@@ -1,4 +1,4 @@
-"""The whole of Sublet in memory: broker, database, one of each service, and the way to leap over idle times."""
+"""A complete Sublet in memory: broker, database and one of each service. Idle virtual time is skipped."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ from sublet_timer.service import TimerService
 
 SHARDS = 1
 
-CALM_S = 5.0
-"""Nothing has been written for this long: whatever would be asked again, or ends after a moment of grace, has been."""
+IDLE_S = 5.0
+"""Seconds without a write after which idle time may be skipped: all retries and grace periods are shorter."""
 
 TIMER_LEAD_S = 2 * limits.TICK_INTERVAL_S
-"""A leap ends this long before a timer is due: the timer service finds out again that it is the active one."""
+"""A skip ends this many seconds before a timer is due, so that the timer service can become active again."""
 
 DEADLINE_LEAD_S = limits.WORKER_SILENT_S + 2.0
-"""And this long before a deadline: a scheduler that heard no tick for a while strikes none at first."""
+"""A skip ends this many seconds before a deadline: after a pause a scheduler does not expire deadlines at once."""
 
-FOR_LONG_S = 1.0
-"""A stay that looks again sooner is polling."""
+LONG_CHECK_S = 1.0
+"""An invocation whose next check is sooner than this many seconds is polling."""
 
 
 class Clock:
-    """The wall's clock of the world."""
+    """The wall clock of the simulated system, in Unix seconds."""
 
     def __init__(self, loop: WorldLoop, starts_at: float) -> None:
         self._loop = loop
@@ -67,7 +67,7 @@ class Clock:
 
 
 class ProcessTransport(MemoryTransport):
-    """A worker's connection. What arrives is handled by its process."""
+    """The connection of a worker. Arriving messages are handled by its process."""
 
     def __init__(self, cluster: MemoryCluster, loop: WorldLoop, process: Process | None) -> None:
         super().__init__(cluster, unavailable=TransportUnavailable)
@@ -85,7 +85,7 @@ class ProcessTransport(MemoryTransport):
         super()._register(registration)
 
     def vanish(self) -> None:
-        """The process has died, and its socket with it."""
+        """Drop the connection without a close, as when a process is killed."""
         self._closed = True
         self._cut()
         if self in self._cluster.connections:
@@ -93,10 +93,11 @@ class ProcessTransport(MemoryTransport):
 
 
 class InMemorySystem:
-    """Attributes:
+    """Broker, database and services in memory.
 
-    live_workers: the ids of those that have not died.
-    skips: the ends of the skips that are under way, in the loop's time.
+    Attributes:
+        live_workers: ids of the workers that are not killed or stopped.
+        skips: ends of the current skips, in seconds of the loop's time.
     """
 
     def __init__(self, starts_at: float) -> None:
@@ -114,7 +115,7 @@ class InMemorySystem:
         self._looked_at = -1.0
 
     def new_id(self) -> str:
-        """The same in every test run."""
+        """A new id. The ids are the same in every run of a test."""
         return str(uuid.UUID(bytes=hashlib.sha256(f"id {next(self._numbers)}".encode()).digest()[:16], version=4))
 
     def transport(self, process: Process | None = None) -> ProcessTransport:
@@ -122,7 +123,7 @@ class InMemorySystem:
 
     @contextmanager
     def redirecting(self, connection: Connection) -> Iterator[None]:
-        """Whoever uses this connection gets to this world."""
+        """Redirect a connection of a client to this system in a ``with`` block."""
 
         def connect(_: ClientConfig) -> ProcessTransport:
             return self.transport()
@@ -169,22 +170,22 @@ class InMemorySystem:
     # --- time ---------------------------------------------------------------------------------------------------
 
     def next_jump(self) -> float | None:
-        """When the next thing is due. Over times in which only heartbeats and ticks would pass, further ahead."""
+        """The time of the next due timer, or a later one if only heartbeats and ticks would happen until then."""
         now = self.loop.time()
         step = self.loop.timers[0].when()
-        if now - self._changed_at < CALM_S or now - self._looked_at < 1.0 or self._someone_is_missed():
+        if now - self._changed_at < IDLE_S or now - self._looked_at < 1.0 or self._a_worker_is_lost():
             return step
         self._looked_at = now
-        leap = min((*self._leaps(), *self.skips), default=None)
-        return None if leap is None else max(step, leap)
+        skip_to = min((*self._skip_limits(), *self.skips), default=None)
+        return None if skip_to is None else max(step, skip_to)
 
-    def _someone_is_missed(self) -> bool:
-        """A worker died with a task in its hands: its silence is being counted."""
+    def _a_worker_is_lost(self) -> bool:
+        """A killed worker still holds a lease, so its silence has to be noticed."""
         leases = (task.lease for run in self._unfinished() for task in run.tasks)
         return any(lease is not None and lease.worker not in self.live_workers for lease in leases)
 
-    def _leaps(self) -> Iterator[float]:
-        """Up to where a leap misses nothing of what will happen by itself, in the loop's time."""
+    def _skip_limits(self) -> Iterator[float]:
+        """Times before which nothing but heartbeats and ticks happens, in seconds of the loop's time."""
         for timer in self.database.timers.values():
             yield self.clock.in_loop_time(timer.due) - TIMER_LEAD_S
         for run in self._unfinished():
@@ -197,19 +198,19 @@ class InMemorySystem:
                 yield handle.when()
 
     def _is_of_a_task(self, handle: asyncio.TimerHandle) -> bool:
-        """The user's code set it, or a durable task's stay that will end."""
+        """The timer was set by code of the user, or by the invocation of a durable task."""
         if handle._context.get(current_context) is not None:  # type: ignore[attr-defined]
             return True
-        stays = isinstance(getattr(handle._callback, "__self__", None), DurableInvocation)  # type: ignore[attr-defined]
-        return stays and handle.when() - self.loop.time() > FOR_LONG_S
+        of_invocation = isinstance(getattr(handle._callback, "__self__", None), DurableInvocation)  # type: ignore[attr-defined]
+        return of_invocation and handle.when() - self.loop.time() > LONG_CHECK_S
 
     def _unfinished(self) -> Iterator[Run]:
         return (run for run in self.database.runs.values() if not run.terminal)
 
-    # --- words --------------------------------------------------------------------------------------------------
+    # --- explanation --------------------------------------------------------------------------------------------------
 
     def explain(self) -> str:
-        """Why the runs that have not ended do not."""
+        """A text that says why runs have not ended."""
         specs = {(record.spec.name, record.spec.version): record.spec for record in self.database.workflows.values()}
         pools: dict[str, set[str]] = {}
         for worker in self.database.workers.values():

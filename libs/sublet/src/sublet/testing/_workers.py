@@ -1,4 +1,4 @@
-"""A worker of a test: an ordinary one in memory, that can be killed, and whose tasks fail on demand."""
+"""Workers of a test environment: they can be killed, and their tasks fail on demand."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from sublet.testing._system import InMemorySystem
 
 AT_ONCE = EvictionPolicy(ttl=timedelta(0))
 
-Mishap = Callable[["EnvironmentWorker"], None]
-"""Happens in place of a task's code; raises what the task is to fail with."""
+Fault = Callable[["EnvironmentWorker"], None]
+"""Called before the code of a task. It may raise the exception with which the task fails."""
 
 
 def task_of(task: Task[Any, Any] | Standalone[Any, Any]) -> Task[Any, Any]:
     return task.task if isinstance(task, Standalone) else task
 
 
-class Mishaps:
-    """What is to go wrong, first things first."""
+class PlannedFaults:
+    """Faults that will happen, by task, in the order in which they were planned."""
 
     def __init__(self) -> None:
-        self._planned: dict[tuple[str, str], deque[Mishap]] = defaultdict(deque)
+        self._planned: dict[tuple[str, str], deque[Fault]] = defaultdict(deque)
 
-    def plan(self, task: Task[Any, Any] | Standalone[Any, Any], mishap: Mishap) -> None:
-        self._planned[_key(task_of(task))].append(mishap)
+    def plan(self, task: Task[Any, Any] | Standalone[Any, Any], fault: Fault) -> None:
+        self._planned[_key(task_of(task))].append(fault)
 
-    def befall(self, task: Task[Any, Any], worker: EnvironmentWorker) -> None:
-        """Called when the task's code is to begin."""
+    def inject(self, task: Task[Any, Any], worker: EnvironmentWorker) -> None:
+        """Called before the code of a task starts."""
         planned = self._planned[_key(task)]
         if planned:
             planned.popleft()(worker)
@@ -50,12 +50,12 @@ def _key(task: Task[Any, Any]) -> tuple[str, str]:
 
 
 class EnvironmentWorker:
-    """Made by ``env.start_worker()``."""
+    """A worker of a test environment, made by ``env.start_worker()``."""
 
     def __init__(
         self,
-        world: InMemorySystem,
-        mishaps: Mishaps,
+        system: InMemorySystem,
+        faults: PlannedFaults,
         config: ClientConfig,
         name: str,
         workflows: Sequence[BaseWorkflow[Any]],
@@ -65,9 +65,9 @@ class EnvironmentWorker:
         lifespan: LifespanFn | None,
         always_evict: bool,
     ) -> None:
-        self._world = world
+        self._system = system
         self._process = Process(name)
-        self._transport = world.transport(self._process)
+        self._transport = system.transport(self._process)
         self._worker = _Prepared(
             name,
             config,
@@ -76,52 +76,56 @@ class EnvironmentWorker:
             workflows=workflows,
             lifespan=lifespan,
             transport=self._transport,
-            now=world.clock.now,
-            new_id=world.new_id,
+            now=system.clock.now,
+            new_id=system.new_id,
         )
-        self._worker.prepare = lambda task: _prepared(task, always_evict, lambda: mishaps.befall(task, self))
+        self._worker.prepare = lambda task: _prepared(task, always_evict, lambda: faults.inject(task, self))
 
     @property
     def id(self) -> str:
+        """The id of the worker."""
         return self._worker.id
 
     @property
     def is_alive(self) -> bool:
+        """False after `stop` and `kill`."""
         return not self._process.gone
 
     async def start(self) -> None:
-        self._world.live_workers.add(self.id)
-        await self._world.driver.run(self._in_process(self._worker.aio_start))
+        """Start the worker. Called by ``env.start_worker()``."""
+        self._system.live_workers.add(self.id)
+        await self._system.driver.run(self._in_process(self._worker.aio_start))
 
     async def stop(self) -> None:
-        """In good order, as upon SIGTERM: it lets waiting tasks go, finishes what runs, and leaves."""
+        """Shut down gracefully, as on SIGTERM: evict waiting tasks, finish running ones, and deregister."""
         if self.is_alive:
-            await self._world.driver.run(self._in_process(self._worker.stop))
+            await self._system.driver.run(self._in_process(self._worker.stop))
             self.die()
 
     async def kill(self) -> None:
-        """As ``kill -9``: its code takes no further step, and nobody is told."""
+        """Kill the worker, as by ``kill -9``: its code runs no further, and the schedulers are not told."""
         self.die()
 
     def die(self) -> None:
+        """Kill the worker at once; the sync form of `kill`."""
         if self.is_alive:
-            self._world.live_workers.discard(self.id)
-            self._world.loop.kill(self._process)
+            self._system.live_workers.discard(self.id)
+            self._system.loop.kill(self._process)
             self._transport.vanish()
 
     async def _in_process(self, step: Callable[[], Any]) -> None:
-        with self._world.loop.acting_as(self._process):
+        with self._system.loop.acting_as(self._process):
             task = asyncio.get_running_loop().create_task(step())
         await task
 
     async def clean_up(self) -> None:
-        """The test is over: free what its code holds."""
+        """Free the resources of the worker at the end of the environment."""
         self._process.gone = False
         await self._in_process(self._worker.abandon)
 
 
 class _Prepared(Worker):
-    """``prepare`` makes of each task the one that is run."""
+    """A worker that runs ``prepare(task)`` in place of each task."""
 
     prepare: Callable[[Task[Any, Any]], Task[Any, Any]]
 
@@ -140,25 +144,25 @@ class _Prepared(Worker):
         )
 
     async def abandon(self) -> None:
-        """Leave without finishing anything."""
+        """Stop without finishing running tasks."""
         await self._resources.aclose()
 
 
-def _prepared(task: Task[Any, Any], always_evict: bool, befall: Callable[[], None]) -> Task[Any, Any]:
+def _prepared(task: Task[Any, Any], always_evict: bool, inject: Callable[[], None]) -> Task[Any, Any]:
     prepared = copy.copy(task)
     fn = task.fn
     if task.is_async_function:
 
         async def run(given: Any, ctx: Any) -> Any:
-            befall()
-            await asyncio.sleep(0)  # a worker that has just died stops here
+            inject()
+            await asyncio.sleep(0)  # the code of a worker that was just killed stops here
             return await fn(given, ctx)
 
         prepared.fn = run
     else:
 
         def run_sync(given: Any, ctx: Any) -> Any:
-            befall()
+            inject()
             return fn(given, ctx)
 
         prepared.fn = run_sync
