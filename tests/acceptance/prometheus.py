@@ -28,7 +28,7 @@ OF_THE_BROKER = {"rabbitmq_detailed_queue_messages_ready", "rabbitmq_detailed_qu
 """Its own plugin counts these."""
 ONLY_IN_TROUBLE = {
     "sublet_messages_dead_lettered_total",
-    "sublet_sweeper_findings_total",
+    "sublet_sweeper_anomalies_total",
     "sublet_task_failures_total",
 }
 """Counters with labels, which do not show before the first time."""

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from fuzz.examples import SPEC
 from fuzz.mutation import SEPARATOR
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryRunStore, MemoryTimerStore
-from sublet_platform.metrics import ServiceMetrics, TimerMetrics, new_registry
+from sublet_platform.metrics import ServiceMetrics, new_registry
+from sublet_timer.metrics import TimerMetrics
 from sublet_platform.ports import Delivery, Outgoing
 from sublet_protocol.messages import Hello, Query, RunRequest, SetTimer, encode
 from sublet_protocol.specs import TaskSpec, WorkflowSpec

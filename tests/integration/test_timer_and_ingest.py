@@ -14,7 +14,9 @@ import pytest
 
 from sublet_event_ingest.service import IngestService
 from sublet_platform.clock import SystemClock
-from sublet_platform.metrics import IngestMetrics, ServiceMetrics, TimerMetrics, new_registry
+from sublet_event_ingest.metrics import IngestMetrics
+from sublet_platform.metrics import ServiceMetrics, new_registry
+from sublet_timer.metrics import TimerMetrics
 from sublet_platform.mongo.client import Mongo
 from sublet_platform.mongo.events import MongoEventStore
 from sublet_platform.mongo.runs import MongoRunStore

@@ -9,7 +9,8 @@ from typing import Any
 
 from sublet_event_ingest.service import IngestService
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryEventStore, MemoryRunStore
-from sublet_platform.metrics import IngestMetrics, ServiceMetrics, new_registry
+from sublet_event_ingest.metrics import IngestMetrics
+from sublet_platform.metrics import ServiceMetrics, new_registry
 from sublet_platform.ports import Delivery, Outgoing
 from sublet_protocol import ids
 from sublet_protocol.messages import (

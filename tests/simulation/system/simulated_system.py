@@ -22,7 +22,9 @@ from simulation.system.storage import Database, RunStore
 from sublet import ClientConfig, Sublet
 from sublet_event_ingest.service import IngestService
 from sublet_platform.memory import MemoryEventStore, MemoryTimerStore
-from sublet_platform.metrics import IngestMetrics, ServiceMetrics, TimerMetrics
+from sublet_event_ingest.metrics import IngestMetrics
+from sublet_platform.metrics import ServiceMetrics
+from sublet_timer.metrics import TimerMetrics
 from sublet_platform.ports import BrokerUnavailable, Outgoing, StoreUnavailable
 from sublet_platform.service import STOP_TIMEOUT_S
 from sublet_protocol.topology import topology

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from sublet_platform.metrics import IngestMetrics, ServiceMetrics, TimerMetrics
+from sublet_event_ingest.metrics import IngestMetrics
+from sublet_platform.metrics import ServiceMetrics
+from sublet_timer.metrics import TimerMetrics
 from sublet_scheduler.metrics import SchedulerMetrics
 
 DASHBOARDS = sorted((Path(__file__).resolve().parents[3] / "deploy/grafana/dashboards").glob("*.json"))

@@ -32,7 +32,7 @@ def begin(world: IngestHarness, name: str, task: TaskRun) -> None:
 
 
 def anomalies(instance: Instance) -> float:
-    return instance.value("sublet_sweeper_findings_total", sweeper="subscriptions") or 0.0
+    return instance.value("sublet_sweeper_anomalies_total", sweeper="subscriptions") or 0.0
 
 
 @in_virtual_time

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryTimerStore
-from sublet_platform.metrics import ServiceMetrics, TimerMetrics, new_registry
+from sublet_platform.metrics import ServiceMetrics, new_registry
+from sublet_timer.metrics import TimerMetrics
 from sublet_platform.ports import Delivery, Outgoing, StoredTimer, StoreUnavailable
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import CancelTimer, Record, SetTimer, Tick, TimerFired, decode_for_shard, encode
@@ -312,7 +313,7 @@ async def test_a_timer_that_was_missed_is_found_and_counted() -> None:
     world.database.timers["lost"] = lost
     await asyncio.sleep(HORIZON_S + 1)
     assert world.fired_ids == ["a.t"]
-    assert instances[0].value("sublet_sweeper_findings_total", sweeper="timers") == 1
+    assert instances[0].value("sublet_sweeper_anomalies_total", sweeper="timers") == 1
     await stop(instances)
 
 

@@ -1,8 +1,8 @@
-"""Prometheus metrics. One registry for each process, handed over explicitly; labels are bounded, units are in names."""
+"""Prometheus metrics. Each process has one registry, which is passed explicitly. Labels are bounded, names have units."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -13,7 +13,7 @@ SIZE_BUCKETS = (1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0)
 
 
 def new_registry() -> CollectorRegistry:
-    """A registry with what every process shows of itself: memory, CPU, open files, garbage collection."""
+    """A registry with the metrics of the process: memory, CPU, open files, garbage collection."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -22,28 +22,41 @@ def new_registry() -> CollectorRegistry:
 
 
 class ServiceMetrics:
-    """What every service counts. ``loop`` names a batch loop: ``shard``, ``timers``, ``ingest``, ``queries``."""
+    """Metrics of all services. ``loop`` names a batch loop: ``shard``, ``timers``, ``ingest``, ``queries``."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
         r = self.registry
         self._handled = Counter("sublet_messages_handled", "Messages handled and acknowledged", ["loop"], registry=r)
-        self._dead = Counter("sublet_messages_dead_lettered", "Messages sent to sublet.dead", ["loop"], registry=r)
+        self._dead = Counter(
+            "sublet_messages_dead_lettered", "Messages dead-lettered to the queue sublet.dead", ["loop"], registry=r
+        )
         self._batch_size = Histogram(
             "sublet_batch_size", "Messages in a batch", ["loop"], buckets=SIZE_BUCKETS, registry=r
         )
         self._batch_seconds = Histogram(
-            "sublet_batch_seconds", "Handling a batch, commit included", ["loop"], buckets=LATENCY_BUCKETS_S, registry=r
+            "sublet_batch_seconds",
+            "Time to handle a batch, with its commit",
+            ["loop"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=r,
         )
         self._store_seconds = Histogram(
-            "sublet_store_seconds", "Round trips to MongoDB", ["operation"], buckets=LATENCY_BUCKETS_S, registry=r
+            "sublet_store_seconds",
+            "Time of a round trip to MongoDB",
+            ["operation"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=r,
         )
         self._publish_seconds = Histogram(
-            "sublet_publish_seconds", "Publishing until the broker confirms", buckets=LATENCY_BUCKETS_S, registry=r
+            "sublet_publish_seconds",
+            "Time from publishing messages to the broker's confirmation",
+            buckets=LATENCY_BUCKETS_S,
+            registry=r,
         )
-        self._anomalies = Counter(
-            "sublet_sweeper_findings",
-            "What a sweeper found and mended: each is a bug's smoke, or a lost hint",
+        self._anomaly_count = Counter(
+            "sublet_sweeper_anomalies",
+            "Inconsistencies repaired by a sweeper; a non-zero rate in normal operation indicates a bug",
             ["sweeper"],
             registry=r,
         )
@@ -64,24 +77,5 @@ class ServiceMetrics:
     def published(self, seconds: float) -> None:
         self._publish_seconds.observe(seconds)
 
-    def found(self, sweeper: str, count: int = 1) -> None:
-        self._anomalies.labels(sweeper).inc(count)
-
-
-class TimerMetrics:
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.pending = Gauge("sublet_timers_pending", "Timers that are set and not due", registry=registry)
-        self.lag_seconds = Histogram(
-            "sublet_timer_lag_seconds", "From due to fired", buckets=LATENCY_BUCKETS_S, registry=registry
-        )
-
-
-class IngestMetrics:
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.events = Counter("sublet_events", "Events received", ["outcome"], registry=registry)
-        """outcome: ``stored``, ``duplicate`` or ``refused``."""
-        self.matches = Counter("sublet_event_matches", "Waits and triggers that an event met", registry=registry)
-        self.subscriptions = Gauge("sublet_subscriptions", "Waits for an event", registry=registry)
-        self.expression_failures = Counter(
-            "sublet_expression_failures", "Expressions that failed on a payload", registry=registry
-        )
+    def anomalies(self, sweeper: str, count: int = 1) -> None:
+        self._anomaly_count.labels(sweeper).inc(count)

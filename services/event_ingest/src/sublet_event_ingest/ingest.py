@@ -21,7 +21,8 @@ from sublet_engine.event.matching import FieldSet, Waits, event_matched, index_k
 from sublet_engine.event.triggers import Triggers
 from sublet_event_ingest.reader import Batch, Reader
 from sublet_platform.batching import dead_letter
-from sublet_platform.metrics import IngestMetrics, ServiceMetrics
+from sublet_event_ingest.metrics import IngestMetrics
+from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import (
     Broker,
     Clock,

@@ -10,7 +10,8 @@ from dataclasses import replace
 from sublet_event_ingest.ingest import Ingest
 from sublet_event_ingest.sweeper import SWEEP_INTERVAL_S, Sweeper
 from sublet_platform.batching import BatchLoop
-from sublet_platform.metrics import IngestMetrics, ServiceMetrics
+from sublet_event_ingest.metrics import IngestMetrics
+from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import Broker, Clock, Consumer, Delivery, EventStore, RunStore, StoreUnavailable
 from sublet_protocol import ids, limits
 from sublet_protocol.topology import EVENTS, INGEST

@@ -48,7 +48,7 @@ class Sweeper:
 
     async def _remove(self, left: list[str]) -> None:
         await self._events.change_subscriptions([], left)
-        self._metrics.found("subscriptions", len(left))
+        self._metrics.anomalies("subscriptions", len(left))
         log.warning("subscriptions that nobody waits for: %s", left[:10], extra={"count": len(left)})
 
     async def _unawaited(self, page: list[StoredSubscription]) -> frozenset[str]:

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-from sublet_platform.metrics import TimerMetrics
+from sublet_timer.metrics import TimerMetrics
 from sublet_platform.mongo.timers import MongoTimerStore
 from sublet_platform.service import Service, run_service
 from sublet_platform.settings import ServiceSettings
 from sublet_timer.service import TimerService
 
-_metrics = cache(TimerMetrics)
-"""Once for a registry: a start that fails is tried again."""
 
-
-async def start(service: Service) -> None:
+async def start(service: Service, timer_metrics: TimerMetrics) -> None:
     store = MongoTimerStore(service.mongo)
     await store.ensure_indexes()
-    shell = TimerService(
+    timer = TimerService(
         store=store,
         broker=service.broker,
         clock=service.clock,
         shards=service.shards,
         metrics=service.metrics,
-        timer_metrics=_metrics(service.registry),
+        timer_metrics=timer_metrics,
     )
 
-    async def something_has_ended() -> str | None:
-        return None if shell.alive else "one of its loops has ended"
+    async def check_background_tasks() -> str | None:
+        return None if timer.alive else "a background task has ended"
 
-    service.on_stop(shell.stop)
-    await shell.start()
-    service.health.add("timers", something_has_ended)
+    service.on_stop(timer.stop)
+    await timer.start()
+    service.health.add("timers", check_background_tasks)
 
 
 def main() -> None:
-    run_service("timer", ServiceSettings(), start)
+    run_service("timer", ServiceSettings(), start, TimerMetrics)

@@ -20,7 +20,8 @@ from typing import Any
 
 from sublet_engine.timer.horizon import Horizon, plan
 from sublet_platform.batching import BatchLoop, dead_letter
-from sublet_platform.metrics import ServiceMetrics, TimerMetrics
+from sublet_platform.metrics import ServiceMetrics
+from sublet_timer.metrics import TimerMetrics
 from sublet_platform.ports import (
     Broker,
     BrokerUnavailable,
@@ -214,7 +215,7 @@ class TimerService:
             log.warning(
                 "timers that were missed: %s", [timer.id for timer in strays[:10]], extra={"count": len(strays)}
             )
-            self._metrics.found("timers", len(strays))
+            self._metrics.anomalies("timers", len(strays))
         self._timer_metrics.pending.set(await self._store.count_timers())
 
     # --- time passes ------------------------------------------------------------------------------------------

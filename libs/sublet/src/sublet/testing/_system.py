@@ -31,7 +31,9 @@ from sublet_platform.memory import (
 )
 from sublet_platform.memory.cluster import Message, Subscription
 from sublet_platform.memory.connection import Registration
-from sublet_platform.metrics import IngestMetrics, ServiceMetrics, TimerMetrics
+from sublet_event_ingest.metrics import IngestMetrics
+from sublet_platform.metrics import ServiceMetrics
+from sublet_timer.metrics import TimerMetrics
 from sublet_protocol import limits
 from sublet_protocol.topology import topology
 from sublet_scheduler.scheduler import Scheduler

@@ -1,0 +1,16 @@
+"""Prometheus metrics of event-ingest."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class IngestMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.events = Counter("sublet_events", "Events received", ["outcome"], registry=registry)
+        """outcome: ``stored``, ``duplicate`` or ``refused``."""
+        self.matches = Counter("sublet_event_matches", "Waits and triggers that an event satisfied", registry=registry)
+        self.subscriptions = Gauge("sublet_subscriptions", "Stored waits for an event", registry=registry)
+        self.expression_failures = Counter(
+            "sublet_expression_failures", "Expressions that failed on an event payload", registry=registry
+        )
