@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from sublet_engine.run.state import Lease, LogRecord, LogSegment, OpenWait, OutboxItem, Run, TaskRun
+from sublet_engine.run.state import Lease, LogRecord, LogSegment, OpenWait, OutgoingMessage, Run, TaskRun
 from sublet_protocol import ids
+from sublet_protocol.destinations import Bucket, Inbox, Ingest, Timer
 from sublet_protocol.messages import ParentLink, TaskError, Trigger
 from sublet_protocol.specs import EventCondition, EventFilter, ParentCondition, SleepCondition, TaskSpec, WorkflowSpec
 
@@ -58,7 +59,12 @@ def a_full_run(run_id: str = "full") -> Run:
         cancelled_reason="because",
         started_at=1_700_000_001.5,
         finished_at=1_700_000_002.5,
-        outbox=(OutboxItem("bucket:bucket.07", '{"t":"child_finished"}'), OutboxItem("timers", '{"t":"set_timer"}')),
+        outbox=(
+            OutgoingMessage(Bucket(7), b'{"t":"child_finished"}'),
+            OutgoingMessage(Timer(), b'{"t":"set_timer"}'),
+            OutgoingMessage(Ingest(), b'{"t":"subscribe"}'),
+            OutgoingMessage(Inbox("sublet.inbox.client.1"), b'{"t":"run_result"}'),
+        ),
         revision=1,
         owner_term="e-1",
     )

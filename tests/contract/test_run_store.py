@@ -18,9 +18,10 @@ from contract.records import (
     a_workflow,
     run_ids_in_slots,
 )
-from sublet_engine.run.state import OutboxItem, Run, TaskRun, TaskStatus
+from sublet_engine.run.state import OutgoingMessage, Run, TaskRun, TaskStatus
 from sublet_platform.ports import RevisionConflict, RunChange, RunFilter, RunStore, WorkerRecord
 from sublet_protocol import ids
+from sublet_protocol.destinations import Inbox
 from sublet_protocol.messages import ParentLink, Trigger
 from support.clocks import ManualClock
 
@@ -104,7 +105,7 @@ async def test_the_tasks_may_become_more_or_fewer(run_store: RunStore) -> None:
 
 async def test_the_outbox_is_stored_and_emptied_with_the_state(run_store: RunStore) -> None:
     before = a_run()
-    item = OutboxItem("inbox:sublet.inbox.client.1", '{"t":"run_result"}')
+    item = OutgoingMessage(Inbox("sublet.inbox.client.1"), b'{"t":"run_result"}')
     after = replace(before, outbox=(item,), owner_term="e-2", revision=2)
     emptied = replace(after, outbox=(), revision=3)
     await create(run_store, before)

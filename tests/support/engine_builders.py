@@ -10,10 +10,10 @@ from msgspec.structs import replace
 
 from sublet_engine.run import completion, durable_log, leases, transitions
 from sublet_engine.run.effects import Effects
-from sublet_engine.run.state import Effect, Lease, LogRecord, OpenWait, Run, TaskRun
+from sublet_engine.run.state import Lease, LogRecord, OpenWait, OutgoingMessage, Run, TaskRun
 from sublet_protocol import ids
+from sublet_protocol.destinations import Destination
 from sublet_protocol.messages import (
-    NULL,
     ChildFinished,
     ChildRequest,
     EventMatched,
@@ -21,15 +21,22 @@ from sublet_protocol.messages import (
     Failed,
     Finished,
     Grant,
+    IngestMessage,
     LogEntry,
     Operation,
     Record,
     Recorded,
     RunRequest,
     RunStatus,
+    ShardMessage,
     TaskError,
+    TaskNotice,
+    Ticket,
     TimerFired,
+    TimerMessage,
+    WorkerMessage,
 )
+from sublet_protocol.raw_json import NULL
 from sublet_protocol.specs import (
     Condition,
     EventCondition,
@@ -119,6 +126,17 @@ def error(kind: str = "ValueError", message: str = "no") -> TaskError:
     return TaskError(kind, message)
 
 
+_records: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+    ShardMessage | WorkerMessage | TimerMessage | IngestMessage | Ticket | TaskNotice
+)
+
+
+def record_of(message: OutgoingMessage) -> Record:
+    """The record that was encoded into a message."""
+    record: Record = _records.decode(message.body)
+    return record
+
+
 # --- one run under test -----------------------------------------------------------------------------------------
 
 
@@ -133,7 +151,7 @@ class RunHarness:
         self.now = NOW
         self.owner_term = "epoch-1"
         self.whole_log: list[LogRecord] = []
-        self.messages: list[Effect] = []
+        self.messages: list[OutgoingMessage] = []
         self.log: list[LogRecord] = []
         effects = Effects(self.now, self.owner_term)
         request.setdefault("run_id", RUN_ID)
@@ -297,9 +315,10 @@ class RunHarness:
         assert found is not None, f"no wait is open at {operation_id}"
         return found
 
-    def sent(self, kind: type[R], to: str | None = None) -> list[R]:
-        """The messages of a kind that the last step gave."""
-        return [e.message for e in self.messages if isinstance(e.message, kind) and to in (None, e.to)]
+    def sent(self, kind: type[R], to: Destination | None = None) -> list[R]:
+        """The messages of a kind that the last step gave, to any destination or to one."""
+        records = [record_of(message) for message in self.messages if to in (None, message.to)]
+        return [record for record in records if isinstance(record, kind)]
 
     def entries(self, name: str = "task") -> dict[str, LogEntry]:
         """The log by node, as the next grant would carry it."""

@@ -12,13 +12,13 @@ import msgspec
 from msgspec.structs import replace
 
 from sublet_engine.run import durable_log
-from sublet_engine.run.state import LogRecord, Run, TaskRun
+from sublet_engine.run.state import LogRecord, OutgoingMessage, Run, TaskRun
 from sublet_engine.shard.counters import waiting_reason
 from sublet_engine.shard.shard import Shard
-from sublet_engine.shard.unit_of_work import Batch, Publication
+from sublet_engine.shard.unit_of_work import Batch
 from sublet_protocol import ids, limits
+from sublet_protocol.destinations import Destination, Inbox, Pool
 from sublet_protocol.messages import (
-    NULL,
     CancelRun,
     Claim,
     Evicted,
@@ -29,44 +29,31 @@ from sublet_protocol.messages import (
     Heartbeat,
     HeldLease,
     Hello,
-    IngestMessage,
     LogEntry,
     NoTask,
     Record,
     RunRequest,
-    RunResult,
     ShardMessage,
-    TaskNotice,
     Tick,
     Ticket,
-    TimerMessage,
-    WorkerMessage,
 )
+from sublet_protocol.raw_json import NULL
 from sublet_protocol.specs import SlotKind, WorkflowSpec
 from support import invariants
-from support.engine_builders import NOW, POOL, error, raw
+from support.engine_builders import NOW, POOL, error, raw, record_of
 
 R = TypeVar("R", bound=Record)
 
-_decoders: dict[str, msgspec.json.Decoder[Any]] = {
-    "bucket": msgspec.json.Decoder(ShardMessage),
-    "timers": msgspec.json.Decoder(TimerMessage),
-    "ingest": msgspec.json.Decoder(IngestMessage),
-    "inbox": msgspec.json.Decoder(WorkerMessage),
-    "pool": msgspec.json.Decoder(Ticket),
-    "notice": msgspec.json.Decoder(TaskNotice | RunResult),
-}
+
+class Sent(list[tuple[Destination, Any]]):
+    """Records with their destinations."""
+
+    def of(self, kind: type[R], to: Destination | None = None) -> list[R]:
+        return [record for where, record in self if isinstance(record, kind) and to in (None, where)]
 
 
-class Sent(list[tuple[str, Any]]):
-    """Messages with their destinations."""
-
-    def of(self, kind: type[R], to: str | None = None) -> list[R]:
-        return [message for where, message in self if isinstance(message, kind) and to in (None, where)]
-
-
-def read(publications: Iterable[Publication]) -> Sent:
-    return Sent((each.to, _decoders[each.to.partition(":")[0]].decode(each.body)) for each in publications)
+def read(messages: Iterable[OutgoingMessage]) -> Sent:
+    return Sent((message.to, record_of(message)) for message in messages)
 
 
 def inbox_of(worker: str) -> str:
@@ -147,8 +134,8 @@ class ShardHarness:
     def publish(self, batch: Batch) -> Sent:
         self.sent = read(batch.tickets)
         for item in batch.durable_grants:
-            self.sent.append((f"inbox:{item.inbox}", replace(item.grant, log=self.log_of(item.task_run_id))))
-        self.sent += read(batch.publications)
+            self.sent.append((Inbox(item.inbox), replace(item.grant, log=self.log_of(item.task_run_id))))
+        self.sent += read(batch.messages)
         return self.sent
 
     def take_over(self) -> None:
@@ -236,7 +223,7 @@ class ShardHarness:
 
     def tickets(self, pool: str | None = None, kind: SlotKind = "task") -> list[str]:
         """Those issued by the last batch."""
-        return [ticket.id for ticket in self.sent.of(Ticket, f"pool:{pool or POOL}:{kind}")]
+        return [ticket.id for ticket in self.sent.of(Ticket, Pool(pool or POOL, kind))]
 
     def granted(self, run_id: str, worker: str = "w1", ticket: str | None = None, **options: Any) -> Grant:
         """A new run, claimed by a worker under its ticket."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import defaultdict, deque
+from typing import assert_never
 
 from sublet_engine.run import leases
 from sublet_engine.run.effects import position_at
 from sublet_engine.run.state import TaskRun
 from sublet_engine.shard.shard import Shard
 from sublet_protocol import ids, limits
+from sublet_protocol.destinations import Bucket, Inbox, Ingest, Notice, Pool, Timer
 from sublet_protocol.messages import (
     CancelRun,
     CancelTimer,
@@ -151,18 +153,21 @@ class Cluster:
 
     def _route(self, sent: Sent) -> None:
         for to, message in sent:
-            kind, _, where = to.partition(":")
-            match kind:
-                case "bucket":
+            match to:
+                case Bucket():
                     self.lanes["shards"].append(message)
-                case "timers":
+                case Timer():
                     self._to_timer(message)
-                case "ingest":
+                case Ingest():
                     self._to_ingest(message)
-                case "inbox":
-                    self._to_inbox(where, message)
-                case "pool":
-                    self.tickets[where.rpartition(":")[2]].append((message.id, False))  # type: ignore[index]
+                case Inbox():
+                    self._to_inbox(to.name, message)
+                case Pool():
+                    self.tickets[to.kind].append((message.id, False))
+                case Notice():
+                    pass
+                case _:
+                    assert_never(to)
 
     def _to_timer(self, message: SetTimer | CancelTimer) -> None:
         if isinstance(message, CancelTimer):

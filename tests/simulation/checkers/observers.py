@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from simulation.checkers.slots import Delivery, SlotWatch
 from simulation.scenarios.plan import WorkerPlan
 from simulation.system.processes import Process
-from sublet_engine.run.state import OpenWait, OutboxItem, Run
+from sublet_engine.run.state import OpenWait, OutgoingMessage, Run
 from sublet_platform.memory.cluster import Message, Subscription
 from sublet_protocol import ids
+from sublet_protocol.destinations import Ingest, Timer
 from sublet_protocol.messages import (
     ChildFinished,
     Claim,
@@ -169,12 +170,12 @@ class Observers:
                 f"run {before.id} had ended as {before.status}, and changed to {after.status}"
             )
 
-    def _check_withdrawn_requests(self, before: Sequence[OutboxItem], after: Sequence[OutboxItem]) -> None:
+    def _check_withdrawn_requests(self, before: Sequence[OutgoingMessage], after: Sequence[OutgoingMessage]) -> None:
         """A withdrawn timer or subscription is never requested again: a late message could withdraw it once more."""
         for item in after:
-            if item in before or item.to not in ("timers", "ingest"):
+            if item in before or not isinstance(item.to, Timer | Ingest):
                 continue
-            record = json.loads(item.message)
+            record = json.loads(item.body)
             if record["t"] in ("unsubscribe", "cancel_timer"):
                 self._withdrawn.add(record["id"])
             elif record["id"] in self._withdrawn:

@@ -74,8 +74,8 @@ def publish_before_the_commit() -> AbstractContextManager[Any]:
     carry_out = ShardService._carry_out
 
     async def publish_and_carry_out(self: ShardService, batch: Any) -> None:
-        await self._publish(batch.publications)
-        batch.publications = []
+        await self._publish(batch.messages)
+        batch.messages = []
         await carry_out(self, batch)
 
     return patch.object(ShardService, "_carry_out", publish_and_carry_out)

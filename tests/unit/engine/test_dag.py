@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sublet_engine.run import dag
 from sublet_engine.run.completion import DAG_WAIT
 from sublet_engine.run.state import TaskRun
+from sublet_protocol.destinations import Inbox
 from sublet_protocol.messages import CancelTimer, RunResult, SetTimer, Subscribe, Unsubscribe
 from sublet_protocol.specs import (
     Condition,
@@ -23,7 +24,7 @@ from sublet_protocol.specs import (
     WorkflowSpec,
     topological,
 )
-from support.engine_builders import NOW, RunHarness, both, either, event, parent, sleep, workflow
+from support.engine_builders import NOW, RunHarness, both, either, event, parent, record_of, sleep, workflow
 
 # --- parents ----------------------------------------------------------------------------------------------------
 
@@ -274,7 +275,7 @@ def test_the_task_on_failure_is_skipped_when_nothing_failed_and_is_left_out_of_t
     bench = RunHarness("task", ON_FAILURE, reply_to="me")
     bench.run_task("task", 1)
     assert bench.status("rescue") == "SKIPPED"
-    (result,) = bench.sent(RunResult, "inbox:me")
+    (result,) = bench.sent(RunResult, Inbox("me"))
     assert list(result.outputs) == ["task"]
 
 
@@ -473,12 +474,12 @@ def test_every_run_ends_once_its_sleeps_are_over_and_its_events_have_come(
 
 
 def _note_what_is_armed(bench: RunHarness, armed: dict[str, SetTimer | Subscribe]) -> None:
-    for effect in bench.messages:
-        match effect.message:
-            case SetTimer() | Subscribe():
-                armed[effect.message.id] = effect.message
-            case CancelTimer() | Unsubscribe():
-                armed.pop(effect.message.id, None)
+    for message in bench.messages:
+        match record_of(message):
+            case SetTimer() | Subscribe() as wait:
+                armed[wait.id] = wait
+            case CancelTimer(id=wait_id) | Unsubscribe(id=wait_id):
+                armed.pop(wait_id, None)
 
 
 def _come_true(bench: RunHarness, wait: SetTimer | Subscribe) -> None:

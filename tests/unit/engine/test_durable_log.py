@@ -14,6 +14,7 @@ from sublet_engine.run import completion, durable_log, transitions
 from sublet_engine.run.effects import Effects, position_at
 from sublet_engine.run.state import OpenWait
 from sublet_protocol import limits
+from sublet_protocol.destinations import Inbox
 from sublet_protocol.ids import child_run_id
 from sublet_protocol.messages import (
     CancelTimer,
@@ -327,7 +328,7 @@ def test_a_resident_task_is_told_how_its_waits_ended_in_order() -> None:
     lease = bench.grant()
     bench.record(lease, wait_op("0", sleep()), wait_op("1", event()), number=1, waiting=True)
     bench.match("1")
-    (completed_count,) = bench.sent(OperationCompleted, f"inbox:{INBOX}")
+    (completed_count,) = bench.sent(OperationCompleted, Inbox(INBOX))
     assert (completed_count.lease, completed_count.operation_id, completed_count.done.order) == (lease, "1", 1)
     bench.fire("0")
     assert bench.sent(OperationCompleted)[0].done.order == 2

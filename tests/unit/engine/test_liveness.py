@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from sublet_protocol import limits
+from sublet_protocol.destinations import Inbox
 from sublet_protocol.messages import (
     CancelRun,
     ChildFinished,
@@ -395,7 +396,7 @@ def test_a_task_without_a_slot_is_cancelled_at_its_schedule_timeout() -> None:
     there.hello()
     there.request("a", reply_to="me")
     assert not there.tick(19).of(RunResult)
-    (result,) = there.tick(1).of(RunResult, "inbox:me")
+    (result,) = there.tick(1).of(RunResult, Inbox("me"))
     assert result.status == "CANCELLED"
 
 
@@ -422,7 +423,7 @@ def test_a_run_that_was_requested_twice_is_one_run() -> None:
     there.handle(RunRequest("a", "flow", reply_to="me"), RunRequest("a", "flow", reply_to="me"))
     grant = there.claim(there.tickets()[0])
     assert grant is not None
-    assert len(there.finish(grant).of(RunResult, "inbox:me")) == 1
+    assert len(there.finish(grant).of(RunResult, Inbox("me"))) == 1
 
 
 def test_a_run_id_that_would_be_ambiguous_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sublet_protocol import limits
+from sublet_protocol.destinations import Inbox
 from sublet_protocol.messages import (
     ChildFinished,
     EventMatched,
@@ -223,7 +224,7 @@ def test_an_effect_that_no_message_about_the_run_caused_is_found_by_the_next_own
     assert there.task("a").status in ("BACKOFF", "FAILED")
     there.take_over()
     sent = there.tick()
-    assert [*sent.of(SetTimer), *sent.of(RunResult, "inbox:me")]
+    assert [*sent.of(SetTimer), *sent.of(RunResult, Inbox("me"))]
     there.tick()
     there.take_over()
     assert not there.tick().of(SetTimer)
@@ -269,7 +270,7 @@ def test_the_owner_that_wrote_an_outbox_does_not_publish_it_again(monkeypatch: p
     grant = there.granted("a", reply_to="me")
     there.finish(grant)
     assert "a" not in there.shard.state.runs
-    assert not there.handle(finished(grant)).of(RunResult, "inbox:me")
+    assert not there.handle(finished(grant)).of(RunResult, Inbox("me"))
 
 
 def test_the_next_owner_publishes_an_outbox_once_however_often_it_loads_the_run(
@@ -281,11 +282,11 @@ def test_the_next_owner_publishes_an_outbox_once_however_often_it_loads_the_run(
     grant = there.granted("a", reply_to="me")
     there.finish(grant)
     there.take_over()
-    assert there.handle(finished(grant)).of(RunResult, "inbox:me")
+    assert there.handle(finished(grant)).of(RunResult, Inbox("me"))
     assert "a" not in there.shard.state.runs
-    assert not there.handle(finished(grant)).of(RunResult, "inbox:me")
+    assert not there.handle(finished(grant)).of(RunResult, Inbox("me"))
     there.take_over()
-    assert there.handle(finished(grant)).of(RunResult, "inbox:me")
+    assert there.handle(finished(grant)).of(RunResult, Inbox("me"))
 
 
 def test_what_was_never_committed_is_not_published() -> None:
@@ -294,7 +295,7 @@ def test_what_was_never_committed_is_not_published() -> None:
     there.decide(finished(grant))
     there.take_over()
     assert not there.tick().of(RunResult)
-    assert there.finish(grant).of(RunResult, "inbox:me")
+    assert there.finish(grant).of(RunResult, Inbox("me"))
 
 
 def test_hints_are_not_stored() -> None:
@@ -330,7 +331,7 @@ def test_a_crash_at_any_moment_of_a_durable_task_changes_nothing(moment: int, pu
     assert run is not None
     assert (run.status, run.task("task").invocation, run.task("task").completed_count) == ("COMPLETED", 2, 2)
     assert [grant.invocation for grant in grants] == [1, 2]
-    assert len(received.of(RunResult, "inbox:me")) == 1
+    assert len(received.of(RunResult, Inbox("me"))) == 1
     assert {timer.id for timer in received.of(SetTimer)} == {"a.task#1#sleep"}
     assert {wait.id for wait in received.of(Subscribe)} == {"a.task#0#paid"}
     assert [entry.operation_id for entry in there.log_of("a.task") if entry.done] == ["0", "1"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sublet_protocol import limits
+from sublet_protocol.destinations import Inbox
 from sublet_protocol.messages import Grant, GrantDeclined, NoTask, Ping, Revoked, RunRequest, SlotReleased, Ticket
 from sublet_protocol.specs import SlotKind, TaskSpec
 from support.engine_builders import both, event, sleep, wait_op, workflow
@@ -284,8 +285,8 @@ def test_a_ticket_that_comes_to_another_worker_puts_its_holder_in_doubt_and_stil
     grant = there.granted("a", "w1")
     there.request("b")
     sent = there.handle(claim(grant.ticket, "w2", redelivered=True))
-    assert sent.of(Ping, f"inbox:{inbox_of('w1')}") == [Ping()]
-    assert [g.lease for g in sent.of(Grant, f"inbox:{inbox_of('w2')}")] == ["b.task@1"]
+    assert sent.of(Ping, Inbox(inbox_of("w1"))) == [Ping()]
+    assert [g.lease for g in sent.of(Grant, Inbox(inbox_of("w2")))] == ["b.task@1"]
 
 
 def test_a_holder_that_answers_keeps_its_lease() -> None:
@@ -361,7 +362,7 @@ def test_a_claim_of_an_unknown_worker_is_served_and_it_is_asked_who_it_is() -> N
     there = world()
     there.request("a")
     sent = there.handle(claim("t2", "stranger", pool="other"))
-    assert sent.of(Ping, f"inbox:{inbox_of('stranger')}") == [Ping(hello=True)]
+    assert sent.of(Ping, Inbox(inbox_of("stranger"))) == [Ping(hello=True)]
     sent = there.handle(claim("t3", "w2"))
     assert sent.of(Ping) == [Ping(hello=False)]
     assert len(sent.of(Grant)) == 1

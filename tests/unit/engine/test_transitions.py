@@ -9,6 +9,7 @@ from sublet_engine.run import transitions
 from sublet_engine.run.effects import Effects, position_at
 from sublet_engine.run.state import Run
 from sublet_protocol import limits
+from sublet_protocol.destinations import Inbox, Ingest, Notice
 from sublet_protocol.messages import (
     CancelTimer,
     ChildFinished,
@@ -22,7 +23,19 @@ from sublet_protocol.messages import (
     TimerFired,
 )
 from sublet_protocol.specs import TaskSpec
-from support.engine_builders import INBOX, NOW, RUN_ID, RunHarness, both, event, parent, sleep, wait_op, workflow
+from support.engine_builders import (
+    INBOX,
+    NOW,
+    RUN_ID,
+    RunHarness,
+    both,
+    event,
+    parent,
+    record_of,
+    sleep,
+    wait_op,
+    workflow,
+)
 
 PARENT = ParentLink("parent-run.task", "3")
 
@@ -50,8 +63,8 @@ def test_a_run_of_an_unknown_workflow_fails_and_says_so_to_all_who_wait() -> Non
     effects = Effects(NOW)
     run = transitions.create(RunRequest(RUN_ID, "ghost", reply_to="me", parent=PARENT), None, effects)
     assert run.status == "FAILED"
-    result = next(e.message for e in effects.messages if e.to == "inbox:me")
-    told = next(e.message for e in effects.messages if isinstance(e.message, ChildFinished))
+    result = next(record_of(message) for message in effects.messages if message.to == Inbox("me"))
+    told = next(record for record in map(record_of, effects.messages) if isinstance(record, ChildFinished))
     assert isinstance(result, RunResult)
     assert result.errors[0].type == "UnknownWorkflow"
     assert told.error is not None
@@ -69,7 +82,7 @@ def test_a_run_begins_when_it_was_asked_for_and_hears_events_from_then_on(asked:
     spec = workflow(TaskSpec("task", wait_for=both(event())))
     bench = RunHarness(spec=spec, requested_at=asked)
     assert bench.run.created_at == begun
-    (subscribe,) = bench.sent(Subscribe, "ingest")
+    (subscribe,) = bench.sent(Subscribe, Ingest())
     assert subscribe.since == position_at(begun)
 
 
@@ -79,7 +92,7 @@ def test_a_run_begins_when_it_was_asked_for_and_hears_events_from_then_on(asked:
 def test_a_task_that_returns_completes_its_run_with_its_output() -> None:
     bench = RunHarness("task", reply_to="me")
     bench.run_task("task", {"n": 1})
-    (result,) = bench.sent(RunResult, "inbox:me")
+    (result,) = bench.sent(RunResult, Inbox("me"))
     assert result.status == "COMPLETED"
     assert {name: msgspec.json.decode(output) for name, output in result.outputs.items()} == {"task": {"n": 1}}
 
@@ -188,7 +201,7 @@ def test_a_task_that_keeps_losing_its_workers_fails_in_the_end() -> None:
         bench.worker_lost(bench.grant())
         assert bench.status() == "READY"
     bench.worker_lost(bench.grant())
-    (result,) = bench.sent(RunResult, "inbox:me")
+    (result,) = bench.sent(RunResult, Inbox("me"))
     assert result.errors[0].type == "WorkerLost"
 
 
@@ -279,7 +292,7 @@ def test_a_task_that_runs_for_too_long_fails_and_its_worker_is_told_to_stop() ->
     bench = RunHarness(TaskSpec("task", execution_timeout_s=60))
     lease = bench.grant()
     bench.time_out()
-    assert bench.sent(Revoked, f"inbox:{INBOX}") == [Revoked(lease, "timed_out")]
+    assert bench.sent(Revoked, Inbox(INBOX)) == [Revoked(lease, "timed_out")]
     assert bench.run.status == "FAILED"
     assert bench.error().message == "Task exceeded timeout of 60 s"
 
@@ -296,7 +309,7 @@ def test_a_timeout_uses_up_a_retry() -> None:
 def test_a_task_that_found_no_slot_in_time_is_cancelled() -> None:
     bench = RunHarness("task", reply_to="me")
     bench.schedule_time_out()
-    (result,) = bench.sent(RunResult, "inbox:me")
+    (result,) = bench.sent(RunResult, Inbox("me"))
     assert result.status == "CANCELLED"
     assert "schedule timeout" in (result.cancelled_reason or "")
 
@@ -341,7 +354,7 @@ def test_tasks_that_completed_before_the_run_was_cancelled_keep_their_outputs() 
     bench = RunHarness("a", TaskSpec("b", parents=("a",)), reply_to="me")
     bench.run_task("a", 1)
     bench.cancel()
-    (result,) = bench.sent(RunResult, "inbox:me")
+    (result,) = bench.sent(RunResult, Inbox("me"))
     assert result.status == "CANCELLED"
     assert list(result.outputs) == ["a"]
 
@@ -426,7 +439,7 @@ def test_whoever_asks_for_a_finished_run_is_answered_at_once() -> None:
     bench = RunHarness("task")
     bench.run_task("task")
     bench.watch("late")
-    assert [result.status for result in bench.sent(RunResult, "inbox:late")] == ["COMPLETED"]
+    assert [result.status for result in bench.sent(RunResult, Inbox("late"))] == ["COMPLETED"]
 
 
 def test_a_second_request_for_a_run_adds_its_watcher_and_starts_nothing() -> None:
@@ -434,7 +447,10 @@ def test_a_second_request_for_a_run_adds_its_watcher_and_starts_nothing() -> Non
     bench.add_interest(reply_to="second")
     assert bench.changes_nothing(lambda: bench.add_interest(reply_to="second"))
     bench.run_task("task")
-    assert [e.to for e in bench.messages if isinstance(e.message, RunResult)][:2] == ["inbox:first", "inbox:second"]
+    assert [m.to for m in bench.messages if isinstance(record_of(m), RunResult)][:2] == [
+        Inbox("first"),
+        Inbox("second"),
+    ]
 
 
 def test_a_parent_that_waits_is_told_how_its_child_ended() -> None:
@@ -480,16 +496,16 @@ def test_results_are_given_once_when_every_task_has_ended() -> None:
     bench.run_task("a")
     assert not bench.sent(RunResult)
     bench.run_task("b")
-    assert len(bench.sent(RunResult, "inbox:me")) == 1
+    assert len(bench.sent(RunResult, Inbox("me"))) == 1
 
 
 def test_results_and_children_s_ends_survive_a_crash_but_notices_need_not() -> None:
     bench = RunHarness("task", reply_to="me", parent=PARENT)
     bench.fail(bench.grant())
-    durable = {type(e.message).__name__: e.durable for e in bench.messages if not e.to.startswith("notice:")}
+    durable = {type(record_of(m)).__name__: m.durable for m in bench.messages if not isinstance(m.to, Notice)}
     assert durable == {"RunResult": True, "ChildFinished": True}
-    notices = [e for e in bench.messages if e.to.startswith("notice:")]
-    assert {e.to for e in notices} == {"notice:task.failed.flow.task", "notice:run.failed.flow"}
+    notices = [message for message in bench.messages if isinstance(message.to, Notice)]
+    assert {message.to for message in notices} == {Notice("task.failed.flow.task"), Notice("run.failed.flow")}
     assert not any(e.durable for e in notices)
 
 

@@ -17,7 +17,8 @@ import pytest
 from contract import records
 from fuzz import examples
 from sublet_engine.run import state
-from sublet_protocol import messages, specs
+from sublet_platform.mongo.run_documents import document_of
+from sublet_protocol import destinations, messages, specs
 
 GOLDEN = Path(__file__).with_name("wire_format.golden")
 CURE = """{name} is encoded in another way than wire_format.golden says.
@@ -34,7 +35,7 @@ In the last two cases rewrite the file: `PYTHONPATH=tests .venv/bin/python tests
 
 def structs() -> Iterator[type[msgspec.Struct]]:
     """Every record that is sent or stored."""
-    for module in (messages, specs, state):
+    for module in (destinations, messages, specs, state):
         for _, struct in inspect.getmembers(module, inspect.isclass):
             if issubclass(struct, msgspec.Struct) and struct.__module__ == module.__name__:
                 yield struct
@@ -60,7 +61,8 @@ def example_records() -> Iterator[msgspec.Struct]:
 def encoded_forms() -> dict[str, str]:
     forms = {f"fields of {kind_of(struct)}": " ".join(struct.__struct_encode_fields__) for struct in structs()}
     for record in example_records():
-        forms[f"example of {kind_of(type(record))}"] = msgspec.json.encode(record).decode()
+        stored = document_of(record) if isinstance(record, state.Run) else record
+        forms[f"example of {kind_of(type(record))}"] = msgspec.json.encode(stored).decode()
     return dict(sorted(forms.items()))
 
 

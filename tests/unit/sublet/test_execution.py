@@ -18,7 +18,6 @@ from sublet._worker.context import Context, current_context
 from sublet._worker.worker import Worker, WorkerStatus
 from sublet_protocol import limits
 from sublet_protocol.messages import (
-    NULL,
     CancelRun,
     Failed,
     Finished,
@@ -30,6 +29,7 @@ from sublet_protocol.messages import (
     TimeoutExtended,
     Trigger,
 )
+from sublet_protocol.raw_json import NULL
 from support.virtual_time import in_virtual_time
 from support.worker_harness import BenchTransport, WorkerHarness, client
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from sublet_protocol import ids
 
-FORMAT = 2
+FORMAT = 3
 """The number of the format of stored documents, messages, routing keys and queues. A service refuses a database or a
 virtual host that was used with another format. Raise it with every change that another version cannot read."""
 

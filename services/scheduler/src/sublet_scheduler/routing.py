@@ -1,53 +1,55 @@
-"""Where effects go: the destinations of the engine as exchanges and routing keys, many messages in one body."""
+"""Translates the outgoing messages of the engine into AMQP messages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple, assert_never
 
-from sublet_engine.shard.unit_of_work import Publication
+from sublet_engine.run.state import OutgoingMessage
 from sublet_platform.ports import Outgoing
 from sublet_protocol.chunking import bodies_of
-from sublet_protocol.topology import INBOXES, NOTICES, REQUESTS, pool_queue
+from sublet_protocol.destinations import Bucket, Destination, Inbox, Ingest, Notice, Pool, Timer
+from sublet_protocol.topology import INBOXES, INGEST, NOTICES, REQUESTS, TIMERS, bucket_key, pool_queue
 
 
-def outgoing(publications: Iterable[Publication], shards: int) -> list[Outgoing]:
-    """Messages to one destination travel together, in order; tickets and notices alone."""
+class Route(NamedTuple):
+    exchange: str
+    routing_key: str
+    persistent: bool = False
+    single: bool = False
+    """Each message has an AMQP message of its own."""
+
+
+def outgoing(messages: Iterable[OutgoingMessage], shards: int) -> list[Outgoing]:
+    """Messages to one destination share bodies and keep their order. Tickets and notices come first, one a body."""
     singles: list[Outgoing] = []
-    groups: dict[str, list[bytes]] = {}
-    for publication in publications:
-        kind, _, rest = publication.to.partition(":")
-        if kind == "pool":
-            pool, _, slot_kind = rest.rpartition(":")
-            queue = pool_queue(pool, slot_kind).name
-            singles.append(Outgoing("", queue, publication.body, persistent=False))
-        elif kind == "notice":
-            singles.append(Outgoing(NOTICES, rest, publication.body, persistent=False))
-        elif kind == "bucket":
-            groups.setdefault(f"bucket:{_key_of_shard(rest, shards)}", []).append(publication.body)
+    groups: dict[Route, list[bytes]] = {}
+    for message in messages:
+        route = route_of(message.to, shards)
+        if route.single:
+            singles.append(_amqp_message(route, message.body))
         else:
-            groups.setdefault(publication.to, []).append(publication.body)
-    return singles + [message for to, bodies in groups.items() for message in _gathered(to, bodies)]
+            groups.setdefault(route, []).append(message.body)
+    return singles + [_amqp_message(route, body) for route, bodies in groups.items() for body in bodies_of(bodies)]
 
 
-def _key_of_shard(bucket_key: str, shards: int) -> str:
-    """The key that stands for all buckets of the shard (see `ids.bucket_key`)."""
-    return f"bucket.{int(bucket_key.removeprefix('bucket.')) % shards:02d}"
-
-
-def _gathered(to: str, bodies: list[bytes]) -> Iterable[Outgoing]:
-    exchange, routing_key, persistent = _address(to)
-    for body in bodies_of(bodies):
-        yield Outgoing(exchange, routing_key, body, persistent=persistent)
-
-
-def _address(to: str) -> tuple[str, str, bool]:
-    kind, _, rest = to.partition(":")
-    match kind:
-        case "bucket":
-            return REQUESTS, rest, True
-        case "inbox":
-            return INBOXES, rest, False
-        case "timers" | "ingest":
-            return "", f"sublet.{kind}", True
+def route_of(to: Destination, shards: int) -> Route:
+    match to:
+        case Bucket():  # one key for all buckets of a shard, so that messages about many runs share a body
+            return Route(REQUESTS, bucket_key(to.bucket % shards), persistent=True)
+        case Inbox():
+            return Route(INBOXES, to.name)
+        case Timer():
+            return Route("", TIMERS, persistent=True)
+        case Ingest():
+            return Route("", INGEST, persistent=True)
+        case Pool():
+            return Route("", pool_queue(to.pool, to.kind).name, single=True)
+        case Notice():
+            return Route(NOTICES, to.routing_key, single=True)
         case _:
-            raise AssertionError(f"unknown destination {to!r}")
+            assert_never(to)
+
+
+def _amqp_message(route: Route, body: bytes) -> Outgoing:
+    return Outgoing(route.exchange, route.routing_key, body, persistent=route.persistent)

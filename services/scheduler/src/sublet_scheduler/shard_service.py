@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from sublet_engine.run import durable_log
-from sublet_engine.run.state import LogRecord, Run
+from sublet_engine.run.state import LogRecord, OutgoingMessage, Run
 from sublet_engine.shard.shard import Shard
-from sublet_engine.shard.unit_of_work import Batch, DurableGrant, Publication, Resend, WorkerChange
+from sublet_engine.shard.unit_of_work import Batch, DurableGrant, Resend, WorkerChange
 from sublet_platform.batching import Reject
 from sublet_platform.ports import Broker, Clock, Delivery, RunChange, RunStore, WorkerRecord
 from sublet_protocol import ids, limits
+from sublet_protocol.destinations import Inbox
 from sublet_protocol.messages import (
     MalformedMessage,
     OperationCompleted,
@@ -204,21 +205,21 @@ class ShardService:
             raise committed
         if isinstance(with_logs, BaseException):
             raise with_logs
-        await self._publish(with_logs + batch.publications)
+        await self._publish(with_logs + batch.messages)
 
     async def _commit(self, batch: Batch) -> None:
         if batch.changes:
             await self._store.commit([RunChange(before, after) for before, after in batch.changes])
 
-    async def _publish(self, publications: list[Publication]) -> None:
-        unconfirmed = [publication for publication in publications if not publication.durable]
+    async def _publish(self, messages: list[OutgoingMessage]) -> None:
+        unconfirmed = [message for message in messages if not message.durable]
         if unconfirmed:
             self._broker.publish_nowait(outgoing(unconfirmed, self._shards))
-        durable_ones = [publication for publication in publications if publication.durable]
-        if durable_ones:
-            await self._broker.publish(outgoing(durable_ones, self._shards))
+        durable = [message for message in messages if message.durable]
+        if durable:
+            await self._broker.publish(outgoing(durable, self._shards))
 
-    async def _with_logs(self, grants: list[DurableGrant], resends: list[Resend]) -> list[Publication]:
+    async def _with_logs(self, grants: list[DurableGrant], resends: list[Resend]) -> list[OutgoingMessage]:
         """Put the durable logs into grants, and results into repeated notices: one query for all."""
         if not grants and not resends:
             return []
@@ -226,19 +227,17 @@ class ShardService:
         records: dict[str, list[LogRecord]] = {task_run: [] for task_run in wanted}
         for record in await self._store.load_logs(list(wanted)):
             records[record.task_run_id].append(record)
-        publications = []
+        messages = []
         for item in grants:
             log = durable_log.entries_of(durable_log.committed(item.task, records[item.task_run_id]))
             grant = msgspec.structs.replace(item.grant, log=log)
-            publications.append(Publication(f"inbox:{item.inbox}", encode_one(grant)))
+            messages.append(OutgoingMessage(Inbox(item.inbox), encode_one(grant), durable=False))
         for resend in resends:
             for record in durable_log.committed(resend.task, records[ids.task_run_of(resend.lease)]):
                 if record.kind == "done" and record.order > resend.delivered:
-                    completed_count = OperationCompleted(
-                        resend.lease, record.operation_id, durable_log.completion_of(record)
-                    )
-                    publications.append(Publication(f"inbox:{resend.inbox}", encode_one(completed_count)))
-        return publications
+                    completed = OperationCompleted(resend.lease, record.operation_id, durable_log.completion_of(record))
+                    messages.append(OutgoingMessage(Inbox(resend.inbox), encode_one(completed), durable=False))
+        return messages
 
 
 class _TooLarge(ValueError):

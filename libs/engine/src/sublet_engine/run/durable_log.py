@@ -19,9 +19,8 @@ from sublet_protocol.messages import (
     ParentLink,
     RunRequest,
     TaskError,
-    json_text,
-    raw_json,
 )
+from sublet_protocol.raw_json import json_text, raw_json
 from sublet_protocol.specs import Condition, EventCondition, SleepCondition
 
 

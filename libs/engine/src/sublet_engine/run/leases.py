@@ -9,7 +9,8 @@ from msgspec.structs import replace
 from sublet_engine.run.effects import position_at
 from sublet_engine.run.state import Lease, Run, TaskRun
 from sublet_protocol import ids
-from sublet_protocol.messages import Grant, raw_json
+from sublet_protocol.messages import Grant
+from sublet_protocol.raw_json import raw_json
 from sublet_protocol.specs import WorkflowSpec
 
 

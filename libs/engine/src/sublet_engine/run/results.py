@@ -7,15 +7,8 @@ import msgspec
 from sublet_engine.run.effects import Effects
 from sublet_engine.run.state import Run, TaskRun
 from sublet_protocol import ids
-from sublet_protocol.messages import (
-    NULL,
-    ChildFinished,
-    ParentLink,
-    RunResult,
-    TaskError,
-    TaskNotice,
-    raw_json,
-)
+from sublet_protocol.messages import ChildFinished, ParentLink, RunResult, TaskError, TaskNotice
+from sublet_protocol.raw_json import NULL, raw_json
 from sublet_protocol.specs import WorkflowSpec
 
 
@@ -25,7 +18,7 @@ def announce_end(run: Run, workflow: WorkflowSpec | None, effects: Effects) -> N
         effects.to_inbox(inbox, result, durable=True)
     for link in run.parents:
         tell_parent(run, link, workflow, effects)
-    effects.emit(f"notice:run.{run.status.lower()}.{run.workflow}", result, durable=False)
+    effects.notify(f"run.{run.status.lower()}.{run.workflow}", result)
 
 
 def result_of(run: Run, workflow: WorkflowSpec | None) -> RunResult:
@@ -71,7 +64,7 @@ def _error_for_parent(run: Run, result: RunResult) -> TaskError:
 def notify(run: Run, task: TaskRun, effects: Effects) -> None:
     """Publish the new state of a task on ``sublet.notices``."""
     notice = TaskNotice(run.id, run.task_run_id(task), run.workflow, task.name, task.status, effects.now, task.reason)
-    effects.emit(f"notice:task.{task.status.lower()}.{run.workflow}.{task.name}", notice, durable=False)
+    effects.notify(f"task.{task.status.lower()}.{run.workflow}.{task.name}", notice)
 
 
 def no_such_run(run_id: str) -> RunResult:

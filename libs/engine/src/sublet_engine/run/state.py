@@ -7,7 +7,8 @@ from typing import Literal
 import msgspec
 
 from sublet_protocol import ids
-from sublet_protocol.messages import ParentLink, Record, RunStatus, TaskError, Trigger
+from sublet_protocol.destinations import Destination
+from sublet_protocol.messages import ParentLink, RunStatus, TaskError, Trigger
 from sublet_protocol.specs import Groups
 
 TaskStatus = Literal[
@@ -118,13 +119,14 @@ class TaskRun(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.status in TERMINAL_TASK
 
 
-class OutboxItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An effect that must not be lost: stored with the state that caused it, published after the commit."""
+class OutgoingMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A message to publish after the commit. ``body``: the encoded record, one JSON object."""
 
-    to: str
-    """``bucket:<routing key>``, ``timers``, ``ingest`` or ``inbox:<name>``."""
-    message: str
-    """The record as JSON text."""
+    to: Destination
+    body: bytes
+    durable: bool = True
+    """Nobody would ask for the message again. It is stored in the outbox of its run, if it belongs to one, and its
+    publish must be confirmed before the batch is acknowledged."""
 
 
 class Run(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -155,7 +157,7 @@ class Run(msgspec.Struct, frozen=True, omit_defaults=True):
     """The correlation id of the last replay request, so that a repeated request replays the run once."""
     started_at: float | None = None
     finished_at: float | None = None
-    outbox: tuple[OutboxItem, ...] = ()
+    outbox: tuple[OutgoingMessage, ...] = ()
     """Messages of the last update. They are published again when another owner than the writer loads the run."""
     needs_republish: bool = False
     """No message caused the last update (a deadline expired, a worker was lost), so none is redelivered after a crash.
@@ -213,12 +215,3 @@ class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     position: int = 0
     version: str = ""
     retry_count: int = 0
-
-
-class Effect(msgspec.Struct, frozen=True):
-    """Something to publish after the commit. ``durable`` ones are in the outbox of the run as well."""
-
-    to: str
-    """As in :class:`OutboxItem`; also ``pool:<pool>:<kind>`` for tickets and ``notice:<routing key>``."""
-    message: Record
-    durable: bool = True

@@ -32,8 +32,8 @@ from sublet_protocol.messages import (
     TaskError,
     TimeoutExtended,
     TimerFired,
-    json_text,
 )
+from sublet_protocol.raw_json import json_text
 from sublet_protocol.specs import EventCondition, TaskSpec, WorkflowSpec
 
 # --- creation -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from sublet_engine.shard.tickets import Tickets
 from sublet_engine.shard.unit_of_work import Resend, WorkerChange
 from sublet_engine.shard.workers import Worker
 from sublet_protocol import ids, limits
+from sublet_protocol.destinations import Ingest
 from sublet_protocol.messages import Heartbeat, Hello, Ping, RegisterTriggers, Revoked
 from sublet_protocol.specs import topological
 
@@ -41,7 +42,7 @@ class Liveness:
             state.unit_of_work.workflows[spec.name, spec.version] = (spec, hello.at)
             if self._first:
                 triggers = RegisterTriggers(spec.name, spec.on_events, spec.default_filters, hello.at)
-                state.unit_of_work.send("ingest", triggers, durable=True)
+                state.unit_of_work.send(Ingest(), triggers, durable=True)
         worker = state.workers.add(hello.worker, hello.pool, hello.inbox, state.now)
         worker.slots = {"task": hello.slots, "durable": hello.durable_slots}
         worker.name, worker.started_at = hello.name, hello.at

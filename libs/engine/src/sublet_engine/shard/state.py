@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sublet_engine.run.effects import Effects
-from sublet_engine.run.state import Run, TaskRun
+from sublet_engine.run.state import OutgoingMessage, Run, TaskRun
 from sublet_engine.shard.counters import ShardCounters
 from sublet_engine.shard.deadlines import Deadlines
 from sublet_engine.shard.held_tickets import HeldTickets
 from sublet_engine.shard.ready_queue import ReadyQueues
-from sublet_engine.shard.unit_of_work import Batch, Publication, UnitOfWork
+from sublet_engine.shard.unit_of_work import Batch, UnitOfWork
 from sublet_engine.shard.workers import Workers
 from sublet_protocol import ids, limits
+from sublet_protocol.destinations import Inbox
 from sublet_protocol.messages import Record
 from sublet_protocol.specs import WorkflowSpec
 from sublet_protocol.topology import run_key
@@ -72,7 +73,7 @@ class ShardState:
         self.counters.run_changed(before, after)
         self._keep(after)
 
-    def take(self, tickets: list[Publication]) -> Batch:
+    def take(self, tickets: list[OutgoingMessage]) -> Batch:
         """The changes since the last call, to be committed."""
         batch = self.unit_of_work.take(tickets)
         for _, run in batch.changes:
@@ -87,7 +88,7 @@ class ShardState:
         return Effects(self.now, self._owner_term)
 
     def send(self, inbox: str, message: Record) -> None:
-        self.unit_of_work.send(f"inbox:{inbox}", message)
+        self.unit_of_work.send(Inbox(inbox), message)
 
     def owns(self, run_id: str) -> bool:
         return run_key(run_id, self.shards) == self.shard_key

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from sublet_engine.run import leases
-from sublet_engine.run.state import Run, TaskRun
+from sublet_engine.run.state import OutgoingMessage, Run, TaskRun
 from sublet_engine.shard.held_tickets import TicketUse
 from sublet_engine.shard.ready_queue import ReadyQueue
 from sublet_engine.shard.state import ShardState
-from sublet_engine.shard.unit_of_work import DurableGrant, Publication
+from sublet_engine.shard.unit_of_work import DurableGrant
 from sublet_engine.shard.workers import Worker
 from sublet_protocol import ids, limits
+from sublet_protocol.destinations import Pool
 from sublet_protocol.messages import Claim, NoTask, Ping, Ticket, encode_one
 from sublet_protocol.specs import SLOT_KINDS, SlotKind
 
@@ -45,22 +46,23 @@ class Tickets:
 
     # --- issued tickets ---------------------------------------------------------------------------------------
 
-    def issue(self) -> list[Publication]:
+    def issue(self) -> list[OutgoingMessage]:
         """Serve ready tasks under retained tickets, and issue new tickets for the others."""
         self._serve_retained()
-        issued: list[Publication] = []
+        issued: list[OutgoingMessage] = []
         for queue in self._state.ready.take_changed():
             issued += self._issue(queue)
         self._state.counters.tickets_issued += len(issued)
         return issued
 
-    def _issue(self, queue: ReadyQueue) -> list[Publication]:
+    def _issue(self, queue: ReadyQueue) -> list[OutgoingMessage]:
         state, out = self._state, self._issued[queue]
         capacity = state.workers.capacity(queue.pool, queue.kind, state.now)
         new = [self._new_id() for _ in range(queue.tickets_needed(capacity) - len(out))]
         out.update((ticket, state.now) for ticket in new)
-        to = f"pool:{queue.pool}:{queue.kind}"
-        return [Publication(to, encode_one(Ticket(ticket, self._claim_key, state.shard_key))) for ticket in new]
+        to = Pool(queue.pool, queue.kind)
+        bodies = [encode_one(Ticket(ticket, self._claim_key, state.shard_key)) for ticket in new]
+        return [OutgoingMessage(to, body, durable=False) for body in bodies]
 
     def pool_changed(self, pool: str) -> None:
         """Workers of this pool were added, changed or lost, or have sent a heartbeat."""

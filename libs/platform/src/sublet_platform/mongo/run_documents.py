@@ -53,6 +53,8 @@ def document_of(run: Run) -> dict[str, Any]:
         document["tags"] = metadata_tags(run.metadata)
     if run.trigger is not None:
         document["trigger"] = _stored_field(run, "trigger")
+    if run.outbox:
+        document["outbox"] = _stored_field(run, "outbox")
     return document
 
 
@@ -86,6 +88,8 @@ def _stored_field(run: Run, name: str) -> Any:
     value = getattr(run, name)
     if name == "metadata":
         return json_text(value)
+    if name == "outbox":
+        return [{"to": msgspec.to_builtins(message.to), "body": message.body.decode()} for message in run.outbox]
     stored = msgspec.to_builtins(value)
     if name == "trigger" and stored is not None and "filter_payload" in stored:
         stored["filter_payload"] = json_text(value.filter_payload)
@@ -100,4 +104,6 @@ def run_of(document: dict[str, Any]) -> Run:
     trigger = document.get("trigger")
     if trigger is not None and "filter_payload" in trigger:
         trigger["filter_payload"] = msgspec.json.decode(trigger["filter_payload"])
+    for message in document.get("outbox", ()):
+        message["body"] = message["body"].encode()
     return msgspec.convert(document, Run)

@@ -30,7 +30,8 @@ from sublet._errors import TransportUnavailable
 from sublet._worker.context import offline
 from sublet_protocol import messages
 from sublet_protocol.backoff import Backoff
-from sublet_protocol.messages import Record, Reply, RunRequest, RunResult, WatchRun, json_bytes
+from sublet_protocol.messages import Record, Reply, RunRequest, RunResult, WatchRun
+from sublet_protocol.raw_json import json_bytes
 from sublet_protocol.topology import EVENTS, REQUESTS, client_inbox, run_key
 
 T = TypeVar("T")

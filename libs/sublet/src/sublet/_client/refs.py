@@ -16,7 +16,8 @@ from sublet._errors import (
     TaskRunError,
     UnknownWorkflowError,
 )
-from sublet_protocol.messages import RunResult, json_bytes
+from sublet_protocol.messages import RunResult
+from sublet_protocol.raw_json import json_bytes
 
 Outputs = Mapping[str, bytes | None]
 """Raw JSON of each task's output by the task's name; None for no output."""

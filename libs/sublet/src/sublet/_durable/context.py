@@ -19,7 +19,8 @@ from sublet._durable.task_tree import Branch
 from sublet._errors import TaskRunError
 from sublet._worker.context import ChildSpawn, Context, TaskServices
 from sublet_protocol import ids, limits
-from sublet_protocol.messages import ChildRequest, Completion, Grant, Operation, json_bytes
+from sublet_protocol.messages import ChildRequest, Completion, Grant, Operation
+from sublet_protocol.raw_json import json_bytes
 from sublet_protocol.specs import Groups, SleepCondition
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from sublet._declare.durations import Duration, positive_seconds_of
 from sublet._declare.types import R
 from sublet._errors import TaskRunError
 from sublet_protocol import ids
-from sublet_protocol.messages import Grant, TaskError, json_bytes
+from sublet_protocol.messages import Grant, TaskError
+from sublet_protocol.raw_json import json_bytes
 
 if TYPE_CHECKING:
     from sublet._declare.task import Task

@@ -22,7 +22,6 @@ from sublet._worker.context import Context, current_context
 from sublet._worker.tickets import HeldTicket
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import (
-    NULL,
     CancelRun,
     Evicted,
     Failed,
@@ -36,6 +35,7 @@ from sublet_protocol.messages import (
     TaskError,
     TimeoutExtended,
 )
+from sublet_protocol.raw_json import NULL
 from sublet_protocol.specs import SlotKind
 
 if TYPE_CHECKING:
