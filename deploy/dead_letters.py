@@ -1,10 +1,10 @@
-"""Looks at what nobody could handle (the queue ``sublet.dead``), and puts it back or drops it.
+"""Shows the dead letters (the queue ``sublet.dead``), requeues them or drops them.
 
-    .venv/bin/python deploy/dead_letters.py show       what is there and why; takes nothing out
-    .venv/bin/python deploy/dead_letters.py put-back   all of it back to where it came from, once the reason is mended
-    .venv/bin/python deploy/dead_letters.py drop       all of it away
+    .venv/bin/python deploy/dead_letters.py show      show each dead letter with its reason; all stay in the queue
+    .venv/bin/python deploy/dead_letters.py requeue   publish all to where they came from, after the cause is repaired
+    .venv/bin/python deploy/dead_letters.py drop      delete all
 
-SUBLET_AMQP_URL says where RabbitMQ is, and names a user who may read ``sublet.dead``.
+SUBLET_AMQP_URL is the address of RabbitMQ, with a user who may read ``sublet.dead``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHOWN_BYTES = 200
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a message was when it failed, and why it did."""
+    """The exchange and routing key of a message when it failed, and the reason."""
 
     exchange: str
     routing_key: str
@@ -37,7 +37,7 @@ class Origin:
 
 
 def origin_of(message: AbstractIncomingMessage) -> Origin:
-    """From the headers of the service that gave it up, or those of RabbitMQ if it was returned too often."""
+    """Read from the headers of the service that dead-lettered the message, or from those of RabbitMQ."""
     headers = message.headers
     if "x-sublet-reason" in headers:
         return Origin(*(str(headers[f"x-sublet-{name}"]) for name in ("exchange", "routing-key", "reason")))
@@ -46,7 +46,7 @@ def origin_of(message: AbstractIncomingMessage) -> Origin:
 
 
 async def letters(channel: AbstractChannel) -> AsyncIterator[AbstractIncomingMessage]:
-    """What is in the queue now. Whatever is not acknowledged stays there."""
+    """The messages in the queue. Those that are not acknowledged stay there."""
     queue = await channel.get_queue(DEAD)
     for _ in range(queue.declaration_result.message_count or 0):
         message = await queue.get(fail=False)
@@ -61,9 +61,9 @@ def show(message: AbstractIncomingMessage, origin: Origin) -> None:
     print(f"    {message.body[:SHOWN_BYTES].decode(errors='replace')}")
 
 
-async def put_back(channel: AbstractChannel, message: AbstractIncomingMessage, origin: Origin) -> bool:
-    """Publish it where it came from, as it was; raises if no queue takes it. False if what RabbitMQ laid here by
-    itself has properties that AMQP clients cannot write."""
+async def requeue(channel: AbstractChannel, message: AbstractIncomingMessage, origin: Origin) -> bool:
+    """Publish a message unchanged to where it came from. Raises if no queue receives it. False if RabbitMQ itself
+    dead-lettered the message and it has properties that AMQP clients cannot write."""
     headers = {name: value for name, value in message.headers.items() if not name.startswith("x-")}
     again = aio_pika.Message(
         message.body,
@@ -78,13 +78,13 @@ async def put_back(channel: AbstractChannel, message: AbstractIncomingMessage, o
     try:
         await exchange.publish(again, routing_key=origin.routing_key, mandatory=True)
     except (TypeError, UnicodeEncodeError) as error:
-        print(f"    cannot be put back: {error}")
+        print(f"    cannot be requeued: {error}")
         return False
     return True
 
 
 async def connect(urls: str) -> AbstractConnection:
-    """To the first node that answers."""
+    """Connect to the first node that answers."""
     *others, last = addresses(urls)
     for url in others:
         with contextlib.suppress(OSError, AMQPError):
@@ -94,7 +94,7 @@ async def connect(urls: str) -> AbstractConnection:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("show", "put-back", "drop"))
+    parser.add_argument("what", choices=("show", "requeue", "drop"))
     what = parser.parse_args().what
     count = 0
     lenient_decoding()
@@ -103,10 +103,10 @@ async def main() -> None:
         async for message in letters(channel):
             origin = origin_of(message)
             show(message, origin)
-            if what == "drop" or (what == "put-back" and await put_back(channel, message, origin)):
+            if what == "drop" or (what == "requeue" and await requeue(channel, message, origin)):
                 await message.ack()
             count += 1
-    print(f"{count} dead letters" + {"show": "", "put-back": ", put back", "drop": ", dropped"}[what])
+    print(f"{count} dead letters" + {"show": "", "requeue": ", requeued", "drop": ", dropped"}[what])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The workflows of the demo, and the worker that runs them: ``sublet-worker demo_workflows:worker``.
 
-Tasks return when they began and ended (epoch seconds) and in which process, so that what the demo claims can be
-counted from their outputs.
+Tasks return when they began and ended (Unix seconds) and in which process, so that the demo can check its claims from
+their outputs.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ CHARGE_DELAY = timedelta(seconds=2)
 
 
 class Settings(BaseSettings):
-    """What this worker process offers: environment variables with the prefix ``SUBLET_DEMO_``."""
+    """The settings of a worker process: environment variables with the prefix ``SUBLET_DEMO_``."""
 
     model_config = SettingsConfigDict(env_prefix="SUBLET_DEMO_")
 
     pool: str = "demo"
     slots: int = 5
     durable_slots: int = 1
-    """0 of a kind for a worker without tasks of that kind."""
+    """0: the worker has no tasks of this kind."""
     workflows: str = ""
-    """Names with commas between; all unless given."""
+    """Names separated by commas. Empty: all workflows."""
 
 
-class DurableInvocation(BaseModel):
+class TimeSpan(BaseModel):
     """A time span in a process."""
 
     began_at: float
@@ -83,7 +83,7 @@ class Number(BaseModel):
     n: int
 
 
-class Square(DurableInvocation):
+class Square(TimeSpan):
     value: int
 
 
@@ -100,15 +100,15 @@ class FanOut(BaseModel):
 
 class Sum(BaseModel):
     value: int
-    children: list[DurableInvocation]
+    children: list[TimeSpan]
     invocations: int
 
 
 @sublet.durable_task(name="sum_of_squares", input_validator=FanOut)
 async def sum_of_squares(input: FanOut, ctx: DurableContext) -> Sum:
     squares = await square.aio_run_many([square.create_bulk_run_item(Number(n=n)) for n in range(input.children)])
-    stays = [DurableInvocation(**each.model_dump(exclude={"value"})) for each in squares]
-    return Sum(value=sum(each.value for each in squares), children=stays, invocations=ctx.invocation_count)
+    spans = [TimeSpan(**each.model_dump(exclude={"value"})) for each in squares]
+    return Sum(value=sum(each.value for each in squares), children=spans, invocations=ctx.invocation_count)
 
 
 # --- sleepers -------------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ async def nap(input: Nap, ctx: DurableContext) -> Slept:
     return Slept(asleep_at=asleep_at.timestamp(), awake_at=awake_at.timestamp())
 
 
-# --- a slot given away by hand --------------------------------------------------------------------------------------
+# --- a slot released explicitly -------------------------------------------------------------------------------------
 
 
 class Render(BaseModel):
@@ -139,7 +139,7 @@ class Render(BaseModel):
     upload_s: float
 
 
-class Rendered(DurableInvocation):
+class Rendered(TimeSpan):
     released_at: float
 
 
@@ -153,10 +153,10 @@ async def render(input: Render, ctx: Context) -> Rendered:
     return Rendered(began_at=began_at, released_at=released_at, ended_at=time.time(), pid=os.getpid())
 
 
-# --- work that outlives its worker ----------------------------------------------------------------------------------
+# --- tasks that survive the loss of their worker --------------------------------------------------------------------
 
 
-class PendingSend(BaseModel):
+class Errand(BaseModel):
     seconds: float
 
 
@@ -165,8 +165,8 @@ class Ran(BaseModel):
     worker_id: str
 
 
-@sublet.task(name="errand", input_validator=PendingSend)
-async def errand(input: PendingSend, ctx: Context) -> Ran:
+@sublet.task(name="errand", input_validator=Errand)
+async def errand(input: Errand, ctx: Context) -> Ran:
     await asyncio.sleep(input.seconds)
     return Ran(pid=os.getpid(), worker_id=ctx.worker_id)
 
@@ -192,7 +192,7 @@ async def write_chapter(number: int) -> Chapter:
 
 @sublet.durable_task(name="book", input_validator=Book)
 async def book(input: Book, ctx: DurableContext) -> Written:
-    """Each chapter is remembered: whoever carries on begins with the one that is missing."""
+    """Each chapter is memoized, so a worker that resumes the task begins with the first missing chapter."""
     chapters = [await ctx.aio_memo(write_chapter, Chapter, number) for number in range(input.chapters)]
     return Written(chapters=chapters, invocations=ctx.invocation_count)
 

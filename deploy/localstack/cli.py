@@ -1,4 +1,4 @@
-"""The verbs of `deploy/local`."""
+"""The verbs of the command `deploy/local`."""
 
 import argparse
 import os
@@ -7,29 +7,29 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from .places import ROOT, LocalError, command, say
-from .stack import Addresses, Stack, log_files, only_one, servers_for_tests
+from .paths import ROOT, LocalError, command, say
+from .stack import Addresses, Stack, exclusive_lock, log_files, servers_for_tests
 from .tools import install, install_fuzzer
 
 HELP = """\
 Usage: deploy/local VERB [ARGUMENTS]
 
-  demo               start everything and show what Sublet does; status 0 if all came true
+  demo               start everything and show what Sublet does; the status is 0 if all checks pass
   test [ARGUMENTS]   run the tests against a RabbitMQ and a MongoDB of their own; ARGUMENTS go to pytest
   up [--servers]     start RabbitMQ, MongoDB, scheduler, timer and event-ingest (or the two servers only)
   down [--wipe]      stop them (and forget their data)
-  status             show what runs, where, and how it does
+  status             show each part with its process id, port and health
   logs [NAME]        show the end of all logs, or of one
   simulate [...]     run the simulation
   fuzz [...]         attack every decoder and service with hostile input: --minutes N for each --target NAME
-  turmoil [...]      kill, freeze and restart everything under load, and audit what is left; -h says more
+  chaos [...]        kill, freeze and restart every part under load, then audit the result; see chaos -h
   bench [...]        run the benchmarks against the started servers
   install            install what is missing; every verb that needs it does so first
-  help               show this
+  help               show this text
 
-As root on Debian, what is missing is installed. Otherwise you are told which command installs it.
-SUBLET_AMQP_URL and SUBLET_MONGO_URL name servers to use instead of starting some (for the tests:
-SUBLET_TEST_AMQP_URL and SUBLET_TEST_MONGO_URL). Data and logs of what is started are in .sublet/.
+As root on Debian, missing programs are installed. Otherwise an error names the command that installs them.
+Set SUBLET_AMQP_URL and SUBLET_MONGO_URL to use servers that run already (for the tests:
+SUBLET_TEST_AMQP_URL and SUBLET_TEST_MONGO_URL). Data and logs are in .sublet/.
 """
 
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     if verb in ("-h", "--help"):
         verb = "help"
     action = VERBS.get(verb)
-    # A terminated command stops what it started, like an interrupted one.
+    # A terminated command stops what it has started, as an interrupted one does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if action is None:
@@ -57,7 +57,7 @@ def show_help(_: list[str]) -> int:
 
 
 def install_all(_: list[str]) -> int:
-    with only_one():
+    with exclusive_lock():
         _install()
     say("Everything is installed")
     return 0
@@ -71,7 +71,7 @@ def up(arguments: list[str]) -> int:
 
 def down(arguments: list[str]) -> int:
     wipe = _flag(arguments, "--wipe")
-    with only_one():
+    with exclusive_lock():
         stack = Stack()
         stack.down()
         if wipe:
@@ -108,13 +108,13 @@ def bench(arguments: list[str]) -> int:
 
 
 def simulate(arguments: list[str]) -> int:
-    with only_one():
+    with exclusive_lock():
         install(rabbitmq=False, mongodb=False)
     return _run_script("tests/simulation/run.py", arguments)
 
 
 def fuzz(arguments: list[str]) -> int:
-    with only_one():
+    with exclusive_lock():
         install(rabbitmq=False, mongodb=False)
         install_fuzzer()
     return _run_script("tests/fuzz/run.py", arguments)
@@ -122,7 +122,7 @@ def fuzz(arguments: list[str]) -> int:
 
 def test(arguments: list[str]) -> int:
     amqp_url, mongo_url = (os.environ.get(f"SUBLET_TEST_{server}_URL") for server in ("AMQP", "MONGO"))
-    with only_one():
+    with exclusive_lock():
         install(rabbitmq=True, mongodb=True)
     if amqp_url and mongo_url:
         return _pytest(arguments, Addresses(amqp_url, mongo_url))
@@ -131,18 +131,18 @@ def test(arguments: list[str]) -> int:
         return _pytest(arguments, Addresses(amqp_url or own.amqp_url, mongo_url or own.mongo_url))
 
 
-def turmoil(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="deploy/local turmoil")
-    parser.add_argument("--seeds", default="1,2,3,4,5", help="each decides an order of blows (default: 1,2,3,4,5)")
-    parser.add_argument("--blows", default="20", help="for each seed (default: 20)")
-    parser.add_argument("--runs", default="2000", help="for each seed, children included (default: 2000)")
+def chaos(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="deploy/local chaos")
+    parser.add_argument("--seeds", default="1,2,3,4,5", help="each seed gives an order of faults (default: 1,2,3,4,5)")
+    parser.add_argument("--faults", default="20", help="number of faults for each seed (default: 20)")
+    parser.add_argument("--runs", default="2000", help="number of runs for each seed, with children (default: 2000)")
     for name, value in vars(parser.parse_args(arguments)).items():
-        os.environ[f"SUBLET_TURMOIL_{name.upper()}"] = value
+        os.environ[f"SUBLET_CHAOS_{name.upper()}"] = value
     return test(["-q", "--capture=no", "--timeout=0", "tests/chaos/test_chaos.py"])
 
 
 def _pytest(arguments: list[str], addresses: Addresses) -> int:
-    # Every test that needs a server must find it here: what is skipped on a laptop fails.
+    # The servers are available here, so a test that cannot reach one fails instead of being skipped.
     environment = addresses.environment("SUBLET_TEST") | {"SUBLET_REQUIRE_SERVERS": "1"}
     return subprocess.run(
         [command("pytest"), *arguments], cwd=ROOT, env=os.environ | environment, check=False
@@ -150,7 +150,7 @@ def _pytest(arguments: list[str], addresses: Addresses) -> int:
 
 
 def _up(*, servers_only: bool = False) -> Addresses:
-    with only_one():
+    with exclusive_lock():
         stack = _install()
         if servers_only:
             stack.up_servers()
@@ -180,6 +180,7 @@ def _flag(arguments: list[str], flag: str) -> bool:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "bench": bench,
+    "chaos": chaos,
     "demo": demo,
     "down": down,
     "fuzz": fuzz,
@@ -189,6 +190,5 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "simulate": simulate,
     "status": status,
     "test": test,
-    "turmoil": turmoil,
     "up": up,
 }

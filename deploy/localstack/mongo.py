@@ -1,17 +1,17 @@
-"""A private MongoDB: a replica set of one, with its own data and port."""
+"""A private MongoDB: a replica set with one member, its own data and port."""
 
 import os
 import subprocess
 from pathlib import Path
 
 from .mongod import find_mongod
-from .places import LocalError, command
+from .paths import LocalError, command
 from .ports import accepts_connections, is_free, remembered_ports
 from .process import ManagedProcess
 
 
 class MongoServer:
-    """Keeps its state and its port over stop, kill and start."""
+    """A server that keeps its state and port over stop, kill and start."""
 
     name = "mongodb"
 
@@ -36,12 +36,12 @@ class MongoServer:
         return "ok" if accepts_connections(self.port) else "not ready: no answer"
 
     def start(self, timeout: float = 60.0) -> None:
-        """Starts the server and waits until it takes writes; does nothing if it runs."""
+        """Start the server if it is not running, and wait until it accepts writes."""
         self.start_as_member(timeout)
         initiate_replica_set(self.url)
 
     def start_as_member(self, timeout: float = 60.0) -> None:
-        """Starts the server, which others may have to make a replica set before it takes writes."""
+        """Start the server. It accepts writes only after its replica set has been initiated."""
         if self.pid is None:
             self._check_port()
             (self.base_dir / "data").mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ class MongoServer:
         self._process.stop(grace=30)
 
     def kill(self) -> None:
-        """Ends the server as a power cut would."""
+        """Kill the server, as a power failure would."""
         self._process.kill()
 
     def restart(self) -> None:
@@ -74,14 +74,14 @@ class MongoServer:
             *(str(mongod), "--replSet", "rs0"),
             *("--dbpath", str(self.base_dir / "data")),
             *("--bind_ip", "127.0.0.1", "--port", str(self.port), "--nounixsocket"),
-            # The default is half of the memory of a machine that is not ours alone.
+            # The default cache is half of the memory, but the machine is shared.
             *("--wiredTigerCacheSizeGB", "0.5"),
             "--quiet",
         ]
 
 
 def initiate_replica_set(url: str, member: str | None = None) -> None:
-    """Makes the servers a replica set, if they are none yet, and waits until it takes writes.
+    """Initiate the replica set, unless that has been done, and wait until it accepts writes.
 
     The member is the address of a single server as it finds itself, if that is not the one in the URL.
     """

@@ -1,18 +1,18 @@
-"""The MongoDB server program: the machine's own, or the one inside a wheel on the Python package index."""
+"""The MongoDB server program: the one of the machine, or one from a wheel of the Python package index."""
 
 import platform
 import shutil
 import subprocess
 from pathlib import Path
 
-from .places import STATE, LocalError
+from .paths import STATE, LocalError
 
 REQUIREMENT = Path(__file__).with_name("mongod.txt")
 WHEEL_DIR = STATE / "mongod"
 
 
 def find_mongod() -> Path | None:
-    """The mongod to run, if there is one."""
+    """The path of the mongod to run; None if there is none."""
     on_path = shutil.which("mongod")
     if on_path is not None:
         return Path(on_path)
@@ -20,7 +20,7 @@ def find_mongod() -> Path | None:
 
 
 def download_mongod(uv: str, python: str) -> Path:
-    """Unpacks the wheel below the state directory."""
+    """Unpack the wheel below the state directory."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise LocalError(
             "There is no mongod on PATH, and the one that could be downloaded is for x86-64 Linux. "
@@ -30,12 +30,12 @@ def download_mongod(uv: str, python: str) -> Path:
     subprocess.run([*arguments, "--require-hashes", "--requirement", str(REQUIREMENT)], check=True)
     mongod = find_mongod()
     if mongod is None:
-        raise LocalError(f"The wheel named in {REQUIREMENT} holds no mongod.")
+        raise LocalError(f"The wheel named in {REQUIREMENT} contains no mongod.")
     mongod.chmod(0o755)
     return mongod
 
 
 def missing_libraries(mongod: Path) -> list[str]:
-    """The shared libraries that the program needs and the machine does not have."""
+    """The shared libraries that the program needs and this machine does not have."""
     listing = subprocess.run(["ldd", str(mongod)], capture_output=True, text=True, check=False).stdout
     return [line.split()[0] for line in listing.splitlines() if "not found" in line]

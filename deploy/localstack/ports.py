@@ -1,4 +1,4 @@
-"""Free ports, remembered so that a server is found again where it was."""
+"""Free ports. They are stored, so that a restarted server has the same port."""
 
 import json
 import random
@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .places import LocalError
+from .paths import LocalError
 
-# Below the range from which Linux takes the local ends of outgoing connections: a port from that range may
-# be gone when its server restarts.
+# These are below the range that Linux uses for outgoing connections. A port of that range may be taken when its server
+# restarts.
 CANDIDATES = range(20_000, 32_000)
 
 
@@ -21,7 +21,7 @@ def choose_ports(*names: str) -> dict[str, int]:
 
 
 def remembered_ports(file: Path, *names: str) -> dict[str, int]:
-    """The ports written in the file, which is made with free ones if it is not there."""
+    """The ports that the file contains. If it does not exist, it is created with free ports."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(choose_ports(*names)))

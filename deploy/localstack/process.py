@@ -1,4 +1,4 @@
-"""A process that outlives the command that started it, known by its pid file."""
+"""Processes that continue after the command that started them, identified by a pid file."""
 
 import contextlib
 import os
@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from .places import ROOT, LocalError
+from .paths import ROOT, LocalError
 from .ports import wait_until
 
-LARGEST_LOG = 20_000_000  # bytes; a larger one begins anew with the next start
+LOG_MAX_BYTES = 20_000_000
+"""A larger log is truncated at the next start."""
 
 
 class ManagedProcess:
-    """Started in a session of its own, ended by its id and never by its name."""
+    """A process in a session of its own. It is stopped by its process id, never by its name."""
 
     def __init__(self, name: str, directory: Path, log: Path) -> None:
         self.name = name
@@ -32,14 +33,14 @@ class ManagedProcess:
             pid, started = self._pid_file.read_text().split()
         except (FileNotFoundError, ValueError):
             return None
-        # The kernel reuses ids: the time of its start tells our process from a stranger that has its id now.
+        # The kernel reuses ids. The start time distinguishes this process from a later one with the same id.
         return int(pid) if _identity(int(pid)) == started else None
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         self._pid_file.parent.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            if log.tell() > LARGEST_LOG:
+            if log.tell() > LOG_MAX_BYTES:
                 log.truncate(0)
             self._child = subprocess.Popen(
                 arguments,
@@ -53,7 +54,7 @@ class ManagedProcess:
         self._pid_file.write_text(f"{self._child.pid} {_identity(self._child.pid)}\n")
 
     def wait_until_ready(self, ready: Callable[[], bool], seconds: float) -> None:
-        """Waits for a sign of life, and gives up at once if the process ends."""
+        """Wait until the process is ready. Fail at once if it ends."""
 
         def ready_or_dead() -> bool:
             return self.pid is None or ready()
@@ -61,12 +62,12 @@ class ManagedProcess:
         try:
             wait_until(ready_or_dead, seconds, f"{self.name} did not become ready")
         except LocalError as error:
-            raise LocalError(f"{error} {self._last_words()}") from None
+            raise LocalError(f"{error} {self._end_of_log()}") from None
         if self.pid is None:
-            raise LocalError(f"{self.name} ended while it started. {self._last_words()}")
+            raise LocalError(f"{self.name} ended during its start. {self._end_of_log()}")
 
     def stop(self, grace: float = 20.0) -> None:
-        """Asks the process to end, and makes it end when the grace is over."""
+        """Send SIGTERM. Kill the process if it has not ended after ``grace`` seconds."""
         pid = self.pid
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -77,7 +78,7 @@ class ManagedProcess:
         self.kill()
 
     def kill(self) -> None:
-        """Ends the process and its children as a power cut would."""
+        """Kill the process and its children, as a power failure would."""
         pid = self.pid
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -85,19 +86,19 @@ class ManagedProcess:
             wait_until(lambda: self.pid is None, 10, f"process {pid} ({self.name}) did not end")
         self._pid_file.unlink(missing_ok=True)
 
-    def _last_words(self) -> str:
+    def _end_of_log(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-15:]
         return "\n".join([f"The end of {self.log}:", *(f"    {line}" for line in lines)])
 
 
 def _identity(pid: int) -> str:
-    """The moment at which a live process started, in the kernel's ticks; empty for one that is not there."""
+    """The start time of a live process, in ticks of the kernel. Empty if there is no such process."""
     try:
-        # The second field is the command in parentheses, and may itself hold spaces and parentheses.
+        # The second field is the command in parentheses. It may itself contain spaces and parentheses.
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
     threads, started = int(fields[16]), fields[18]
-    # A killed program's first thread is a zombie while the others still hold its ports.
+    # The first thread of a killed program is a zombie while its other threads still hold the ports.
     ended = state in "ZX" and threads <= 1
     return "" if ended else started

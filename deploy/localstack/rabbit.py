@@ -1,4 +1,4 @@
-"""A private RabbitMQ: own data, own node, own ports, no rights needed."""
+"""A private RabbitMQ with its own data, node name and ports. It needs no special rights."""
 
 import os
 import shutil
@@ -6,12 +6,12 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from .places import ROOT, LocalError
+from .paths import ROOT, LocalError
 from .ports import is_free, remembered_ports, speaks_amqp
 from .process import ManagedProcess
 
-# The commands on PATH are a wrapper on Debian, which insists on being root or rabbitmq and on the system's
-# own data directory. The scripts behind it have neither habit.
+# On Debian the commands on PATH are wrappers. They require the user root or rabbitmq, and use the system's data
+# directory. The scripts behind them do neither.
 DEBIAN_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 SETTINGS = ROOT / "deploy" / "rabbitmq" / "sublet.conf"
 SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
@@ -24,17 +24,17 @@ def find_script(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Node:
-    """A broker's place. By itself it is one of its own; see `tests/support/clusters.py` for several."""
+    """The configuration of one broker node. `tests/support/clusters.py` combines several into a cluster."""
 
     name: str = "sublet"
     address: str = "127.0.0.1"
-    """By which other nodes know it. Not a host name: bare machines cannot resolve their own."""
+    """The address that other nodes use. It is not a host name, because bare machines cannot resolve their own."""
     client_address: str = "127.0.0.1"
     vhost: str = "/"
     enter: tuple[str, ...] = ()
-    """The command that runs another one where the node stands."""
+    """The command that runs a program in the network of the node."""
     settings: str = ""
-    """More lines of its configuration."""
+    """Additional lines of its configuration."""
     erlang_arguments: str = ""
 
     @property
@@ -43,8 +43,8 @@ class Node:
 
 
 class PortMapper:
-    """Erlang's own, by which nodes find each other. Erlang would start it itself, and leave it behind as a daemon that
-    nobody can name."""
+    """Erlang's port mapper (epmd), by which nodes find each other. If Erlang started it, it would remain as a daemon
+    without a known process id."""
 
     def __init__(self, port: int, directory: Path, log_dir: Path, node: Node) -> None:
         self.port = port
@@ -68,7 +68,7 @@ class PortMapper:
 
 
 class RabbitServer:
-    """Keeps its state and its port over stop, kill and start. A ``mapper`` that is given is shared, and not ours."""
+    """A broker that keeps its state and port over stop, kill and start. It does not stop a given ``mapper``."""
 
     name = "rabbitmq"
 
@@ -102,7 +102,7 @@ class RabbitServer:
         return "ok" if speaks_amqp(self.node.client_address, self.port) else "not ready: no answer"
 
     def start(self, timeout: float = 120.0) -> None:
-        """Starts the broker and waits until clients can connect; does nothing if it runs."""
+        """Start the broker if it is not running, and wait until clients can connect."""
         if self.pid is None:
             self._check_ports()
             self._write_configuration()
@@ -117,7 +117,7 @@ class RabbitServer:
             self._own_mapper.stop()
 
     def kill(self) -> None:
-        """Ends the broker as a power cut would."""
+        """Kill the broker, as a power failure would."""
         self._broker.kill()
         if self._own_mapper:
             self._own_mapper.kill()

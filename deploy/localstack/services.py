@@ -1,4 +1,4 @@
-"""The services of Sublet as processes of this machine."""
+"""The services of Sublet as processes on this machine."""
 
 import contextlib
 import json
@@ -7,17 +7,17 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from .places import command
+from .paths import command
 from .ports import choose_ports
 from .process import ManagedProcess
 
 NAMES = ("scheduler", "timer", "event-ingest")
-# A proxy that the environment names is not asked for what is on this machine.
+# Requests to this machine bypass a proxy that the environment names.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Service:
-    """One service, reached at a port of its own that is chosen at each start."""
+    """One service. Its HTTP port is chosen at each start."""
 
     def __init__(self, name: str, base_dir: Path, log_dir: Path) -> None:
         self.name = name
@@ -43,7 +43,7 @@ class Service:
         return "ok" if status == 200 else f"not ready: {body or 'no answer'}"
 
     def start(self, addresses: dict[str, str]) -> None:
-        """Starts the service; does nothing if it runs."""
+        """Start the service if it is not running."""
         if self.pid is not None:
             return
         ports = choose_ports("http")
@@ -53,14 +53,14 @@ class Service:
         self._process.start([command(f"sublet-{self.name}")], os.environ | addresses | settings)
 
     def wait_until_ready(self, timeout: float = 60.0) -> None:
-        """Waits until the service says that it has all it needs."""
+        """Wait until the service reports that it is ready."""
         self._process.wait_until_ready(lambda: self.health == "ok", timeout)
 
     def stop(self) -> None:
         self._process.stop()
 
     def _ask_health(self) -> tuple[int, str]:
-        """The status of /health, 0 if nobody answers, and what it says."""
+        """The HTTP status of /health (0: no answer) and its text."""
         try:
             with DIRECT.open(f"http://127.0.0.1:{self.port}/health", timeout=2) as answer:
                 return answer.status, answer.read().decode()

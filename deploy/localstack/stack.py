@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .mongo import MongoServer
-from .places import LOGS, STATE, LocalError, say
+from .paths import LOGS, STATE, LocalError, say
 from .rabbit import RabbitServer
 from .services import NAMES, Service
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the servers are."""
+    """The addresses of the servers."""
 
     amqp_url: str
     mongo_url: str
@@ -26,7 +26,7 @@ class Addresses:
 
 
 class Stack:
-    """The one set of servers and services that a checkout has."""
+    """The servers and services of this checkout."""
 
     def __init__(self, base_dir: Path = STATE, log_dir: Path = LOGS) -> None:
         self._base_dir = base_dir
@@ -43,7 +43,7 @@ class Stack:
 
     @property
     def own_rabbit(self) -> bool:
-        """Whether the broker is ours to start. An exported address of our own makes it no stranger."""
+        """This stack starts the broker. False if SUBLET_AMQP_URL names another one."""
         return self.addresses.amqp_url == self.rabbit.url
 
     @property
@@ -53,7 +53,7 @@ class Stack:
     def up_servers(self) -> None:
         for server, own in self._servers:
             if own:
-                say(f"{server.name} {'starts' if server.pid is None else 'runs already'} at {server.url}")
+                say(f"{server.name} {'is starting' if server.pid is None else 'is running already'} at {server.url}")
                 server.start()
 
     def up(self) -> None:
@@ -72,22 +72,22 @@ class Stack:
         _remove_orphans()
 
     def wipe(self) -> None:
-        """Forgets all data: the next start is the first."""
+        """Delete all data. The next start begins with empty servers."""
         for directory in (self.rabbit.base_dir, self.mongo.base_dir):
             shutil.rmtree(directory, ignore_errors=True)
 
     def status(self) -> list[tuple[str, str, str, str]]:
         """One row for each part: its name, process id, port and health."""
-        strangers = {server.name for server, own in self._servers if not own}
+        foreign = {server.name for server, own in self._servers if not own}
         return [
             (part.name, str(part.pid or "-"), str(part.port if part.pid else "-"), part.health)
-            if part.name not in strangers
+            if part.name not in foreign
             else (part.name, "-", "-", "elsewhere")
             for part in self._parts
         ]
 
     def metrics_url(self, service: str) -> str:
-        """Where one of the services that run shows its metrics."""
+        """The metrics address of a running service."""
         (port,) = (each.port for each in self.services if each.name == service)
         return f"http://127.0.0.1:{port}/metrics"
 
@@ -102,7 +102,7 @@ class Stack:
 
 @contextlib.contextmanager
 def private_servers(base_dir: Path, log_dir: Path | None = None) -> Iterator[Addresses]:
-    """A broker and a database that nobody else uses, gone when the block ends."""
+    """A private broker and database, removed at the end of the block."""
     try:
         rabbit, mongo = _private(base_dir, log_dir)
         rabbit.start()
@@ -121,10 +121,10 @@ def servers_for_tests() -> Iterator[Addresses]:
 
 
 def _remove_orphans() -> None:
-    """Ends the servers of test runs that were killed and could not do it themselves."""
+    """Stop the servers of test runs that were killed before they could stop them."""
     for base_dir in STATE.glob("test-*"):
         if not Path("/proc", base_dir.name.removeprefix("test-")).exists():
-            say(f"Removing what a killed test run left in {base_dir}")
+            say(f"Removing the servers that a killed test run left in {base_dir}")
             _remove_private_servers(base_dir)
 
 
@@ -139,20 +139,20 @@ def _private(base_dir: Path, log_dir: Path | None = None) -> tuple[RabbitServer,
 
 
 @contextlib.contextmanager
-def only_one() -> Iterator[None]:
-    """Lets commands that change the same checkout's stack go one after the other."""
+def exclusive_lock() -> Iterator[None]:
+    """Serialize the commands that change the stack of a checkout."""
     STATE.mkdir(exist_ok=True)
     with (STATE / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("Waiting for another deploy/local to finish")
+            say("Waiting for another deploy/local command to finish")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def log_files(service: str | None) -> list[Path]:
-    """The logs of one part, or of all."""
+    """The log files of one part, or of all."""
     files = sorted(LOGS.glob("*.log"))
     if service is None:
         return files

@@ -1,4 +1,4 @@
-"""Everything that has to be installed before Sublet can run here."""
+"""Installs everything that Sublet needs to run on this machine."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .mongod import download_mongod, find_mongod, missing_libraries
-from .places import ROOT, STATE, LocalError, command, say
+from .paths import ROOT, STATE, LocalError, command, say
 from .rabbit import find_script
 
 OLDEST_UV = (0, 9)
@@ -22,7 +22,7 @@ PACKAGE_OF_LIBRARY = {"libcurl.so.4": "libcurl4", "libssl.so.3": "libssl3", "lib
 
 
 def install(*, rabbitmq: bool, mongodb: bool) -> None:
-    """Installs what is missing; changes nothing where all is there."""
+    """Install what is missing. If nothing is missing, nothing changes."""
     uv = ensure_uv()
     say("Installing the project's packages (uv sync)")
     run([uv, "sync", "--frozen"])
@@ -33,15 +33,15 @@ def install(*, rabbitmq: bool, mongodb: bool) -> None:
 
 
 def install_fuzzer() -> None:
-    """Atheris, where it has a wheel for this Python: the fuzzing goes without it, too."""
+    """Install Atheris if it has a wheel for this Python. The fuzzing also works without it."""
     try:
         run([ensure_uv(), "sync", "--frozen", "--group", "fuzz"])
     except LocalError as error:
-        say(f"Without atheris, by chance alone: {error}")
+        say(f"Fuzzing without coverage guidance, because atheris is not available: {error}")
 
 
 def ensure_uv() -> str:
-    """The path of a uv that works: the machine's own, or one from the Python package index."""
+    """The path of a working uv: the one of the machine, or one from the Python package index."""
     own = UV_DIR / "bin" / "uv"
     if own.exists():
         return str(own)
@@ -73,13 +73,13 @@ def ensure_mongod(uv: str) -> None:
     libraries = missing_libraries(mongod)
     unknown = [library for library in libraries if library not in PACKAGE_OF_LIBRARY]
     if unknown:
-        raise LocalError(f"{mongod} needs {', '.join(unknown)}: install the packages that hold them.")
+        raise LocalError(f"{mongod} needs {', '.join(unknown)}: install the packages that contain them.")
     if libraries:
         install_packages(sorted({PACKAGE_OF_LIBRARY[library] for library in libraries}))
 
 
 def install_packages(packages: Sequence[str]) -> None:
-    """Installs packages of the distribution, or says which command does."""
+    """Install packages of the distribution. Without root rights, fail with the command that installs them."""
     arguments = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise LocalError(f"{' '.join(packages)} must be installed. On Debian or Ubuntu: sudo {' '.join(arguments)}")
@@ -91,7 +91,7 @@ def install_packages(packages: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def services_not_started() -> Iterator[None]:
-    """Keeps Debian from starting the servers that it installs: ours run beside them, on other ports."""
+    """Prevent Debian from starting the installed servers. The stack runs its own servers on other ports."""
     if POLICY.exists():
         yield
         return
@@ -104,10 +104,10 @@ def services_not_started() -> Iterator[None]:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Runs an installer. What it prints is progress, and nobody is there to answer its questions."""
+    """Run an installer. Its output is progress; it must not ask questions, because nobody can answer them."""
     environment = os.environ | {
         "DEBIAN_FRONTEND": "noninteractive",
-        # The Python of the machine is to be used: another would come from a place that may be out of reach.
+        # Use the Python of the machine. A download might not be reachable.
         "UV_PYTHON_DOWNLOADS": "never",
     }
     done = subprocess.run(

@@ -1,6 +1,6 @@
-"""Creates Sublet's RabbitMQ users with no more rights than each needs. Runs again without harm.
+"""Creates Sublet's RabbitMQ users, each with the rights that it needs and no more. It may be run repeatedly.
 
-Speaks to the management API. Settings, all from the environment: RABBITMQ_API (the API's address),
+It uses the management API. All settings are environment variables: RABBITMQ_API (the address of the API),
 RABBITMQ_ADMIN_USER and RABBITMQ_ADMIN_PASSWORD, a password for each user of the table below, and RABBITMQ_VHOST
 (default: ``/``).
 """
@@ -19,7 +19,7 @@ NOTHING = "^$"
 
 @dataclass(frozen=True)
 class User:
-    """A user and the names of what it may configure, write and read."""
+    """A user, and patterns of the queues and exchanges that it may configure, write and read."""
 
     name: str
     password_variable: str
@@ -36,16 +36,16 @@ USERS = (
         write=r"^(sublet\..*|amq\.default)$",
         read=r"^sublet\..*",
     ),
-    # Workers and SDK clients: their own queues, and the doors that are meant for them.
+    # Workers and SDK clients: their own queues, and the exchanges that they publish to.
     User(
         name="sublet-worker",
         password_variable="RABBITMQ_WORKER_PASSWORD",
         configure=r"^sublet\.(pool|inbox)\..*",
-        # Not pool queues: who may write there may bind them, and so put messages where tickets are expected.
+        # Pool queues are excluded: with write permission a user could bind them, and then publish forged tickets.
         write=r"^sublet\.(inbox\..*|requests|workers|inboxes|events)$",
         read=r"^sublet\.((pool|inbox)\..*|inboxes|notices)$",
     ),
-    # Whoever has only news to tell.
+    # Programs that only publish events.
     User(
         name="sublet-publisher",
         password_variable="RABBITMQ_PUBLISHER_PASSWORD",
@@ -57,7 +57,7 @@ USERS = (
 
 
 class ManagementApi:
-    """The part of RabbitMQ's HTTP API that users and permissions need."""
+    """The part of RabbitMQ's HTTP API that manages users and permissions."""
 
     def __init__(self, address: str, user: str, password: str) -> None:
         self._address = address.rstrip("/")
@@ -73,7 +73,7 @@ class ManagementApi:
 
 
 def create(api: ManagementApi, user: User, password: str, vhost: str = "/") -> None:
-    """Creates or updates the user and what it may do."""
+    """Create or update the user and its permissions."""
     rights = {"configure": user.configure, "write": user.write, "read": user.read}
     api.put(f"users/{user.name}", {"password": password, "tags": ""})
     api.put(f"permissions/{urllib.parse.quote(vhost, safe='')}/{user.name}", rights)
@@ -88,12 +88,12 @@ def main() -> int:
         )
         for user in USERS:
             create(api, user, os.environ[user.password_variable], os.environ.get("RABBITMQ_VHOST", "/"))
-            print(f"User {user.name} is there, with its permissions.", flush=True)
+            print(f"User {user.name} exists with its permissions.", flush=True)
     except KeyError as missing:
         print(f"{missing.args[0]} is not set: run deploy/compose-env first.", file=sys.stderr)
         return 1
     except urllib.error.HTTPError as error:
-        # The password of the administrator is taken from the environment at the broker's first start only.
+        # RabbitMQ reads the administrator's password from the environment at its first start only.
         print(f"RabbitMQ refuses {error.url}: {error}. Is its volume older than .env?", file=sys.stderr)
         return 1
     except OSError as error:

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from deploy.localstack.places import ROOT
+from deploy.localstack.paths import ROOT
 from deploy.localstack.ports import choose_ports
 
 PROJECT = "sublet-test"

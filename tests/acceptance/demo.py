@@ -6,12 +6,12 @@ import os
 import subprocess
 from pathlib import Path
 
-from deploy.localstack.places import ROOT, command
+from deploy.localstack.paths import ROOT, command
 
-PATIENCE_S = 240.0
+TIMEOUT_S = 240.0
 
 
-def play(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run_demo(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [command("python"), str(Path(ROOT, "deploy/demo/run.py"))],
         env=os.environ | variables,
@@ -19,12 +19,12 @@ def play(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
         check=False,
     )
 
 
-def assert_all_came_true(done: subprocess.CompletedProcess[str]) -> None:
+def assert_all_checks_passed(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, done.stdout
-    assert "Everything came true." in done.stdout
+    assert "All checks passed." in done.stdout
     assert "✗" not in done.stdout

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import aio_pika
-from deploy.localstack.places import command
+from deploy.localstack.paths import command
 
 from acceptance.processes import Process
 from acceptance.stack import Stack

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.localstack.places import ROOT
+from deploy.localstack.paths import ROOT
 from deploy.localstack.ports import choose_ports, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 

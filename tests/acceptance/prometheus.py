@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from deploy.localstack.places import ROOT
+from deploy.localstack.paths import ROOT
 from deploy.localstack.ports import choose_ports, wait_until
 from deploy.localstack.process import ManagedProcess
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from deploy.localstack.places import command
+from deploy.localstack.paths import command
 
 from acceptance.processes import STOP_TIMEOUT_S, Process
 from support.clusters import RabbitCluster

@@ -1,4 +1,4 @@
-"""The containers of `docker-compose.yml`. It takes minutes and an engine, so SUBLET_TEST_COMPOSE=1 must ask for it."""
+"""The containers of `docker-compose.yml`. They need Docker and minutes: set SUBLET_TEST_COMPOSE=1 to run them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from acceptance.compose import Compose, kill
-from acceptance.demo import assert_all_came_true, play
+from acceptance.demo import assert_all_checks_passed, run_demo
 from acceptance.prometheus import ONLY_IN_TROUBLE, Prometheus, every_panel_draws
 from sublet import ClientConfig, Sublet
 
@@ -26,13 +26,13 @@ def compose() -> Iterator[Compose]:
         containers.do("down", "--volumes", "--timeout", "10")
 
 
-async def test_the_demo_comes_true_and_can_be_seen_on_the_dashboard(compose: Compose) -> None:
+async def test_the_demo_passes_and_every_dashboard_panel_has_data(compose: Compose) -> None:
     since = time.time()
-    assert_all_came_true(await asyncio.to_thread(play, {"SUBLET_AMQP_URL": compose.amqp_url("sublet-worker")}))
+    assert_all_checks_passed(await asyncio.to_thread(run_demo, {"SUBLET_AMQP_URL": compose.amqp_url("sublet-worker")}))
     await every_panel_draws(Prometheus(compose.prometheus_url), since, "1m", without=ONLY_IN_TROUBLE)
 
 
-async def test_scaled_out_it_loses_nothing_when_containers_are_killed(compose: Compose) -> None:
+async def test_no_run_is_lost_when_containers_of_scaled_services_are_killed(compose: Compose) -> None:
     scale = ("--scale", "scheduler=2", "--scale", "worker=3")
     await asyncio.to_thread(compose.up, *scale)
     client = Sublet(ClientConfig(amqp_url=compose.amqp_url("sublet-worker")))

@@ -1,4 +1,4 @@
-"""`deploy/dead_letters.py` shows what nobody could handle, puts it back, or drops it."""
+"""`deploy/dead_letters.py` shows dead letters, requeues them, or drops them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from deploy.localstack.places import ROOT, command
+from deploy.localstack.paths import ROOT, command
 
 from acceptance.environment import Environment, eventually
 from acceptance.raw_amqp import HEADERS_FLAG, MESSAGE_ID_FLAG, header_table, short, wire_client
@@ -18,29 +18,29 @@ from sublet_protocol.topology import DEAD
 pytestmark = pytest.mark.real
 
 LOOKS = 30
-"""More than a queue of RabbitMQ 4 forgives that is not told how many."""
+"""More requeues than the default delivery limit of a queue in RabbitMQ 4 allows."""
 
 
-async def test_a_dead_letter_is_shown_with_its_reason_for_as_long_as_it_is_not_dropped(
+async def test_a_dead_letter_is_shown_with_its_reason_until_it_is_dropped(
     environment: Environment,
 ) -> None:
     body = f"no JSON {uuid.uuid4().hex}"
     await environment.publish_event("some.key", body.encode())
-    await eventually(lambda: count(environment), "the letter is dead")
+    await eventually(lambda: count(environment), "the message is dead-lettered")
     for _ in range(LOOKS):
         await look(environment)
     shown = await dead_letters(environment, "show")
     assert f"sublet.events {environment.namespace}some.key" in shown
     assert "JSON" in shown
     assert body in shown
-    assert body in await dead_letters(environment, "put-back")
-    await eventually(lambda: count(environment), "the letter has died once more")
+    assert body in await dead_letters(environment, "requeue")
+    await eventually(lambda: count(environment), "the message is dead-lettered again")
     assert body in await dead_letters(environment, "drop")
     assert await dead_letters(environment, "show") == "0 dead letters\n"
 
 
-async def test_what_is_put_back_is_handled_as_if_it_came_for_the_first_time(environment: Environment) -> None:
-    """Given up by a service because something was wrong that has been mended since."""
+async def test_a_requeued_dead_letter_is_handled_like_a_new_message(environment: Environment) -> None:
+    """A service dead-lettered the message for a cause that has been repaired since."""
     await environment.worker("on_number", slots=1)
     origin = {
         "x-sublet-exchange": "sublet.events",
@@ -49,16 +49,16 @@ async def test_what_is_put_back_is_handled_as_if_it_came_for_the_first_time(envi
     }
     headers = {**origin, "colour": "red"}
     await environment.publish(DEAD, "", b'{"n": 1}', headers=headers, message_id=str(uuid.uuid4()))
-    await eventually(lambda: count(environment), "the letter is dead")
-    assert "a mistake" in await dead_letters(environment, "put-back")
+    await eventually(lambda: count(environment), "the message is dead-lettered")
+    assert "a mistake" in await dead_letters(environment, "requeue")
     await environment.until_written("triggered", n=1)
     (triggered,) = environment.journal.entries("triggered")
     assert triggered["metadata"]["colour"] == "red"
     assert await count(environment) == 0
 
 
-async def test_what_the_broker_itself_has_laid_there_is_shown_whatever_it_holds(environment: Environment) -> None:
-    """Events that expired in the queue come as they were published; those that cannot be written again stay."""
+async def test_messages_that_the_broker_dead_lettered_are_shown_with_any_content(environment: Environment) -> None:
+    """Events that expired in their queue arrive unchanged. Those that a client cannot publish again stay."""
     with wire_client(environment.stack.rabbit.url) as client:
         for flags, properties in (
             (MESSAGE_ID_FLAG, short(b"\xff\xfe")),
@@ -66,7 +66,7 @@ async def test_what_the_broker_itself_has_laid_there_is_shown_whatever_it_holds(
         ):
             assert client.publish(DEAD, b"", b"{}", flags, properties)
     assert (await dead_letters(environment, "show")).endswith("2 dead letters\n")
-    assert (await dead_letters(environment, "put-back")).count("cannot be put back") == 2
+    assert (await dead_letters(environment, "requeue")).count("cannot be requeued") == 2
     assert await dead_letters(environment, "drop") != "0 dead letters\n"
     assert await dead_letters(environment, "show") == "0 dead letters\n"
 
@@ -77,7 +77,7 @@ async def _emptied(environment: Environment) -> None:
 
 
 async def dead_letters(environment: Environment, what: str) -> str:
-    """What the program prints."""
+    """The output of the program."""
     done = await asyncio.to_thread(
         subprocess.run,
         [command("python"), str(Path(ROOT, "deploy/dead_letters.py")), what],
@@ -90,7 +90,7 @@ async def dead_letters(environment: Environment, what: str) -> str:
 
 
 async def look(environment: Environment) -> None:
-    """Take the letter from the queue, and leave without a word."""
+    """Take the dead letter from the queue, and disconnect without an acknowledgement."""
     async with await environment.amqp() as connection:
         channel = await connection.channel()
         assert await (await channel.get_queue(DEAD)).get(fail=False)

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import httpx
 import pytest
-from deploy.localstack.places import ROOT, command
+from deploy.localstack.paths import ROOT, command
 from deploy.localstack.ports import accepts_connections, choose_ports, wait_until
 
 from acceptance.processes import Process

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deploy.localstack.places import command
+from deploy.localstack.paths import command
 from deploy.localstack.ports import wait_until
 
 from acceptance.stack import Stack

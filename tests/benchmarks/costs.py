@@ -1,4 +1,4 @@
-"""What a run costs, whatever the machine: messages, writes of documents and bytes, as the servers count them.
+"""The costs of a run, independent of the machine: messages, document writes and bytes, counted by the servers.
 
 Needs the broker and the database of `deploy/local`: only of its own broker can it ask such questions.
 """
@@ -18,16 +18,16 @@ from sublet import BulkPushEventWithMetadata
 from sublet_platform.mongo.client import Mongo, connect
 
 BUDGET = {"noop_writes": 3.1, "noop_messages": 3.0, "wait_writes": 11.1, "wait_messages": 8.0}
-"""At most so many for each run. Writes are certain: a no-op task is inserted, granted and finished. Messages carry many
-runs each, the more the busier the system is; what nobody gathers are one notice of a run's end and one event."""
+"""Upper limits for each run. The writes are exact: a no-op task is inserted, granted and finished. Most messages carry
+several runs, more of them the busier the system is. Only the notice of a run's end and an event are sent alone."""
 
 REGISTERED_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
 class Counters:
-    """``messages`` that the broker received, ``confirmed`` those of them that had to be safe, ``writes`` of documents;
-    bytes that the two servers received."""
+    """``messages``: received by the broker; ``confirmed``: those with a confirm; ``writes``: of documents; bytes: received
+    by the two servers."""
 
     messages: int
     confirmed: int
@@ -43,8 +43,8 @@ class Counters:
 
 
 async def cost(scale: float) -> dict[str, float]:
-    """Of a task that does nothing, and of an evicted task that waits for one event; the requests, the results, the
-    notices and the events included."""
+    """The costs of a no-op task and of an evicted task that waits for one event, with requests, results, notices and
+    events."""
     mongo = connect(os.environ["SUBLET_MONGO_URL"], "sublet")
     try:
         return await _of_noops(mongo, int(1_000 * scale)) | await _of_waits(mongo, int(500 * scale))
@@ -53,7 +53,7 @@ async def cost(scale: float) -> dict[str, float]:
 
 
 def over_budget(figures: dict[str, float]) -> list[str]:
-    """What costs more than it may, in words."""
+    """A line for each cost that exceeds its limit."""
     return [
         f"{name} is {figures[name]:.1f}, and {most} at most" for name, most in BUDGET.items() if figures[name] > most
     ]

@@ -1,7 +1,7 @@
-"""The floor: the bare broker and database operations that a piece of work cannot do without, through the same drivers.
+"""The floor: the broker and database operations that a piece of work needs at least, through the same drivers.
 
-A run of one task is a request that must not be lost, a document, a grant, a change of the document, a report that must
-not be lost, another change, and a result. The floor does just these, in batches, and decides nothing.
+A run of one task needs a confirmed request, a document, a grant, an update of the document, a confirmed report, another
+update, and a result. The floor does only these, in batches, without any decision.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from sublet_platform.rabbit.broker import Rabbit, declare
 from sublet_protocol.topology import Queue, Topology, service_queue
 
 BODY = b'{"t":"run_request","run_id":"0b7ccd36-6f2b-4f80-9b6c-2d4f3f3f8a01","workflow":"bench","input":{"n":1}}'
-SURE, HINT = "sublet-floor.sure", "sublet-floor.hint"
+CONFIRMED, UNCONFIRMED = "sublet-floor.confirmed", "sublet-floor.unconfirmed"
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What one piece of work needs. ``sure`` and ``hints``: messages that are confirmed, and that are not.
+    """The operations of one piece of work. ``confirmed`` and ``unconfirmed``: messages by their kind of publish;
     ``inserts`` and ``updates``: documents written with majority and journal; ``reads``: queries."""
 
-    sure: int
-    hints: int
+    confirmed: int
+    unconfirmed: int
     inserts: int
     updates: int
     reads: int = 0
 
 
 STEPS = {
-    "noop": Steps(sure=2, hints=2, inserts=1, updates=2),
-    "chain": Steps(sure=4, hints=4, inserts=1, updates=4),
-    "event": Steps(sure=3, hints=1, inserts=2, updates=2, reads=1),
-    "sleeper": Steps(sure=2, hints=1, inserts=1, updates=2, reads=1),
-    "fan-out": Steps(sure=3, hints=1, inserts=2, updates=3),
+    "noop": Steps(confirmed=2, unconfirmed=2, inserts=1, updates=2),
+    "chain": Steps(confirmed=4, unconfirmed=4, inserts=1, updates=4),
+    "event": Steps(confirmed=3, unconfirmed=1, inserts=2, updates=2, reads=1),
+    "sleeper": Steps(confirmed=2, unconfirmed=1, inserts=1, updates=2, reads=1),
+    "fan-out": Steps(confirmed=3, unconfirmed=1, inserts=2, updates=3),
 }
 
 
@@ -47,12 +47,12 @@ class Floor:
         self._mongo: Mongo = connect(mongo_url, f"sublet_floor_{uuid.uuid4().hex[:8]}")
         self._amqp_url = amqp_url
         self._arrived = asyncio.Semaphore(0)
-        self._in_hand: list[Delivery] = []
+        self._deliveries: list[Delivery] = []
 
     async def __aenter__(self) -> Floor:
-        await declare(self._amqp_url, Topology((), (service_queue(SURE), Queue(HINT)), ()))
+        await declare(self._amqp_url, Topology((), (service_queue(CONFIRMED), Queue(UNCONFIRMED)), ()))
         await self._rabbit.open()
-        for queue in (SURE, HINT):
+        for queue in (CONFIRMED, UNCONFIRMED):
             await self._rabbit.consume(queue, self._take, prefetch=2_000)
         return self
 
@@ -62,11 +62,11 @@ class Floor:
         self._mongo.close()
 
     def _take(self, delivery: Delivery) -> None:
-        self._in_hand.append(delivery)
+        self._deliveries.append(delivery)
         self._arrived.release()
 
     async def one(self, steps: Steps, count: int) -> float:
-        """Seconds for ``count`` pieces of work as one batch, one step after the other."""
+        """Seconds for ``count`` pieces of work as one batch, step after step."""
         began = time.perf_counter()
         names: list[str] = []
         for _ in range(steps.inserts):
@@ -78,23 +78,23 @@ class Floor:
             await self._mongo.write("runs", updates=updates)
         for _ in range(steps.reads):
             await self._mongo.find("runs", {"_id": {"$in": names}})
-        for _ in range(steps.sure):
-            await self._send(SURE, count, persistent=True)
-        for _ in range(steps.hints):
-            await self._send(HINT, count, persistent=False)
+        for _ in range(steps.confirmed):
+            await self._send(CONFIRMED, count, persistent=True)
+        for _ in range(steps.unconfirmed):
+            await self._send(UNCONFIRMED, count, persistent=False)
         return time.perf_counter() - began
 
     async def _send(self, queue: str, count: int, *, persistent: bool) -> None:
-        """One message that carries them all, there and acknowledged."""
+        """Publish one message with ``count`` bodies, and wait until it has been consumed and acknowledged."""
         message = Outgoing("", queue, b"[" + b",".join([BODY] * count) + b"]", persistent=persistent)
         await self._rabbit.publish([message])
         await self._arrived.acquire()
-        self._rabbit.ack(self._in_hand)
-        self._in_hand.clear()
+        self._rabbit.ack(self._deliveries)
+        self._deliveries.clear()
 
 
 async def rate_and_latency(amqp_url: str, mongo_url: str, name: str, *, batch: int = 100) -> dict[str, float]:
-    """How many a second in batches, and the median of one at a time."""
+    """Throughput per second in batches, and the median latency of single pieces."""
     steps = STEPS[name]
     async with Floor(amqp_url, mongo_url) as floor:
         await floor.one(steps, batch)

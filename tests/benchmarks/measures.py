@@ -74,7 +74,7 @@ def _event(n: int) -> BulkPushEventWithMetadata:
 
 
 async def sleeper(scale: float) -> Figures:
-    """Evicted sleepers that are all due at one moment."""
+    """Evicted sleeping tasks that are all due at the same time."""
     count = int(2_000 * scale)
     due = time.time() + 8 + count / 150
     items = [workloads.sleep_until.create_bulk_run_item(workloads.Moment(at=due)) for _ in range(count)]
@@ -100,7 +100,7 @@ async def fan_out(scale: float) -> Figures:
 
 
 async def _until_waiting(run_ids: list[str]) -> None:
-    """Returns when these runs have all been evicted."""
+    """Wait until all these runs have been evicted."""
     for start in range(0, len(run_ids), 100):
         pending = set(run_ids[start : start + 100])
         while pending:

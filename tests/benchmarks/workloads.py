@@ -1,4 +1,4 @@
-"""What is measured: the workflows, and the worker that runs them (``sublet-worker benchmarks.workloads:worker``)."""
+"""The workflows that are measured, and the worker that runs them (``sublet-worker benchmarks.workloads:worker``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Number(BaseModel):
 
 
 class Moment(BaseModel):
-    """``at``: epoch seconds."""
+    """``at``: Unix seconds."""
 
     at: float
 
@@ -48,14 +48,14 @@ async def third(input: Number, ctx: Context) -> Number:
 
 @client.durable_task(name="bench-wake", input_validator=Number, execution_timeout=timedelta(minutes=10))
 async def wake(input: Number, ctx: DurableContext) -> dict[str, float]:
-    """Seconds from the publishing of the event to the code that goes on."""
+    """Seconds from the publishing of the event until the code continues."""
     event = await ctx.aio_wait_for_event("bench.wake", f"input.n == {input.n}")
     return {"latency_s": time.time() - event["sent_at"]}
 
 
 @client.durable_task(name="bench-sleep", input_validator=Moment, execution_timeout=timedelta(minutes=10))
 async def sleep_until(input: Moment, ctx: DurableContext) -> dict[str, float]:
-    """Seconds from the time it was due to the code that goes on."""
+    """Seconds from the due time until the code continues."""
     await ctx.aio_sleep_until(datetime.fromtimestamp(input.at, UTC))
     return {"late_s": time.time() - input.at}
 

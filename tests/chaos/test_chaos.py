@@ -18,9 +18,9 @@ from chaos.load import Load
 
 pytestmark = pytest.mark.real
 
-SEEDS = [int(seed) for seed in os.environ.get("SUBLET_TURMOIL_SEEDS", "1").split(",")]
-FAULTS = int(os.environ.get("SUBLET_TURMOIL_BLOWS", "6"))
-RUNS = int(os.environ.get("SUBLET_TURMOIL_RUNS", "400"))
+SEEDS = [int(seed) for seed in os.environ.get("SUBLET_CHAOS_SEEDS", "1").split(",")]
+FAULTS = int(os.environ.get("SUBLET_CHAOS_FAULTS", "6"))
+RUNS = int(os.environ.get("SUBLET_CHAOS_RUNS", "400"))
 """Runs for each seed, children included."""
 
 

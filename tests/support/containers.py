@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import docker  # type: ignore[import-untyped]
 from deploy.localstack.mongo import initiate_replica_set
-from deploy.localstack.places import LocalError
+from deploy.localstack.paths import LocalError
 from deploy.localstack.ports import accepts_connections, speaks_amqp, wait_until
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from deploy.localstack.mongo import MongoServer
-from deploy.localstack.places import LocalError
+from deploy.localstack.paths import LocalError
 from deploy.localstack.rabbit import RabbitServer
 from deploy.localstack.stack import private_servers
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from deploy.localstack.places import LocalError
+from deploy.localstack.paths import LocalError
 
 from support import network_namespaces
 

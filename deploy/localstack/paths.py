@@ -1,4 +1,4 @@
-"""Where things are, and how this program speaks."""
+"""Paths and console output."""
 
 import os
 import sys
@@ -10,16 +10,16 @@ LOGS = STATE / "logs"
 
 
 class LocalError(Exception):
-    """Something is missing or did not start. The message says what to do about it."""
+    """Something is missing or did not start. The message says what to do."""
 
 
 def say(message: str) -> None:
-    """Progress goes to standard error, so that standard output can be used by scripts."""
+    """Print progress to standard error, so that scripts can use standard output."""
     print(f"==> {message}", file=sys.stderr, flush=True)
 
 
 def environment_dir() -> Path:
-    """The project's virtual environment, at the place where uv looks for it."""
+    """The directory of the project's virtual environment, where uv expects it."""
     return ROOT / os.environ.get("UV_PROJECT_ENVIRONMENT", ".venv")
 
 

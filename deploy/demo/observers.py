@@ -1,4 +1,4 @@
-"""What the demo sees from outside, without the SDK: notices and events over plain AMQP, metrics over HTTP."""
+"""Observation without the SDK: notices and events over plain AMQP, metrics over HTTP."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class NothingThere(Exception):
-    """There is no broker, or no services; the text says which and what to do."""
+class StackUnavailable(Exception):
+    """The broker or the services are not available. The text says which, and what to do."""
 
 
-class Wire:
+class AmqpObserver:
     """A plain AMQP connection. ``namespace``: what the demo's names begin with.
 
     ``notices`` counts by what happened and to which task or workflow: ``("task.evicted", "nap")``,
@@ -37,27 +37,27 @@ class Wire:
         """Connect, and watch ``sublet.notices``.
 
         Raises:
-            NothingThere: no broker answers, or no service has declared the exchange.
+            StackUnavailable: no broker answers, or no service has declared the exchange.
         """
         try:
             self._connection = await aio_pika.connect(self._url)
             await self._watch_notices(self._connection)
         except AMQPConnectionError as error:
-            raise NothingThere(f"RabbitMQ does not answer ({error}). Is SUBLET_AMQP_URL right?") from error
+            raise StackUnavailable(f"RabbitMQ does not answer ({error}). Is SUBLET_AMQP_URL right?") from error
         except ChannelNotFoundEntity as error:
-            raise NothingThere(f"RabbitMQ is there, but no services are ({error}): `deploy/local up`.") from error
+            raise StackUnavailable(f"RabbitMQ is there, but no services are ({error}): `deploy/local up`.") from error
 
     async def _watch_notices(self, connection: aio_pika.abc.AbstractConnection) -> None:
         channel = await connection.channel()
         exchange = await channel.get_exchange("sublet.notices", ensure=False)
-        # A worker's user may declare inboxes, and nothing else.
+        # The user of a worker may declare inboxes and pool queues only.
         queue = await channel.declare_queue(f"sublet.inbox.client.{self._namespace}demo", exclusive=True)
         for happened in ("task.evicted", "run.completed"):
             await queue.bind(exchange, f"{happened}.#")
         await queue.consume(self._noticed, no_ack=True)
 
     async def publish_event(self, key: str, payload: dict[str, Any]) -> None:
-        """Any AMQP client can do this: a JSON object to the topic exchange ``sublet.events``."""
+        """Publish a JSON object to the topic exchange ``sublet.events``, as any AMQP client can."""
         assert self._connection is not None
         async with self._connection.channel() as channel:
             events = await channel.get_exchange("sublet.events", ensure=False)
@@ -75,10 +75,10 @@ class Wire:
 
 
 class Gauges:
-    """What the schedulers' metrics say, looked at every `INTERVAL_S`. Empty when no address is known.
+    """The gauges of the schedulers, polled every `INTERVAL_S`. They are empty if no address is known.
 
     ``slots``: (total, taken) by (pool without namespace and digest, kind); ``waiting``: tasks by reason. Since the last
-    `forget`: ``looks`` that every scheduler answered, and ``most_taken`` by (pool, kind).
+    `reset`: ``polls`` that every scheduler answered, and ``most_taken`` by (pool, kind).
     """
 
     INTERVAL_S = 0.2
@@ -86,25 +86,25 @@ class Gauges:
     def __init__(self, urls: Sequence[str], namespace: str) -> None:
         self.known = bool(urls)
         self.exact = len(urls) == 1
-        """Sums over several schedulers are not of one moment."""
+        """False with several schedulers, because their gauges are not read at the same instant."""
         self.slots: dict[tuple[str, str], tuple[int, int]] = {}
         self.waiting: dict[str, int] = {}
-        self.looks = 0
+        self.polls = 0
         self.most_taken: Counter[tuple[str, str]] = Counter()
         self._urls = urls
         self._namespace = namespace
 
     async def watch(self) -> None:
-        """Look again and again; runs until it is cancelled."""
+        """Poll until cancelled."""
         while self.known:
             texts = await asyncio.gather(*(asyncio.to_thread(_scrape, url) for url in self._urls))
             if all(texts):
                 self._read("\n".join(texts))
             await asyncio.sleep(self.INTERVAL_S)
 
-    def forget(self) -> None:
-        """Begin to count anew."""
-        self.looks = 0
+    def reset(self) -> None:
+        """Start counting again from zero."""
+        self.polls = 0
         self.most_taken.clear()
 
     def _read(self, text: str) -> None:
@@ -119,14 +119,14 @@ class Gauges:
                 elif sample.name == "sublet_slots" and sample.labels["pool"].startswith(self._namespace):
                     pool = sample.labels["pool"].removeprefix(self._namespace).rpartition("-")[0]
                     slot = (pool, sample.labels["kind"])
-                    # Every scheduler knows all slots, but only the taken ones of its own shards.
+                    # Every scheduler knows all slots, but only those taken by its own shards.
                     if sample.labels["state"] == "total":
                         totals[slot] = max(totals[slot], value)
                     elif sample.labels["state"] == "taken":
                         taken[slot] += value
         self.slots = {slot: (total, taken[slot]) for slot, total in totals.items() if total}
         self.waiting = {reason: count for reason, count in waiting.items() if count > 0}
-        self.looks += 1
+        self.polls += 1
         self.most_taken |= taken
 
 

@@ -1,4 +1,4 @@
-"""How scenes look at what goes on, and count."""
+"""Polling and counting for the scenarios."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from datetime import datetime
 from typing import Any, TypeVar
 
+from demo_run import Check, DemoRun
 from demo_workflows import sublet
-from stage import Fact, Stage
 
-from sublet._client.read_models import TaskRunSummary
+from sublet import TaskRunSummary
 
 T = TypeVar("T")
 
 POLL_S = 0.1
 
 
-async def until(
-    look: Callable[[], Awaitable[T]], enough: Callable[[T], bool], stage: Stage, show: Callable[[T], str]
+async def poll_until(
+    poll: Callable[[], Awaitable[T]], enough: Callable[[T], bool], demo: DemoRun, show: Callable[[T], str]
 ) -> T:
-    """Look until it is enough, and show how far it is."""
+    """Poll until the result is enough, and show the progress."""
     while True:
-        seen = await look()
-        stage.progress(show(seen))
+        seen = await poll()
+        demo.progress(show(seen))
         if enough(seen):
             return seen
         await asyncio.sleep(POLL_S)
 
 
-async def watched(work: Coroutine[Any, Any, T], stage: Stage, show: Callable[[], str]) -> T:
-    """Do the work, and show how far it is."""
+async def await_with_progress(work: Coroutine[Any, Any, T], demo: DemoRun, show: Callable[[], str]) -> T:
+    """Await the work, and show the progress meanwhile."""
     running = asyncio.create_task(work)
     try:
         while not running.done():
-            stage.progress(show())
+            demo.progress(show())
             await asyncio.wait([running], timeout=POLL_S)
         return running.result()
     finally:
@@ -48,7 +48,7 @@ async def tasks_of(run_id: str) -> dict[str, TaskRunSummary]:
 
 
 async def workers_of(run_ids: Sequence[str]) -> dict[str, str | None]:
-    """Which worker has the only task of each run; None if it has none."""
+    """The worker of the only task of each run; None if the task has none yet."""
     runs = await asyncio.gather(*(sublet.runs.aio_get(run_id) for run_id in run_ids))
     return {run_id: run.tasks[0].worker for run_id, run in zip(run_ids, runs, strict=True)}
 
@@ -59,8 +59,8 @@ def span_s(begin: datetime | None, end: datetime | None) -> float:
     return (end - begin).total_seconds()
 
 
-def most_at_once(spans: Iterable[tuple[float, float]]) -> int:
-    """How many of these (begin, end) overlap at most."""
+def most_concurrent(spans: Iterable[tuple[float, float]]) -> int:
+    """The largest number of spans (begin, end) that overlap."""
     changes = sorted(change for begin, end in spans for change in ((begin, 1), (end, -1)))
     most = now = 0
     for _, change in changes:
@@ -69,10 +69,10 @@ def most_at_once(spans: Iterable[tuple[float, float]]) -> int:
     return most
 
 
-def within_slots(stage: Stage, limits: Mapping[tuple[str, str], int]) -> list[Fact]:
-    """What the metrics say of taken slots by (pool, kind); nothing if they cannot be relied on."""
-    if stage.gauges.looks == 0 or not stage.gauges.exact:
+def slots_checks(demo: DemoRun, limits: Mapping[tuple[str, str], int]) -> list[Check]:
+    """A check of the taken slots by (pool, kind), read from the metrics; none if the metrics are not exact."""
+    if demo.gauges.polls == 0 or not demo.gauges.exact:
         return []
-    most = {slot: stage.gauges.most_taken[slot] for slot in limits}
+    most = {slot: demo.gauges.most_taken[slot] for slot in limits}
     figure = ", ".join(f"{most[pool, kind]} of {limit} {kind}" for (pool, kind), limit in limits.items())
-    return [Fact("most slots taken, by the metrics", figure, all(most[slot] <= limits[slot] for slot in limits))]
+    return [Check("most slots taken, by the metrics", figure, all(most[slot] <= limits[slot] for slot in limits))]
