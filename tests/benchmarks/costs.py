@@ -26,8 +26,8 @@ REGISTERED_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Counters:
-    """``messages``: received by the broker; ``confirmed``: those with a confirm; ``writes``: of documents; bytes: received
-    by the two servers."""
+    """``messages``: received by the broker; ``confirmed``: those with a confirm; ``writes``: of documents; bytes: all
+    that the two servers received."""
 
     messages: int
     confirmed: int

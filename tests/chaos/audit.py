@@ -1,4 +1,4 @@
-"""The audit after a turmoil: whether what the servers, the services and the ledger hold fits what was submitted."""
+"""The audit after a chaos test: compares stored runs, queues, metrics and the task journal with the submitted load."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from sublet_protocol.topology import DEAD
 
 ANOMALIES = "sublet_sweeper_anomalies_total"
 SETTLE_S = 200.0
-"""For the last timers to be forgotten and the last tickets to be acknowledged; a subscription that nobody waits for is
-looked at twice, a minute apart."""
+"""Until the last timers are removed and the last tickets acknowledged. The sweeper checks a subscription without a wait
+twice, a minute apart, before it removes it."""
 
 EFFECTS = {
-    ("durable_dag", "embark"): "started",
-    ("durable_dag", "start_runs"): "sailed",
-    ("durable_dag", "land"): "landed",
+    ("durable_dag", "begin"): "started",
+    ("durable_dag", "sleep_and_double"): "slept",
+    ("durable_dag", "finish"): "finished",
     ("double", "double"): "doubled",
     ("stumble", "stumble"): "charged",
     ("release", "release"): "release began",
 }
-"""What each task writes into the ledger, once for each time that it is done."""
+"""The journal entry of each task: one for each time that it is done."""
 
-AGAIN_WITH_EACH_RETRY = frozenset(("release began",))
-"""All others are of tasks without retries, or recorded in the durable log."""
+REPEATED_BY_RETRIES = frozenset(("release began",))
+"""All others belong to tasks without retries, or are recorded in the durable log."""
 
 EXPLAINED_BY: Mapping[str, frozenset[str]] = {
     "ticket_lost": frozenset(("rabbitmq", "scheduler", "worker")),
@@ -39,72 +39,72 @@ EXPLAINED_BY: Mapping[str, frozenset[str]] = {
     "timers": frozenset(("timer", "mongodb")),
     "subscriptions": frozenset(("event-ingest", "rabbitmq")),
 }
-"""What must have been struck for a sweeper to find something: who holds a hint that dies with him."""
+"""For each kind of anomaly the targets whose faults can cause it, because unconfirmed messages are lost with them."""
 
 
 class Audit:
-    """``struck`` is told of every blow, because it explains what sweepers find and why something was done twice."""
+    """Counts every injected fault, because faults explain anomalies and tasks that ran twice."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._struck: set[str] = set()
+        self._faulted: set[str] = set()
         self._found: Counter[str] = Counter()
         self._dead_before = 0
         self._found_before: Counter[str] = Counter()
         self._losses = 0
 
     def __repr__(self) -> str:
-        """What sweepers found, and how often a worker was lost: the price of the blows."""
+        """The anomalies that sweepers found, and the number of lost workers."""
         return f"sweepers found {dict(self._all_found()) or 'nothing'}, {self._losses} tasks lost their worker"
 
     async def begin(self) -> None:
-        """What others have left on this stack is none of ours."""
+        """Remember the dead letters and anomalies of earlier tests on this stack."""
         self._dead_before = await self._dead_letters()
         self._found_before = self._anomalies()
 
-    def struck(self, kind: str, process: Process | None = None) -> None:
-        """Before it is. A process that dies takes with it what its sweepers have counted."""
-        self._struck.add(kind)
+    def fault_follows(self, kind: str, process: Process | None = None) -> None:
+        """Call this before each fault: the anomaly counters of a process are lost when it dies."""
+        self._faulted.add(kind)
         if process is not None:
-            self._found += process.metric_by("sweeper", FINDINGS)
+            self._found += process.metric_by("sweeper", ANOMALIES)
 
-    async def pass_(self, submitted: Mapping[str, int]) -> None:
-        """Everything that was submitted, by workflow, has ended once, and left nothing behind.
+    async def assert_passed(self, submitted: Mapping[str, int]) -> None:
+        """Assert that all submitted runs, counted by workflow, have completed once, and that nothing leaked.
 
         Raises:
-            AssertionError: with all that does not fit.
+            AssertionError: with all problems.
         """
-        complaints: list[str] = ["not looked yet"]
+        problems: list[str] = ["not checked yet"]
 
-        async def all_is_well() -> bool:
-            complaints[:] = [*await self._of_runs(submitted), *await self._of_leftovers()]
-            return not complaints
+        async def no_problems() -> bool:
+            problems[:] = [*await self._problems_of_runs(submitted), *await self._leaks()]
+            return not problems
 
         try:
-            await eventually(all_is_well, "the audit finds nothing", SETTLE_S)
+            await eventually(no_problems, "the audit finds no problem", SETTLE_S)
         except AssertionError:
-            raise AssertionError("\n".join(complaints)) from None
+            raise AssertionError("\n".join(problems)) from None
         unexplained = self._unexplained()
-        assert not unexplained, f"sweepers found {unexplained}, which {sorted(self._struck)} does not explain"
+        assert not unexplained, f"sweepers found {unexplained}, which faults of {sorted(self._faulted)} do not explain"
 
     # --- runs and their effects -----------------------------------------------------------------------------------
 
-    async def _of_runs(self, submitted: Mapping[str, int]) -> list[str]:
+    async def _problems_of_runs(self, submitted: Mapping[str, int]) -> list[str]:
         runs = await self._runs()
-        there = Counter(run["workflow"] for run in runs)
+        counts = Counter(run["workflow"] for run in runs)
         unfinished = [run for run in runs if run["status"] != "COMPLETED"]
         return [
             *(
-                f"{there[name]} runs of {name}, not {count}"
+                f"{counts[name]} runs of {name}, not {count}"
                 for name, count in submitted.items()
-                if there[name] != count
+                if counts[name] != count
             ),
             *(f"{run['workflow']} {run['_id']} is {run['status']}" for run in unfinished),
-            *self._of_effects(runs),
+            *self._problems_of_effects(runs),
         ]
 
-    def _of_effects(self, runs: list[dict[str, Any]]) -> Iterator[str]:
-        """Each task that has ended was done once, and once more at most for each time that its worker was lost."""
+    def _problems_of_effects(self, runs: list[dict[str, Any]]) -> Iterator[str]:
+        """Each ended task ran once, and at most once more for each lost worker."""
         written = Counter(entry["what"] for entry in self._environment.journal.all())
         tasks = [(run["workflow"], task) for run in runs for task in run["tasks"]]
         self._losses = sum(_losses(task) for _, task in tasks)
@@ -114,10 +114,10 @@ class Audit:
             what = EFFECTS.get((workflow, task["name"]))
             if what is not None:
                 least[what] += 1
-                most[what] += 1 + (task.get("retry_count", 0) if what in AGAIN_WITH_EACH_RETRY else _losses(task))
+                most[what] += 1 + (task.get("retry_count", 0) if what in REPEATED_BY_RETRIES else _losses(task))
         for what, count in least.items():
             if not count <= written[what] <= most[what]:
-                yield f"the ledger has {written[what]} of {what!r}, not {count} to {most[what]}"
+                yield f"the journal has {written[what]} of {what!r}, not {count} to {most[what]}"
 
     async def _runs(self) -> list[dict[str, Any]]:
         database = connect(self._environment.stack.variables["SUBLET_MONGO_URL"], ServiceSettings().mongo_database)
@@ -128,20 +128,20 @@ class Audit:
             database.close()
         return [run | {"workflow": run["workflow"].removeprefix(namespace)} for run in runs]
 
-    # --- what is left ---------------------------------------------------------------------------------------------
+    # --- leaks ----------------------------------------------------------------------------------------------------
 
-    async def _of_leftovers(self) -> list[str]:
+    async def _leaks(self) -> list[str]:
         stack = self._environment.stack
-        complaints = await find_leaks(stack)
+        leaks = await find_leaks(stack)
         if taken := stack.metric("scheduler", "sublet_slots", state="taken"):
-            complaints.append(f"{taken:g} slots are taken")
+            leaks.append(f"{taken:g} slots are taken")
         if (dead := await self._dead_letters()) != self._dead_before:
-            complaints.append(f"{dead - self._dead_before} dead letters")
-        complaints += [f"{queue} holds {count} messages" for queue, count in self._pool_queues() if count]
-        return complaints
+            leaks.append(f"{dead - self._dead_before} dead letters")
+        leaks += [f"{queue} holds {count} messages" for queue, count in self._pool_queues() if count]
+        return leaks
 
     def _pool_queues(self) -> Iterator[tuple[str, int]]:
-        """How many tickets are in the queues of this lab's pools, or with its workers."""
+        """The number of tickets in each pool queue of this environment, those with workers included."""
         broker = self._environment.stack.broker
         for line in broker.ctl("list_queues", "-p", broker.node.vhost, "name", "messages").splitlines():
             name, _, count = line.partition("\t")
@@ -160,7 +160,7 @@ class Audit:
         found: Counter[str] = Counter()
         for service in SERVICES:
             for process in self._environment.stack.of(service):
-                found += process.metric_by("sweeper", FINDINGS)
+                found += process.metric_by("sweeper", ANOMALIES)
         return found
 
     def _all_found(self) -> Counter[str]:
@@ -168,9 +168,9 @@ class Audit:
 
     def _unexplained(self) -> dict[str, int]:
         found = self._all_found()
-        return {what: count for what, count in found.items() if not self._struck & EXPLAINED_BY.get(what, frozenset())}
+        return {what: count for what, count in found.items() if not self._faulted & EXPLAINED_BY.get(what, frozenset())}
 
 
 def _losses(task: Mapping[str, Any]) -> int:
-    """How often it was begun again although it had not failed."""
+    """How often the task was restarted without a failure of its code."""
     return int(task.get("retry_count", 0)) - int(task.get("retries_used", 0))

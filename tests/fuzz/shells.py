@@ -15,12 +15,13 @@ from fuzz.examples import SPEC
 from fuzz.mutation import SEPARATOR
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryRunStore, MemoryTimerStore
 from sublet_platform.metrics import ServiceMetrics, new_registry
-from sublet_timer.metrics import TimerMetrics
 from sublet_platform.ports import Delivery, Outgoing
 from sublet_protocol.messages import Hello, Query, RunRequest, SetTimer, encode
 from sublet_protocol.specs import TaskSpec, WorkflowSpec
 from sublet_protocol.topology import DEAD, EVENTS, INGEST, QUERIES, REQUESTS, TIMERS, run_key, shard_queue, topology
+from sublet_scheduler.metrics import SchedulerMetrics
 from sublet_scheduler.scheduler import Scheduler
+from sublet_timer.metrics import TimerMetrics
 from sublet_timer.service import TimerService
 from support.ingest_harness import IngestHarness as IngestWorld
 from support.ingest_harness import wait
@@ -109,7 +110,7 @@ async def timer(data: bytes) -> None:
         clock=VirtualClock(),
         shards=1,
         metrics=metrics,
-        timer_metrics=TimerMetrics(metrics.registry),
+        timer_metrics=TimerMetrics(metrics),
     )
     await shell.start()
     good = [SetTimer(f"good-{place}", EPOCH_S + 3 * place, f"good-{place}.t", "1", "z") for place in range(3)]
@@ -143,6 +144,7 @@ async def scheduler(data: bytes) -> None:
         clock=clock,
         new_id=lambda: f"minted-{next(numbers)}",
         metrics=metrics,
+        scheduler_metrics=SchedulerMetrics(metrics),
     )
     await process.start()
     to_shard = _to_shard(user)

@@ -14,7 +14,7 @@ from fuzz import examples, shells
 from sublet._declare.serialization import Codec
 from sublet_engine.event.intake import InvalidEvent, ParsedEvent, parse_event
 from sublet_engine.event.matching import lookup_keys
-from sublet_platform.batching import dead_letter_message
+from sublet_platform.dead_letters import dead_letter_message
 from sublet_platform.ports import Delivery, StoredEvent
 from sublet_platform.rabbit.decoding import read_headers, text_of
 from sublet_protocol import limits, messages

@@ -31,7 +31,7 @@ from sublet_platform.batching import BatchLoop
 from sublet_platform.service import Service, run_service
 from sublet_platform.settings import ServiceSettings
 
-async def start(service: Service) -> None:
+async def start(service: Service, _: None) -> None:
     if os.environ.get("FAIL"):
         raise ValueError("a mistake in the settings")
 
@@ -51,7 +51,7 @@ async def start(service: Service) -> None:
     service.on_stop(stop)
     print("shards", service.shards, flush=True)
 
-run_service("timer", ServiceSettings(), start)
+run_service("timer", ServiceSettings(), start, lambda metrics: None)
 """
 
 

@@ -12,11 +12,10 @@ from typing import Any
 import aio_pika
 import pytest
 
+from sublet_event_ingest.metrics import IngestMetrics
 from sublet_event_ingest.service import IngestService
 from sublet_platform.clock import SystemClock
-from sublet_event_ingest.metrics import IngestMetrics
 from sublet_platform.metrics import ServiceMetrics, new_registry
-from sublet_timer.metrics import TimerMetrics
 from sublet_platform.mongo.client import Mongo
 from sublet_platform.mongo.events import MongoEventStore
 from sublet_platform.mongo.runs import MongoRunStore
@@ -38,6 +37,7 @@ from sublet_protocol.messages import (
 )
 from sublet_protocol.specs import EventCondition
 from sublet_protocol.topology import EVENTS, INGEST, TIMERS, shard_queue, topology
+from sublet_timer.metrics import TimerMetrics
 from sublet_timer.service import TimerService
 from support.databases import fresh_database
 from support.polling import a_while, until
@@ -99,7 +99,7 @@ class Bench:
                 clock=SystemClock(),
                 shards=SHARDS,
                 metrics=metrics,
-                timer_metrics=TimerMetrics(metrics.registry),
+                timer_metrics=TimerMetrics(metrics),
             )
             await shell.start()
             yield shell, proxy
@@ -118,7 +118,7 @@ class Bench:
                 clock=SystemClock(),
                 new_id=lambda: str(uuid.uuid4()),
                 metrics=metrics,
-                ingest_metrics=IngestMetrics(metrics.registry),
+                ingest_metrics=IngestMetrics(metrics),
             )
             await shell.start()
             yield proxy

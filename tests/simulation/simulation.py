@@ -28,7 +28,6 @@ from simulation.system.processes import Endless, ProcessLoop
 from simulation.system.simulated_system import SimulatedSystem
 from sublet._durable.task_tree import BranchTask
 from sublet._errors import TransportUnavailable
-from sublet_scheduler.scheduler import _scheduler_metrics
 
 WARM_UP_S = 3.0
 """Workers register before the client requests runs."""
@@ -71,7 +70,6 @@ def simulate(plan: Plan, *, verbose: bool = False, make: Make | None = None) -> 
         with _numbered_tasks(), tiny_limits() if plan.has_tiny_limits else contextlib.nullcontext():
             return _simulate(plan, verbose, make or Simulation)
     finally:
-        _scheduler_metrics.cache_clear()  # it would keep every system in memory
         # Unfinished coroutines are closed here, where their clean-up code cannot disturb the next simulation.
         gc.collect()
         sys.unraisablehook = hook

@@ -7,9 +7,9 @@ import itertools
 import json
 from typing import Any
 
+from sublet_event_ingest.metrics import IngestMetrics
 from sublet_event_ingest.service import IngestService
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryEventStore, MemoryRunStore
-from sublet_event_ingest.metrics import IngestMetrics
 from sublet_platform.metrics import ServiceMetrics, new_registry
 from sublet_platform.ports import Delivery, Outgoing
 from sublet_protocol import ids
@@ -43,7 +43,7 @@ class Instance:
             clock=clock,
             new_id=world.new_id,
             metrics=self.metrics,
-            ingest_metrics=IngestMetrics(self.metrics.registry),
+            ingest_metrics=IngestMetrics(self.metrics),
         )
 
     async def stop(self) -> None:

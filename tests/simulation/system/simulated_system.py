@@ -20,15 +20,16 @@ from simulation.system.network import Broker, Cluster, NetworkConditions, Transp
 from simulation.system.processes import Process, ProcessLoop
 from simulation.system.storage import Database, RunStore
 from sublet import ClientConfig, Sublet
+from sublet_event_ingest.metrics import IngestMetrics
 from sublet_event_ingest.service import IngestService
 from sublet_platform.memory import MemoryEventStore, MemoryTimerStore
-from sublet_event_ingest.metrics import IngestMetrics
 from sublet_platform.metrics import ServiceMetrics
-from sublet_timer.metrics import TimerMetrics
 from sublet_platform.ports import BrokerUnavailable, Outgoing, StoreUnavailable
 from sublet_platform.service import STOP_TIMEOUT_S
 from sublet_protocol.topology import topology
+from sublet_scheduler.metrics import SchedulerMetrics
 from sublet_scheduler.scheduler import Scheduler
+from sublet_timer.metrics import TimerMetrics
 from sublet_timer.service import TimerService
 
 Link = Broker | Transport
@@ -66,7 +67,7 @@ class Metrics(ServiceMetrics):
         super().__init__()
         self._on_anomaly = on_anomaly
 
-    def found(self, sweeper: str, count: int = 1) -> None:
+    def count_anomalies(self, sweeper: str, count: int = 1) -> None:
         self._on_anomaly(sweeper, count)
 
 
@@ -110,7 +111,7 @@ class SimulatedSystem:
     def note(self, text: str) -> None:
         self.story.append(f"{self.loop.time():9.4f}  {text}")
 
-    def found(self, sweeper: str, count: int) -> None:
+    def count_anomalies(self, sweeper: str, count: int) -> None:
         self.note(f"sweeper {sweeper} found {count}")
         self.anomalies[sweeper] = self.anomalies.get(sweeper, 0) + count
 
@@ -229,6 +230,7 @@ class SimulatedSystem:
         scheduler_id = self._new_id()
 
         def create() -> Scheduler:
+            metrics = Metrics(self.count_anomalies)
             return Scheduler(
                 scheduler_id=scheduler_id,
                 shards=self.plan.shards,
@@ -236,7 +238,8 @@ class SimulatedSystem:
                 broker=broker,
                 clock=role.process.clock,
                 new_id=self._new_id,
-                metrics=Metrics(self.found),
+                metrics=metrics,
+                scheduler_metrics=SchedulerMetrics(metrics),
             )
 
         await self._serve(role, broker, create)
@@ -245,14 +248,14 @@ class SimulatedSystem:
         broker = self._broker(role)
 
         def create() -> TimerService:
-            metrics = Metrics(self.found)
+            metrics = Metrics(self.count_anomalies)
             return TimerService(
                 store=MemoryTimerStore(self.database),
                 broker=broker,
                 clock=role.process.clock,
                 shards=self.plan.shards,
                 metrics=metrics,
-                timer_metrics=TimerMetrics(metrics.registry),
+                timer_metrics=TimerMetrics(metrics),
             )
 
         await self._serve(role, broker, create)
@@ -261,7 +264,7 @@ class SimulatedSystem:
         broker = self._broker(role)
 
         def create() -> IngestService:
-            metrics = Metrics(self.found)
+            metrics = Metrics(self.count_anomalies)
             return IngestService(
                 store=MemoryEventStore(self.database),
                 runs=RunStore(self.database, role.process.clock),
@@ -269,7 +272,7 @@ class SimulatedSystem:
                 clock=role.process.clock,
                 new_id=self._new_id,
                 metrics=metrics,
-                ingest_metrics=IngestMetrics(metrics.registry),
+                ingest_metrics=IngestMetrics(metrics),
                 shards=self.plan.shards,
             )
 

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from sublet_event_ingest.metrics import IngestMetrics
 from sublet_platform.metrics import ServiceMetrics
-from sublet_timer.metrics import TimerMetrics
 from sublet_scheduler.metrics import SchedulerMetrics
+from sublet_timer.metrics import TimerMetrics
 
 DASHBOARDS = sorted((Path(__file__).resolve().parents[3] / "deploy/grafana/dashboards").glob("*.json"))
 DATASOURCE = "sublet-prometheus"
@@ -75,7 +75,8 @@ def expressions(path: Path) -> Iterator[str]:
 def registered_names() -> set[str]:
     """The names that Prometheus sees of all services together."""
     registry = CollectorRegistry()
-    SchedulerMetrics(ServiceMetrics(registry))
-    TimerMetrics(registry)
-    IngestMetrics(registry)
+    metrics = ServiceMetrics(registry)
+    SchedulerMetrics(metrics)
+    TimerMetrics(metrics)
+    IngestMetrics(metrics)
     return {family.name + suffix for family in registry.collect() for suffix in SUFFIXES[family.type]}

@@ -10,7 +10,7 @@ from pamqp import commands, decode, frame, header
 from pamqp import encode as amqp
 
 from sublet_engine.event.intake import InvalidEvent, parse_event
-from sublet_platform.batching import LETTER_HEADERS_MAX_BYTES, dead_letter_message
+from sublet_platform.dead_letters import HEADERS_MAX_BYTES, dead_letter_message
 from sublet_platform.ports import Delivery
 from sublet_platform.rabbit.decoding import TABLE_MAX_DEPTH, Unreadable, lenient_decoding, read_headers
 from sublet_protocol import limits
@@ -118,7 +118,7 @@ def test_an_event_that_holds_such_a_thing_is_refused_with_a_reason(hostile: Deli
 def test_whatever_was_delivered_fits_into_a_frame_of_the_dead(hostile: Delivery) -> None:
     letter = dead_letter_message(hostile, "because \udcff " + "x" * 10_000)
     written = amqp.field_table(dict(letter.headers))  # type: ignore[arg-type]
-    assert len(written) < LETTER_HEADERS_MAX_BYTES + 2_000 < FRAME_MAX_BYTES
+    assert len(written) < HEADERS_MAX_BYTES + 2_000 < FRAME_MAX_BYTES
     assert len(amqp.short_string(letter.routing_key) + amqp.short_string(letter.message_id or "")) <= 512
     assert str(letter.headers["x-sublet-reason"]).startswith("because \\udcff ")
 

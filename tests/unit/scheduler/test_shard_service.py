@@ -15,6 +15,7 @@ from sublet_platform.ports import Delivery, Outgoing
 from sublet_protocol import limits
 from sublet_protocol.messages import CancelRun, ParentLink, RunRequest, RunResult, decode_for_client, encode
 from sublet_protocol.topology import DEAD, REQUESTS, run_key, topology
+from sublet_scheduler.metrics import SchedulerMetrics
 from sublet_scheduler.scheduler import Scheduler
 from support.clocks import ManualClock
 from support.engine_builders import workflow
@@ -34,6 +35,7 @@ class TaskServices:
         self.looks = 0
         self.database.before = self._notice
         self._numbers = iter(range(1_000))
+        metrics = ServiceMetrics()
         self.scheduler = Scheduler(
             scheduler_id="scheduler",
             shards=1,
@@ -41,7 +43,8 @@ class TaskServices:
             broker=MemoryBroker(self.cluster),
             clock=self.clock,
             new_id=lambda: f"id-{next(self._numbers)}",
-            metrics=ServiceMetrics(),
+            metrics=metrics,
+            scheduler_metrics=SchedulerMetrics(metrics),
         )
 
     async def start(self) -> None:

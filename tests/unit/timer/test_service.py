@@ -9,12 +9,12 @@ import pytest
 
 from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, MemoryTimerStore
 from sublet_platform.metrics import ServiceMetrics, new_registry
-from sublet_timer.metrics import TimerMetrics
 from sublet_platform.ports import Delivery, Outgoing, StoredTimer, StoreUnavailable
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import CancelTimer, Record, SetTimer, Tick, TimerFired, decode_for_shard, encode
 from sublet_protocol.topology import DEAD, TIMERS, shard_queue, topology
 from sublet_timer import service as timer_shell
+from sublet_timer.metrics import TimerMetrics
 from sublet_timer.service import HORIZON_S, TimerService
 from support.virtual_time import EPOCH_S, VirtualClock, in_virtual_time
 
@@ -27,7 +27,7 @@ class Instance:
     def __init__(self, world: World) -> None:
         self.broker = MemoryBroker(world.cluster)
         self.metrics = ServiceMetrics(new_registry())
-        self.timer_metrics = TimerMetrics(self.metrics.registry)
+        self.timer_metrics = TimerMetrics(self.metrics)
         self.shell = TimerService(
             store=MemoryTimerStore(world.database),
             broker=self.broker,

@@ -1,4 +1,4 @@
-"""The clock of the wall."""
+"""The wall clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a service can work: ``/health`` names what is missing, ``/health/live`` says that the process answers."""
+"""Health of a service: ``/health`` (readiness) names what is missing, ``/health/live`` shows that the process answers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from faststream.asgi.types import Scope
 CHECK_TIMEOUT_S = 2.0
 
 Check = Callable[[], Awaitable[str | None]]
-"""Returns what is wrong, or None."""
+"""Returns the problem as text, or None."""
 
 
 Fact = Callable[[], object]
-"""Returns something worth knowing, as JSON-able values."""
+"""Returns information that can be encoded as JSON."""
 
 
 class Health:
@@ -29,14 +29,14 @@ class Health:
         self._checks[name] = check
 
     def tell(self, name: str, fact: Fact) -> None:
-        """Shown with every answer; says nothing about whether the service can work."""
+        """Add information to every answer. It does not affect readiness."""
         self._facts[name] = fact
 
     def facts(self) -> dict[str, object]:
         return {name: fact() for name, fact in self._facts.items()}
 
     async def missing(self) -> dict[str, str]:
-        """What is wrong, by the name of the check. All checks run at once."""
+        """The problems by the name of their check. All checks run concurrently."""
         answers = await asyncio.gather(*(_answer(check) for check in self._checks.values()))
         return {name: wrong for name, wrong in zip(self._checks, answers, strict=True) if wrong is not None}
 
@@ -52,13 +52,13 @@ async def _answer(check: Check) -> str | None:
 
 
 def health_routes(health: Health) -> list[tuple[str, HttpHandler]]:
-    @get(description="200 when the service can work, 503 with what is missing when it cannot")
+    @get(description="200 if the service is ready, 503 with what is missing if it is not")
     async def ready(scope: Scope) -> AsgiResponse:
         missing = await health.missing()
         status = {"status": "unavailable", "missing": missing} if missing else {"status": "ok"}
         return _json({**status, **health.facts()}, 503 if missing else 200)
 
-    @get(description="200 as long as the process answers at all")
+    @get(description="200 as long as the process answers")
     async def live(scope: Scope) -> AsgiResponse:
         return _json({"status": "alive"}, 200)
 

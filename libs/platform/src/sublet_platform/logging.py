@@ -1,4 +1,4 @@
-"""Logging: structlog renders everything, ours and that of libraries which use the standard library."""
+"""Logging: structlog renders all records, also those of libraries that use the standard library."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import structlog
 
-_CHATTY = {"aio_pika": logging.WARNING, "aiormq": logging.CRITICAL, "uvicorn": logging.WARNING}
-"""Loggers that tell more than anybody wants to read, unless the level is DEBUG. What aiormq says, aio-pika repeats."""
+_LIBRARY_LEVELS = {"aio_pika": logging.WARNING, "aiormq": logging.CRITICAL, "uvicorn": logging.WARNING}
+"""The levels of verbose libraries, unless the level is DEBUG. aio-pika repeats what aiormq logs."""
 
 
 def set_up_logging(service: str, *, level: str = "INFO", form: Literal["console", "json"] = "console") -> None:
-    """One line for each record on stderr, for people or as JSON."""
+    """Write one line for each record to stderr, as text for people or as JSON."""
 
     def name_service(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event["service"] = service
@@ -38,7 +38,7 @@ def set_up_logging(service: str, *, level: str = "INFO", form: Literal["console"
     if form == "json":
         final += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     else:
-        # Plain tracebacks: prettier ones show local variables, and so what users' payloads hold.
+        # Plain tracebacks, because the others show local variables, and so the payloads of users.
         plain = structlog.dev.plain_traceback
         final.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
     handler = logging.StreamHandler(sys.stderr)
@@ -46,5 +46,5 @@ def set_up_logging(service: str, *, level: str = "INFO", form: Literal["console"
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for name, least in _CHATTY.items():
+    for name, least in _LIBRARY_LEVELS.items():
         logging.getLogger(name).setLevel(logging.DEBUG if level == "DEBUG" else least)

@@ -1,4 +1,4 @@
-"""Prometheus metrics. Each process has one registry, which is passed explicitly. Labels are bounded, names have units."""
+"""Prometheus metrics. Each process has one registry, passed explicitly. Labels are bounded, and names have units."""
 
 from __future__ import annotations
 
@@ -77,5 +77,5 @@ class ServiceMetrics:
     def published(self, seconds: float) -> None:
         self._publish_seconds.observe(seconds)
 
-    def anomalies(self, sweeper: str, count: int = 1) -> None:
+    def count_anomalies(self, sweeper: str, count: int = 1) -> None:
         self._anomaly_count.labels(sweeper).inc(count)

@@ -47,6 +47,8 @@ class Delivery:
     channel: Hashable
     """The channel it came on: once the broker closes it, this delivery is void (and will come again)."""
     tag: int
+    needs_ack: bool = True
+    """False: it came through an inbox, which is consumed without acknowledgements."""
 
 
 @dataclass(frozen=True, slots=True)

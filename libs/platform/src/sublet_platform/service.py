@@ -1,16 +1,17 @@
-"""What every service's ``main`` has in common: servers that may be away, HTTP, signals, a stop in good order.
+"""The common part of all services: connections that are retried, HTTP endpoints, signals and a graceful stop.
 
-A service gives `run_service` a function that starts its shell once broker, topology and database are there::
+A service passes `run_service` a function that starts it once broker, topology and database are available. The function
+is called again if a server fails meanwhile. The metrics of the service are made once, before the first call::
 
-    async def start(service: Service) -> None:
+    async def start(service: Service, timer_metrics: TimerMetrics) -> None:
         store = MongoTimerStore(service.mongo)
         await store.ensure_indexes()
-        shell = TimerShell(store, service.broker, service.clock, service.metrics)
-        service.on_stop(shell.stop)
-        await shell.start()
+        timer = TimerService(store, service.broker, service.clock, service.metrics, timer_metrics)
+        service.on_stop(timer.stop)
+        await timer.start()
 
     def main() -> None:
-        run_service("timer", ServiceSettings(), start)
+        run_service("timer", ServiceSettings(), start, TimerMetrics)
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
 
 import uvicorn
 from faststream.asgi import AsgiFastStream
@@ -39,23 +39,25 @@ from sublet_platform.mongo.settings import MongoSettingsStore
 from sublet_platform.ports import BrokerUnavailable, StoreUnavailable
 from sublet_platform.rabbit.broker import Rabbit, declare_topology
 from sublet_platform.settings import ServiceSettings
+from sublet_platform.signals import stop_signals
 from sublet_protocol.backoff import Backoff
 from sublet_protocol.topology import FORMAT
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 8.0
-"""For what is in hand at a stop; Docker kills after 10 s."""
+"""The time that one part has to stop. Docker kills a container after 10 s."""
 
-Start = Callable[["Service"], Awaitable[None]]
+M = TypeVar("M")
+Start = Callable[["Service", M], Awaitable[None]]
 Stop = Callable[[], Awaitable[None]]
 
 
 class Service:
-    """What a shell is built from. Must be made where the event loop runs.
+    """The resources of a service process. It must be created in a running event loop.
 
     Attributes:
-        shards: the number of shards in force, once the start function is called.
+        shards: the number of shards. It is final once the start function is called.
     """
 
     def __init__(self, name: str, settings: ServiceSettings) -> None:
@@ -81,7 +83,7 @@ class Service:
         return str(uuid.uuid4())
 
     def on_stop(self, stop: Stop) -> None:
-        """Called at the end while broker and database are still there; what was registered last stops first."""
+        """Call this function at the end, while the servers are connected. The last one registered runs first."""
         self._stops.append(stop)
 
     # --- health -------------------------------------------------------------------------------------------
@@ -99,20 +101,20 @@ class Service:
     async def _start_is_missing(self) -> str | None:
         return None if self._ready else "not started yet"
 
-    # --- life ---------------------------------------------------------------------------------------------
+    # --- start and stop ---------------------------------------------------------------------------------------------
 
-    async def serve(self, start: Start) -> bool:
-        """Run until a signal comes. False: the start failed for good."""
+    async def serve(self, start: Start[M], service_metrics: M) -> bool:
+        """Run until a signal arrives. False: the start failed permanently."""
 
         async def bring_up() -> None:
             try:
-                await self._bring_up(start)
+                await self._bring_up(start, service_metrics)
             except IncompatibleFormat as error:
-                log.critical("%s cannot start: %s", self.name, error)
+                logger.critical("%s cannot start: %s", self.name, error)
                 self._failed = True
                 server.should_exit = True
             except Exception:
-                log.critical("%s cannot start", self.name, exc_info=True)
+                logger.critical("%s cannot start", self.name, exc_info=True)
                 self._failed = True
                 server.should_exit = True
 
@@ -125,7 +127,7 @@ class Service:
             asyncapi_path="/docs",
             specification=AsyncAPI(title=f"Sublet {self.name}"),
             logger=None,
-            # Not before FastStream has connected: it would connect a second time.
+            # Only after FastStream has connected, because it would connect a second time.
             after_startup=[begin],
             on_shutdown=[self._stop],
         )
@@ -144,30 +146,30 @@ class Service:
         await server.serve()
         return not self._failed
 
-    async def _bring_up(self, start: Start) -> None:
+    async def _bring_up(self, start: Start[M], service_metrics: M) -> None:
         backoff = Backoff()
         while True:
             try:
                 await self.broker.open()
-                self.shards = await self._shards_in_force()
+                self.shards = await self._stored_shard_count()
                 await declare_topology(self.settings.amqp_url, self.shards)
-                await start(self)
+                await start(self, service_metrics)
             except (StoreUnavailable, BrokerUnavailable) as error:
                 await self._call_stops()
                 delay_s = backoff.next_s()
-                log.warning("%s cannot start yet: %s; again in %.1f s", self.name, error, delay_s)
+                logger.warning("%s cannot start yet: %s; retrying in %.1f s", self.name, error, delay_s)
                 await asyncio.sleep(delay_s)
             else:
                 self._ready = True
-                log.info("%s works", self.name, extra={"shards": self.shards})
+                logger.info("%s is ready", self.name, extra={"shards": self.shards})
                 return
 
-    async def _shards_in_force(self) -> int:
+    async def _stored_shard_count(self) -> int:
         stored = await MongoSettingsStore(self.mongo).claim({"shards": self.settings.shards, "format": FORMAT})
         check_database(self.settings.mongo_database, stored)
         shards = int(stored["shards"])
         if shards != self.settings.shards:
-            log.warning(
+            logger.warning(
                 "the shard count of this database is fixed at %d; SUBLET_SHARDS=%d is ignored",
                 shards,
                 self.settings.shards,
@@ -182,7 +184,7 @@ class Service:
         await self._call_stops()
         await self.broker.close()
         self.mongo.close()
-        log.info("%s has stopped", self.name)
+        logger.info("%s has stopped", self.name)
 
     async def _call_stops(self) -> None:
         while self._stops:
@@ -191,36 +193,30 @@ class Service:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     await stop()
             except Exception:
-                log.exception("a part of %s did not stop in good order", self.name)
+                logger.exception("graceful shutdown of %s failed", self.name)
 
 
 class _Server(uvicorn.Server):
-    """Ends with exit code 0 on the first signal, when all is in order, and at once on the second."""
+    """Exits with status 0 after a graceful stop. A second signal ends the process at once."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for each in signals:
-            loop.add_signal_handler(each, self._on_signal)
-        try:
+        with stop_signals(self._begin_stop):
             yield
-        finally:
-            for each in signals:
-                loop.remove_signal_handler(each)
 
-    def _on_signal(self) -> None:
-        if self.should_exit:
-            os._exit(1)
+    def _begin_stop(self) -> None:
         self.should_exit = True
 
 
-def run_service(name: str, settings: ServiceSettings, start: Start) -> None:
-    """Run a service until SIGTERM or SIGINT; exits with 1 if it cannot start although the servers are there."""
+def run_service(
+    name: str, settings: ServiceSettings, start: Start[M], make_metrics: Callable[[ServiceMetrics], M]
+) -> None:
+    """Run a service until SIGTERM or SIGINT. Exit with 1 if it cannot start although the servers are available."""
     set_up_logging(name, level=settings.log_level, form=settings.log_format)
 
     async def serve() -> bool:
-        return await Service(name, settings).serve(start)
+        service = Service(name, settings)
+        return await service.serve(start, make_metrics(service.metrics))
 
     if not asyncio.run(serve()):
         sys.exit(1)

@@ -19,7 +19,7 @@ class ServiceSettings(BaseSettings):
     mongo_url: str = "mongodb://127.0.0.1:27017/?directConnection=true"
     mongo_database: str = "sublet"
     shards: int = Field(default=4, ge=1, le=ids.BUCKETS)
-    """How many shards the runs are spread over. Fixed by the first service that starts with a fresh database."""
+    """The number of shards. The first service that starts with an empty database fixes it."""
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=8080, ge=0, le=65_535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -19,9 +19,9 @@ from typing import NamedTuple
 from sublet_engine.event.intake import ParsedEvent
 from sublet_engine.event.matching import FieldSet, Waits, event_matched, index_key, lookup_keys
 from sublet_engine.event.triggers import Triggers
-from sublet_event_ingest.reader import Batch, Reader
-from sublet_platform.batching import dead_letter
 from sublet_event_ingest.metrics import IngestMetrics
+from sublet_event_ingest.reader import Batch, Reader
+from sublet_platform.dead_letters import dead_letter
 from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import (
     Broker,
@@ -40,7 +40,7 @@ from sublet_protocol.messages import Record, RegisterTriggers, RunRequest, Subsc
 from sublet_protocol.specs import EventCondition
 from sublet_protocol.topology import REQUESTS, run_key
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LOOK_BACK_PAGE = 500
 """Stored events read at a time for waits that look back."""
@@ -222,14 +222,14 @@ class Ingest:
         for subscribe in subscribes:
             condition = subscribe.condition
             if not isinstance(condition, EventCondition):
-                log.error("subscription %s is for no event: %r", subscribe.id, condition)
+                logger.error("subscription %s is for no event: %r", subscribe.id, condition)
                 continue
             known = self._field_sets[condition.event_key]
             try:
                 key = index_key(condition, known)
             except ExpressionError as error:
                 # The SDK refuses such a wait before it is made. It can never come true, and the others must go on.
-                log.error("subscription %s: %s", subscribe.id, error)
+                logger.error("subscription %s: %s", subscribe.id, error)
                 self._counts.expression_failures.inc()
                 continue
             if key.field_set and key.field_set not in known:

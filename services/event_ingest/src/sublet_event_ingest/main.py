@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sublet_event_ingest.service import IngestService
 from sublet_event_ingest.metrics import IngestMetrics
+from sublet_event_ingest.service import IngestService
 from sublet_platform.mongo.events import MongoEventStore
 from sublet_platform.mongo.runs import MongoRunStore
 from sublet_platform.service import Service, run_service
@@ -15,7 +15,7 @@ async def start(service: Service, ingest_metrics: IngestMetrics) -> None:
     await store.ensure_indexes()
     ingest = IngestService(
         store=store,
-        # Read only: the sweeper compares subscriptions with the waits of the runs that made them.
+        # Read only: the sweeper compares the subscriptions with the open waits of their runs.
         runs=MongoRunStore(service.mongo, service.clock),
         broker=service.broker,
         clock=service.clock,

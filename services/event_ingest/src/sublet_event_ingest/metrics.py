@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import Counter, Gauge
+
+from sublet_platform.metrics import ServiceMetrics
 
 
 class IngestMetrics:
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, metrics: ServiceMetrics) -> None:
+        registry = metrics.registry
         self.events = Counter("sublet_events", "Events received", ["outcome"], registry=registry)
         """outcome: ``stored``, ``duplicate`` or ``refused``."""
         self.matches = Counter("sublet_event_matches", "Waits and triggers that an event satisfied", registry=registry)

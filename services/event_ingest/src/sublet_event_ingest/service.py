@@ -8,15 +8,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sublet_event_ingest.ingest import Ingest
+from sublet_event_ingest.metrics import IngestMetrics
 from sublet_event_ingest.sweeper import SWEEP_INTERVAL_S, Sweeper
 from sublet_platform.batching import BatchLoop
-from sublet_event_ingest.metrics import IngestMetrics
 from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import Broker, Clock, Consumer, Delivery, EventStore, RunStore, StoreUnavailable
 from sublet_protocol import ids, limits
 from sublet_protocol.topology import EVENTS, INGEST
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class IngestService:
@@ -79,6 +79,6 @@ class IngestService:
             try:
                 await self._sweeper.sweep()
             except StoreUnavailable as error:
-                log.warning("subscriptions are not swept, trying again in %g s: %s", SWEEP_INTERVAL_S, error)
+                logger.warning("subscriptions are not swept, trying again in %g s: %s", SWEEP_INTERVAL_S, error)
             except Exception:
-                log.exception("subscriptions are not swept, trying again in %g s", SWEEP_INTERVAL_S)
+                logger.exception("subscriptions are not swept, trying again in %g s", SWEEP_INTERVAL_S)

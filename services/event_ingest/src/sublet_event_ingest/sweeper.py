@@ -17,7 +17,7 @@ from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import EventStore, RunStore, StoredSubscription
 from sublet_protocol import ids
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SWEEP_INTERVAL_S = 60.0
 """Leftovers are rare and harm nobody: there is no hurry."""
@@ -48,8 +48,8 @@ class Sweeper:
 
     async def _remove(self, left: list[str]) -> None:
         await self._events.change_subscriptions([], left)
-        self._metrics.anomalies("subscriptions", len(left))
-        log.warning("subscriptions that nobody waits for: %s", left[:10], extra={"count": len(left)})
+        self._metrics.count_anomalies("subscriptions", len(left))
+        logger.warning("subscriptions that nobody waits for: %s", left[:10], extra={"count": len(left)})
 
     async def _unawaited(self, page: list[StoredSubscription]) -> frozenset[str]:
         runs = await self._runs.load_waits(sorted({ids.run_of(each.subscribe.task_run_id) for each in page}))

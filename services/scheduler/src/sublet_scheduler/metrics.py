@@ -73,7 +73,7 @@ class SchedulerMetrics:
         for reason, count in counters.failures.items():
             self._failures.labels(reason if reason in _KNOWN_FAILURES else "exception").inc(count)
         for what, names in counters.anomalies.items():
-            self._service.anomalies(what, len(names))
+            self._service.count_anomalies(what, len(names))
             logger.warning("shard %d: %s: %s", index, what, ", ".join(names[:NAMED_MAX]), extra={"count": len(names)})
         if counters.long_logs:
             _warn_of_long_logs(index, counters.long_logs)

@@ -23,7 +23,7 @@ import msgspec
 
 from sublet_engine.run import durable_log
 from sublet_engine.run.explain import why
-from sublet_platform.batching import Reject
+from sublet_platform.dead_letters import Reject
 from sublet_platform.ports import Broker, Clock, Delivery, Outgoing, RunFilter, RunStore
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import MalformedMessage, Query, Reply, decode_queries, encode

@@ -5,72 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
-from functools import cache
 
-from sublet_platform.batching import BatchLoop, dead_letter
+from sublet_platform.batching import BatchLoop
+from sublet_platform.dead_letters import dead_letter
 from sublet_platform.metrics import ServiceMetrics
-from sublet_platform.ports import Broker, Clock, Consumer, Delivery, RunStore
-from sublet_protocol import limits
-from sublet_protocol.topology import QUERIES, scheduler_inbox, shard_queue
+from sublet_platform.ports import Broker, Clock, Delivery, RunStore
+from sublet_protocol.topology import QUERIES, scheduler_inbox
 from sublet_scheduler.balancer import ShardBalancer
 from sublet_scheduler.metrics import SchedulerMetrics
 from sublet_scheduler.queries import Queries
+from sublet_scheduler.shard_consumer import ShardConsumer
 from sublet_scheduler.shard_service import ShardService
 
 logger = logging.getLogger(__name__)
 
 QUERY_PREFETCH = 50
-
-_scheduler_metrics = cache(SchedulerMetrics)
-"""Once for a registry: a start that fails is tried again."""
-
-
-class ShardConsumer:
-    """A shard as this process takes part in it: a place in the line of consumers, and what it does when it is first."""
-
-    def __init__(self, service: ShardService, inbox: str, broker: Broker, metrics: ServiceMetrics) -> None:
-        self.service = service
-        self._inbox = inbox
-        self._broker = broker
-        self._loop = BatchLoop(
-            service.process, broker, metrics, name="shard", on_failure=service.drop, on_conflict=service.drop
-        )
-        self._consumer: Consumer | None = None
-
-    def active(self) -> bool:
-        return self.service.active()
-
-    async def start(self) -> None:
-        self._loop.start()
-        await self._broker.open_inbox(self._inbox, self._claimed, key=self.service.claim_key)
-        await self.join()
-
-    async def join(self) -> None:
-        if self._consumer is None:
-            queue = shard_queue(self.service.index)
-            self._consumer = await self._broker.consume(queue, self._loop.handle, prefetch=limits.RUN_PREFETCH)
-
-    def _claimed(self, delivery: Delivery) -> None:
-        """A claim from the inbox, where nothing is acknowledged: tag 0 says so."""
-        self._loop.handle(replace(delivery, tag=0))
-
-    async def yield_shard(self) -> None:
-        """Give what is not handled back, and join the end of the line."""
-        await self._leave()
-        self._loop.resume()
-        await self.join()
-
-    async def _leave(self) -> None:
-        await self._loop.rest()
-        if self._consumer is not None:
-            await self._consumer.close()
-            self._consumer = None
-        self.service.drop()
-
-    async def stop(self) -> None:
-        await self._leave()
-        await self._loop.stop()
 
 
 class Scheduler:
@@ -86,9 +35,9 @@ class Scheduler:
         clock: Clock,
         new_id: Callable[[], str],
         metrics: ServiceMetrics,
+        scheduler_metrics: SchedulerMetrics,
     ) -> None:
         self._broker, self._metrics = broker, metrics
-        scheduler_metrics = _scheduler_metrics(metrics)
         self._consumers = [
             ShardConsumer(
                 ShardService(

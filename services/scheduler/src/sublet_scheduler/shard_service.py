@@ -16,7 +16,7 @@ from sublet_engine.run import durable_log
 from sublet_engine.run.state import LogRecord, OutgoingMessage, Run
 from sublet_engine.shard.shard import Shard
 from sublet_engine.shard.unit_of_work import Batch, DurableGrant, Resend, WorkerChange
-from sublet_platform.batching import Reject
+from sublet_platform.dead_letters import Reject
 from sublet_platform.ports import Broker, Clock, Delivery, RunChange, RunStore, WorkerRecord
 from sublet_protocol import ids, limits
 from sublet_protocol.destinations import Inbox
@@ -114,7 +114,7 @@ class ShardService:
     async def _begin_ownership(self, deliveries: list[Delivery]) -> Shard | None:
         """The shard in memory. A delivery on a new channel of the shard's queue may mean that another process owned it
         in between: then it is built afresh. While that channel is gone another process owns it."""
-        queued = [delivery for delivery in deliveries if delivery.tag]
+        queued = [delivery for delivery in deliveries if delivery.needs_ack]
         before, self._latest = self._latest, queued[-1] if queued else self._latest
         if self._latest is None:
             return None

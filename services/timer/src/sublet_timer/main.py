@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sublet_timer.metrics import TimerMetrics
 from sublet_platform.mongo.timers import MongoTimerStore
 from sublet_platform.service import Service, run_service
 from sublet_platform.settings import ServiceSettings
+from sublet_timer.metrics import TimerMetrics
 from sublet_timer.service import TimerService
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client import Gauge, Histogram
 
-from sublet_platform.metrics import LATENCY_BUCKETS_S
+from sublet_platform.metrics import LATENCY_BUCKETS_S, ServiceMetrics
 
 
 class TimerMetrics:
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, metrics: ServiceMetrics) -> None:
+        registry = metrics.registry
         self.pending = Gauge("sublet_timers_pending", "Stored timers", registry=registry)
         self.lag_seconds = Histogram(
             "sublet_timer_lag_seconds",

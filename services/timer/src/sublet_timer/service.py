@@ -19,9 +19,9 @@ from collections.abc import Coroutine, Hashable, Sequence
 from typing import Any
 
 from sublet_engine.timer.horizon import Horizon, plan
-from sublet_platform.batching import BatchLoop, dead_letter
+from sublet_platform.batching import BatchLoop
+from sublet_platform.dead_letters import dead_letter
 from sublet_platform.metrics import ServiceMetrics
-from sublet_timer.metrics import TimerMetrics
 from sublet_platform.ports import (
     Broker,
     BrokerUnavailable,
@@ -38,8 +38,9 @@ from sublet_protocol.backoff import Backoff
 from sublet_protocol.chunking import pack
 from sublet_protocol.messages import CancelTimer, MalformedMessage, SetTimer, Tick, TimerFired, decode_for_timer, encode
 from sublet_protocol.topology import REQUESTS, TIMERS, run_key, shard_key
+from sublet_timer.metrics import TimerMetrics
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 HORIZON_S = 30.0
 """How far ahead timers are loaded: seldom enough to cost nothing, and how late a timer that was missed can be."""
@@ -156,11 +157,11 @@ class TimerService:
                 await self.fire_due()
                 backoff.reset()
             except (StoreUnavailable, BrokerUnavailable) as error:
-                log.warning("timers not fired, trying again: %s", error)
+                logger.warning("timers not fired, trying again: %s", error)
                 await asyncio.sleep(backoff.next_s())
             except Exception:
                 # Whatever it is, those who sleep depend on this loop.
-                log.exception("timers not fired, trying again")
+                logger.exception("timers not fired, trying again")
                 await asyncio.sleep(backoff.next_s())
 
     async def _until_something_is_due(self) -> None:
@@ -212,10 +213,10 @@ class TimerService:
             page = await self._store.due_timers(until, HORIZON_CAPACITY)
             strays = self._horizon.extend(page, until, HORIZON_CAPACITY)
         if strays:
-            log.warning(
+            logger.warning(
                 "timers that were missed: %s", [timer.id for timer in strays[:10]], extra={"count": len(strays)}
             )
-            self._metrics.anomalies("timers", len(strays))
+            self._metrics.count_anomalies("timers", len(strays))
         self._timer_metrics.pending.set(await self._store.count_timers())
 
     # --- time passes ------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from sublet_worker.app import BadApp, load_worker
 from sublet_worker.metrics import show
 from sublet_worker.settings import WorkerSettings
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class WorkerService:
@@ -69,7 +69,7 @@ class WorkerService:
         except asyncio.CancelledError:
             return True
         except Exception:
-            log.critical("worker %s cannot start", self._worker.name, exc_info=True)
+            logger.critical("worker %s cannot start", self._worker.name, exc_info=True)
             stopping.cancel()
             return False
         await stopping

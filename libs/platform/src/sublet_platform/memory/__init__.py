@@ -1,4 +1,4 @@
-"""In-memory adapters of every port, for tests and the simulator. Deterministic: one event loop, nothing random."""
+"""In-memory adapters of every port, for tests and the simulation. They are deterministic."""
 
 from sublet_platform.memory.broker import MemoryBroker
 from sublet_platform.memory.cluster import MemoryCluster

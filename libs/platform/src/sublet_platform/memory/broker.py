@@ -22,7 +22,7 @@ class MemoryConsumer:
 
 
 class MemoryBroker(MemoryConnection):
-    """See `ports.Broker`. One client of the cluster; `kill_connection` cuts it."""
+    """See `ports.Broker`. One client of the cluster; `kill_connection` closes its connection abruptly."""
 
     def __init__(self, cluster: MemoryCluster) -> None:
         super().__init__(cluster)

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from sublet_platform.memory.connection import MemoryConnection
 
 CONSUMER_TIMEOUT_MS = 1_800_000
-"""What a queue allows that does not say anything else."""
+"""The delivery timeout of a queue without an argument for it."""
 
 Latency = Callable[[], float]
-"""Seconds until the next message of a pipe arrives; 0 is the next turn of the event loop."""
+"""Seconds until the next message of a pipe arrives. 0: the next iteration of the event loop."""
 
 
 @dataclass(slots=True)
 class Message:
-    """One message in one queue. ``position`` is its place there: what is given back returns to it."""
+    """One message in one queue. A requeued message returns to its ``position``."""
 
     body: bytes
     exchange: str
@@ -36,15 +36,15 @@ class Message:
     redelivered: bool = False
     returns: int = 0
     delivered_at: float = 0.0
-    """In loop time, while it is out."""
+    """Loop time of the delivery, while the message is unacknowledged."""
 
 
 Receive = Callable[["Subscription", int, Message], None]
-"""Takes one message off a subscription, under a tag."""
+"""Receives one message of a subscription, with its delivery tag."""
 
 
 class Pipe:
-    """Things arrive in the order in which they were sent, each after a delay (or with one before it that is late)."""
+    """A channel that delivers in order, each item after a delay, and never before the item ahead of it."""
 
     def __init__(self, latency: Latency) -> None:
         self._latency = latency
@@ -60,7 +60,7 @@ class Pipe:
             loop.call_soon(self._arrive)
 
     def cut(self) -> None:
-        """What is under way is lost."""
+        """Lose all items that have not arrived."""
         self._under_way.clear()
 
     def _arrive(self) -> None:
@@ -98,12 +98,12 @@ class Subscription:
         if self._prefetch is not None:
             message.delivered_at = asyncio.get_running_loop().time()
             self.unacked[tag] = message
-        # The flag as it is now: by the time it arrives, the message may have been given back once more.
+        # The flag at this time. The message may be requeued again before it arrives.
         sent = dataclasses.replace(message)
         self._pipe.send(lambda: self._hand_over(tag, sent))
 
     def holds_for_longer_than(self, held_s: float | None) -> bool:
-        """Whether something has been out, unacknowledged, for longer than that, or (None) than its queue allows."""
+        """True if a delivery has been unacknowledged for longer than ``held_s``, or (None) than its queue allows."""
         if held_s is None:
             held_s = int(self.queue.spec.arguments.get("x-consumer-timeout", CONSUMER_TIMEOUT_MS)) / 1_000
         oldest = min((message.delivered_at for message in self.unacked.values()), default=math.inf)
@@ -118,13 +118,13 @@ class Subscription:
 class MemoryQueue:
     spec: Queue
     owner: MemoryConnection | None = None
-    """Exclusive to this connection, and gone with it."""
+    """The connection to which this queue is exclusive. The queue is deleted with it."""
     ready: deque[Message] = field(default_factory=deque)
     subscriptions: list[Subscription] = field(default_factory=list)
     next_position: int = 0
 
     def pump(self) -> None:
-        """Hand ready messages to consumers that have room: in turn, or to the single active one."""
+        """Deliver ready messages to consumers within their prefetch: round robin, or to the single active consumer."""
         while self.ready and (taker := self._next_taker()) is not None:
             taker.deliver(self.ready.popleft())
 
@@ -150,7 +150,7 @@ class MemoryCluster:
         self._exchanges: dict[str, ExchangeType] = {INBOXES: "direct"}
         self._bindings: dict[str, list[tuple[str, str]]] = {}
 
-    # --- what there is ------------------------------------------------------------------------------------
+    # --- declarations -------------------------------------------------------------------------------------
 
     def declare(self, topology: Topology) -> None:
         for exchange in topology.exchanges:
@@ -177,7 +177,7 @@ class MemoryCluster:
     # --- messages -----------------------------------------------------------------------------------------
 
     def route(self, message: Message) -> int:
-        """Put a copy into every queue that it is for; how many these were.
+        """Put a copy into every matching queue. Returns the number of queues.
 
         Raises:
             KeyError: no such exchange.
@@ -203,7 +203,7 @@ class MemoryCluster:
         subscription.queue.pump()
 
     def requeue(self, subscription: Subscription, tags: list[int]) -> None:
-        """Return messages to their places in the queue, marked redelivered, or dead-letter those returned too often."""
+        """Requeue messages at their positions, marked as redelivered. Dead-letter those beyond the delivery limit."""
         self._return(subscription, tags)
         subscription.queue.pump()
 
@@ -226,7 +226,7 @@ class MemoryCluster:
     # --- consumers ----------------------------------------------------------------------------------------
 
     def subscribe(self, queue: str, receive: Receive, prefetch: int | None) -> Subscription:
-        """Raises KeyError when there is no such queue."""
+        """Raises KeyError if the queue does not exist."""
         state = self.queues[queue]
         subscription = Subscription(state, receive, prefetch, self.latency)
         state.subscriptions.append(subscription)
@@ -234,12 +234,12 @@ class MemoryCluster:
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """No new deliveries; what is out can still be settled."""
+        """Stop deliveries. Unacknowledged ones can still be settled."""
         self._remove(subscription)
         subscription.queue.pump()
 
     def close(self, subscriptions: list[Subscription]) -> None:
-        """Their channels go at once: what was not acknowledged is ready again, before what was never delivered."""
+        """Close their channels at once. Unacknowledged messages are requeued ahead of those never delivered."""
         for subscription in subscriptions:
             subscription.open = False
             self._remove(subscription)
@@ -259,13 +259,13 @@ class MemoryCluster:
     # --- outages ------------------------------------------------------------------------------------------
 
     def time_out_deliveries(self, held_s: float | None = None) -> None:
-        """Close the channel of whoever has held a delivery for longer than ``held_s``, or (None) than its queue allows:
-        all that is out on it is ready again. RabbitMQ looks for such once a minute, the cluster when it is told."""
+        """Close each channel with a delivery unacknowledged for longer than ``held_s``, or (None) than its queue allows.
+        Its deliveries are requeued. RabbitMQ checks once a minute, this cluster only in this call."""
         for connection in list(self.connections):
             connection.time_out_deliveries(held_s)
 
     def stop(self) -> None:
-        """The broker goes down: connections are lost, transient messages too."""
+        """Stop the broker. All connections and transient messages are lost."""
         self.running = False
         for connection in list(self.connections):
             connection.kill_connection()
@@ -273,7 +273,7 @@ class MemoryCluster:
             queue.ready = deque(message for message in queue.ready if message.persistent)
 
     def start(self) -> None:
-        """The broker is back; connections restore themselves."""
+        """Start the broker again. Connections restore themselves."""
         self.running = True
         for connection in list(self.connections):
             connection.reconnect_soon()

@@ -1,4 +1,4 @@
-"""One client's connection to the cluster in memory: it can be cut at any moment, and restores itself."""
+"""The connection of one client to the cluster in memory. It can be closed at any time, and restores itself."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sublet_protocol.topology import INBOXES, MUST_ARRIVE, Queue
 
 
 class Unconfirmed(Exception):
-    """The connection was cut, the exchange is missing, or no queue took a message that must arrive."""
+    """The connection was closed, the exchange is missing, or no queue accepted a mandatory message."""
 
 
 @dataclass(slots=True, eq=False)
 class Registration:
-    """A consumer as its owner sees it: it outlives connections, each of which gives it another subscription."""
+    """A consumer over all connections. Each new connection gives it a new subscription."""
 
     queue: Queue
     receive: Receive
@@ -29,7 +29,7 @@ class Registration:
 
 
 class MemoryConnection:
-    """What `MemoryBroker` and `MemoryTransport` have in common."""
+    """The common part of `MemoryBroker` and `MemoryTransport`."""
 
     def __init__(self, cluster: MemoryCluster) -> None:
         self.connected = cluster.running
@@ -46,8 +46,8 @@ class MemoryConnection:
     # --- outages ------------------------------------------------------------------------------------------
 
     def kill_connection(self, down_s: float | None = None) -> None:
-        """Cut it now: deliveries are void, what is under way is lost. It restores itself after ``down_s`` seconds
-        (None: at the next turn of the loop), or once the cluster runs again."""
+        """Close the connection abruptly: deliveries become void, messages in transit are lost. It restores itself after
+        ``down_s`` seconds (None: in the next iteration of the event loop), or when the cluster runs again."""
         self._cut()
         if down_s is None:
             self.reconnect_soon()
@@ -62,7 +62,7 @@ class MemoryConnection:
                 self._channel_closed(registration)
 
     def _channel_closed(self, registration: Registration) -> None:
-        """By the broker. A client whose channels restore themselves opens it again."""
+        """Close one channel, as the broker does. A client with robust channels opens it again."""
         assert registration.subscription is not None
         self._cluster.close([registration.subscription])
         registration.subscription = None
@@ -110,7 +110,7 @@ class MemoryConnection:
             await future
 
     async def close(self) -> None:
-        """In good order: what was sent still arrives, unacknowledged deliveries go back to their queues."""
+        """Close gracefully: sent messages still arrive, unacknowledged deliveries are requeued."""
         await self._flush()
         self._closed = True
         self._cut()
@@ -120,7 +120,7 @@ class MemoryConnection:
     # --- consuming ----------------------------------------------------------------------------------------
 
     def _register(self, registration: Registration) -> None:
-        """Raises KeyError when there is no such queue."""
+        """Raises KeyError if the queue does not exist."""
         self._start(registration)
         self._registrations.append(registration)
 
@@ -176,7 +176,7 @@ class MemoryConnection:
         await confirmed
 
     def _route(self, messages: Sequence[Message]) -> str | None:
-        """Why not all were taken, if so."""
+        """The reason why a message was not accepted; None if all were."""
         refused = None
         for message in messages:
             try:
@@ -199,7 +199,7 @@ class MemoryConnection:
             confirmed.set_exception(Unconfirmed(refused))
 
     async def _flush(self) -> None:
-        """Returns when all that was sent so far has arrived, or is lost."""
+        """Wait until everything sent so far has arrived or is lost."""
         if not self.connected:
             return
         arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()

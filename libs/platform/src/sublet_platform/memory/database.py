@@ -15,11 +15,11 @@ from sublet_platform.ports import (
 )
 
 Interruption = Callable[[str], Awaitable[None]]
-"""Called with the name of the operation; may sleep (a slow database), or raise StoreUnavailable."""
+"""Called with the name of the operation. It may sleep (a slow database) or raise StoreUnavailable."""
 
 
 async def _undisturbed(operation: str) -> None:
-    """The database answers at once."""
+    """The default: the database answers at once."""
 
 
 class MemoryDatabase:

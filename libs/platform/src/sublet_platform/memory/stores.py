@@ -1,4 +1,4 @@
-"""The stores over one `MemoryDatabase`. Same contract as those in MongoDB, and the same tests."""
+"""The stores over one `MemoryDatabase`. They pass the same contract tests as those in MongoDB."""
 
 from __future__ import annotations
 

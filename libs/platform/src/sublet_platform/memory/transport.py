@@ -1,4 +1,4 @@
-"""The SDK's ``Transport`` in memory: it fits the protocol by its shape, because this package does not know the SDK."""
+"""The SDK's ``Transport`` in memory. It matches that protocol structurally, because this package does not import the SDK."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MemoryPoolConsumer:
 
 
 class MemoryTransport(MemoryConnection):
-    """``unavailable`` is the exception raised when a publish is not confirmed within ``publish_timeout_s``."""
+    """``unavailable``: the exception to raise if a publish is not confirmed within ``publish_timeout_s``."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class MemoryTransport(MemoryConnection):
                     try:
                         return await self._send_confirmed([message])
                     except Unconfirmed:
-                        # Refused by a broker that is up (no such queue yet) or cut off: again, but not in a hot loop.
+                        # The broker refused it (for example, the queue is missing) or is unreachable. Retry after a pause.
                         await asyncio.sleep(0.05)
         except TimeoutError as error:
             raise self._unavailable(f"not confirmed within {self._publish_timeout_s:g} s") from error
@@ -81,7 +81,7 @@ class MemoryTransport(MemoryConnection):
         return MemoryPoolConsumer(self, registration)
 
     def _channel_closed(self, registration: Registration) -> None:
-        """The SDK throws away the whole connection with a channel that dies."""
+        """Close the connection, because the SDK discards the whole connection with a closed channel."""
         self.kill_connection()
 
     def cancel_pool(self, registration: Registration) -> None:

@@ -1,7 +1,7 @@
-"""Which delivery tags of a channel are settled, and the fewest frames that settle more of them.
+"""Tracks the settled delivery tags of a channel, and finds the fewest frames that settle more of them.
 
-A tag may be settled once: RabbitMQ closes the channel when one comes twice, and everything that is out on it is
-delivered again. ``multiple`` settles everything up to a tag, so it is right for a contiguous prefix alone.
+A tag may be settled only once: RabbitMQ closes the channel at a second time, and redelivers all unsettled messages.
+``multiple`` settles everything up to a tag, so it is only used for a contiguous prefix.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Iterable
 
 
 class AckTracker:
-    """The books of one channel. Tags count from 1."""
+    """The settled tags of one channel. Tags count from 1."""
 
     def __init__(self) -> None:
         self._floor = 0
-        """All tags up to here are settled."""
+        """All tags up to this one are settled."""
         self._beyond: set[int] = set()
-        """Tags above the floor that are settled, too."""
+        """Settled tags above the floor."""
 
     def settle(self, tags: Iterable[int]) -> list[tuple[int, bool]]:
-        """The frames to send, as (tag, multiple); tags that were settled before are left out."""
+        """The frames to send, as (tag, multiple). Tags that were settled before are ignored."""
         fresh = sorted({tag for tag in tags if tag > self._floor and tag not in self._beyond})
         taken = 0
         reach = self._floor

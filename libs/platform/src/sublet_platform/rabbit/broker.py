@@ -1,8 +1,8 @@
 """RabbitMQ: the `Broker` port over FastStream and aio-pika, and the declaration of the topology.
 
 Consuming goes through FastStream subscribers without dependency injection, decoding or automatic acknowledgement,
-each on a channel of its own (that is what makes its prefetch hold). Publishing goes straight to two channels: one
-with confirms, which are pipelined, and one without, for hints.
+each on a channel of its own, so that its prefetch applies. Publishing uses two channels directly: one with pipelined
+confirms, and one without confirms.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from sublet_protocol.addresses import CONNECT_TIMEOUT_S
 from sublet_protocol.backoff import Backoff
 from sublet_protocol.topology import FORMAT_MARKER, INBOXES, MUST_ARRIVE, REQUESTS, Topology, topology
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RECONNECT_INTERVAL_S = 1.0
 CONFIRM_TIMEOUT_S = 10.0
 """A majority of a healthy cluster confirms within milliseconds; a blocked broker (no disk, no memory) never does."""
 UNCONFIRMED_AT_ONCE = 100
-"""Written together."""
+"""Messages in one write."""
 REQUEST_TIMEOUT_S = 10.0
-"""Starting or ending a consumer."""
+"""Time to start or stop a consumer."""
 
 _UNREACHABLE = (AMQPError, OSError, RuntimeError, asyncio.InvalidStateError, asyncio.CancelledError)
-"""What a publish raises when connection or channel go away under it. The cancellation is aiormq's, of its own tasks."""
+"""Raised by a publish whose connection or channel is lost. aiormq raises CancelledError, because it cancels its tasks."""
 _TRANSIENT, _PERSISTENT = 1, 2
 
 
 class _DistinctQueue(RabbitQueue):
-    """FastStream remembers declared queues by name, with their channel: a second consumer of a queue would then share
-    the first one's channel, or get its closed one. Every instance is a queue of its own here."""
+    """A queue that equals no other instance. FastStream caches declared queues by name, with their channel, so a second
+    consumer of a queue would share the channel of the first one, or get its closed channel."""
 
     def __hash__(self) -> int:
         return id(self)
@@ -66,7 +66,7 @@ class _DistinctQueue(RabbitQueue):
 
 
 class ChannelAcks:
-    """One AMQP channel, and what is settled on it. Deliveries carry it as their channel."""
+    """One AMQP channel with its acknowledgements. It is the `Delivery.channel` of its deliveries."""
 
     def __init__(self, channel: aiormq.Channel) -> None:
         self.channel = channel
@@ -75,18 +75,18 @@ class ChannelAcks:
         self._sending = False
 
     def settle(self, tags: list[int], *, ack: bool) -> bool:
-        """Note what is to be sent; True if :meth:`send` must be started for it."""
+        """Queue the frames to send. True if :meth:`send` must be started."""
         self._frames.extend((tag, multiple, ack) for tag, multiple in self.ack_tracker.settle(tags))
         start = bool(self._frames) and not self._sending
         self._sending = self._sending or start
         return start
 
     async def send(self) -> None:
-        """One sender at a time, in order: a tag that comes after a frame that covers it would close the channel."""
+        """Send the frames in order, one sender at a time. A tag after a frame that covers it would close the channel."""
         try:
             while self._frames:
                 tag, multiple, ack = self._frames.popleft()
-                # The queue to a socket that died may be full for ever.
+                # The write queue of a dead socket may stay full.
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
                     if ack:
                         await self.channel.basic_ack(tag, multiple=multiple, wait=False)
@@ -94,13 +94,13 @@ class ChannelAcks:
                         await self.channel.basic_nack(tag, multiple=multiple, requeue=True, wait=False)
         except _UNREACHABLE as error:
             self._frames.clear()
-            log.debug("settlements lost, the messages come again: %r", error)
-            await self._give_up(error)
+            logger.debug("acknowledgements lost, the messages will be redelivered: %r", error)
+            await self._close(error)
         finally:
             self._sending = False
 
-    async def _give_up(self, error: BaseException) -> None:
-        """Close the channel if it is not: what was not settled would stay with us for ever."""
+    async def _close(self, error: BaseException) -> None:
+        """Close the channel, so that RabbitMQ requeues its unsettled messages."""
         with contextlib.suppress(*_UNREACHABLE):
             await self.channel.close(AMQPError(f"not settled: {error!r}"), timeout=REQUEST_TIMEOUT_S)
 
@@ -114,17 +114,17 @@ class RabbitConsumer:
         self._channel = channel
 
     async def close(self) -> None:
-        # Not cancelled first: the next consumer of a single-active-consumer queue would be served at once, before
-        # what this one has in hand is back in its place.
+        # The consumer is not cancelled first. Otherwise the next consumer of a single-active-consumer queue would be
+        # served before the deliveries of this one have been requeued at their positions.
         self._subscriber.running = False
         await self._rabbit.close_channel(self._channel)
         await self._rabbit.stop_subscriber(self._subscriber)
 
 
 class Rabbit:
-    """See `ports.Broker`. ``url`` may name several nodes of a cluster, with commas between them: they are tried in
-    turn. ``faststream`` is the broker to build a FastStream app around; ``on_published(seconds)`` is told how long each
-    call of `publish` took."""
+    """See `ports.Broker`. ``url`` may name several nodes of a cluster, separated by commas; they are tried in
+    turn. ``faststream`` is the broker for a FastStream app. ``on_published(seconds)`` receives the duration of each
+    call of `publish`."""
 
     def __init__(self, url: str, *, name: str = "sublet", on_published: Callable[[float], None] | None = None) -> None:
         lenient_decoding()
@@ -142,20 +142,20 @@ class Rabbit:
             default_channel=Channel(on_return_raises=True),
             app_id=name,
         )
-        # FastStream has no word for several nodes; what stands here goes to aio-pika as it is.
+        # FastStream has no setting for several nodes. It passes these arguments on to aio-pika.
         self.faststream._connection_kwargs["connection_class"] = partial(NodeConnection, urls=urls)
         self._connection: AbstractRobustConnection | None = None
         self._confirmed: AbstractRobustChannel | None = None
         self._unconfirmed: AbstractRobustChannel | None = None
         self._unconfirmed_until = 0.0
-        self._waiting_unconfirmed: deque[Outgoing] = deque()
+        self._pending_unconfirmed: deque[Outgoing] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._opened: dict[Channel, AbstractRobustChannel] = {}
         self._closing_later: set[asyncio.Task[None]] = set()
         self._sending_unconfirmed = False
 
     async def open(self) -> None:
-        """Connect, and open the channels for publishing, once. Waits for as long as the broker is away."""
+        """Connect and open the channels for publishing, once. Waits as long as the broker is unavailable."""
         if self._unconfirmed is not None:
             return
         self._connection = await self.faststream.connect()
@@ -192,7 +192,7 @@ class Rabbit:
             _DistinctQueue(queue, declare=False),
             channel=channel,
             ack_policy=AckPolicy.MANUAL,
-            decoder=_as_it_is,
+            decoder=_undecoded,
             no_reply=True,
             persistent=False,
             title=queue,
@@ -206,7 +206,7 @@ class Rabbit:
             RabbitExchange(INBOXES, type=ExchangeType.DIRECT, durable=True, declare=False),
             channel=channel,
             ack_policy=AckPolicy.ACK_FIRST,
-            decoder=_as_it_is,
+            decoder=_undecoded,
             no_reply=True,
             persistent=False,
             include_in_schema=False,
@@ -215,7 +215,7 @@ class Rabbit:
 
     async def _start(self, subscriber: RabbitSubscriber, channel: Channel, handler: Handler) -> RabbitConsumer:
         subscriber(_receiver(handler))
-        # FastStream drops deliveries that arrive before its own start has returned, and some do.
+        # FastStream drops deliveries that arrive before its own start has returned.
         subscriber.running = True
         try:
             await self._request(self._open_channel(channel))
@@ -243,14 +243,14 @@ class Rabbit:
             raise BrokerUnavailable("the channel was lost") from error
 
     async def stop_subscriber(self, subscriber: RabbitSubscriber) -> None:
-        """No new deliveries."""
+        """Stop deliveries."""
         try:
             await self._request(subscriber.stop())
         except BrokerUnavailable as error:
-            log.debug("consumer not cancelled: %s", error)
+            logger.debug("consumer not cancelled: %s", error)
 
     async def close_channel(self, channel: Channel) -> None:
-        """What is unacknowledged on it goes back to its queue."""
+        """Close a channel. Its unacknowledged messages are requeued."""
         opened = self._opened.pop(channel, None)
         if opened is None:
             return
@@ -262,32 +262,32 @@ class Rabbit:
             later.add_done_callback(self._closing_later.discard)
 
     async def _closed(self, opened: AbstractRobustChannel) -> bool:
-        """Also while there is no connection: it tells the channel not to come back with the next one."""
+        """Close it also without a connection, so that the next connection does not restore the channel."""
         connected = self.connected
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 await opened.close()
         except _UNREACHABLE as error:
             _raise_if_cancelled()
-            log.debug("channel not closed: %r", error)
+            logger.debug("channel not closed: %r", error)
             return False
         return connected
 
     async def _close_later(self, opened: AbstractRobustChannel) -> None:
-        """It may have been about to come back already. Nobody serves its consumer any more: on a queue with a single
-        active consumer everybody would wait behind it."""
-        while not await self._closed(opened):  # noqa: ASYNC110  # it has to be asked
+        """Retry until the channel is closed, because it may have been restored meanwhile. Nothing serves its consumer any
+        more, and on a queue with a single active consumer all others would wait behind it."""
+        while not await self._closed(opened):  # noqa: ASYNC110  # there is no event to await
             await asyncio.sleep(RECONNECT_INTERVAL_S)
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        for ledger, tags in _by_channel(deliveries).items():
-            if ledger.settle(tags, ack=True):
-                self._soon(ledger.send())
+        for acks, tags in _by_channel(deliveries).items():
+            if acks.settle(tags, ack=True):
+                self._soon(acks.send())
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        for ledger, tags in _by_channel(deliveries).items():
-            if ledger.settle(tags, ack=False):
-                self._soon(ledger.send())
+        for acks, tags in _by_channel(deliveries).items():
+            if acks.settle(tags, ack=False):
+                self._soon(acks.send())
 
     def is_void(self, delivery: Delivery) -> bool:
         return _acks_of(delivery).channel.is_closed
@@ -312,13 +312,13 @@ class Rabbit:
         try:
             async with asyncio.timeout(CONFIRM_TIMEOUT_S):
                 channel = await _opened(self._confirmed)
-                # Tasks start in this order and so the messages go out in it; the confirms are awaited together.
+                # Tasks start in this order, so the messages are sent in it. The confirms are awaited together.
                 outcomes = await asyncio.gather(
                     *(_publish(channel, message, mandatory=message.exchange in MUST_ARRIVE) for message in messages),
                     return_exceptions=True,
                 )
                 if any(type(outcome) is DeliveryError for outcome in outcomes):
-                    # It would refuse the next ones too, see limits.HINTS_CHANNEL_S. The robust channel opens another.
+                    # It would refuse the next messages too (see limits.UNCONFIRMED_CHANNEL_S). The robust channel reopens.
                     await channel.close(AMQPError("a message was refused"))
         except TimeoutError as error:
             raise BrokerUnavailable(f"not confirmed within {CONFIRM_TIMEOUT_S:g} s") from error
@@ -333,7 +333,7 @@ class Rabbit:
                 raise outcome
 
     def publish_nowait(self, messages: Sequence[Outgoing]) -> None:
-        self._waiting_unconfirmed.extend(messages)
+        self._pending_unconfirmed.extend(messages)
         if not self._sending_unconfirmed:
             self._sending_unconfirmed = True
             self._soon(self._send_unconfirmed_messages())
@@ -345,50 +345,54 @@ class Rabbit:
             async with asyncio.timeout(CONFIRM_TIMEOUT_S):
                 if asyncio.get_running_loop().time() > self._unconfirmed_until:
                     await self._renew_unconfirmed()
-            while self._waiting_unconfirmed:
+            while self._pending_unconfirmed:
                 taken = [
-                    self._waiting_unconfirmed.popleft()
-                    for _ in range(min(len(self._waiting_unconfirmed), UNCONFIRMED_AT_ONCE))
+                    self._pending_unconfirmed.popleft()
+                    for _ in range(min(len(self._pending_unconfirmed), UNCONFIRMED_AT_ONCE))
                 ]
                 async with asyncio.timeout(CONFIRM_TIMEOUT_S):
                     await _send_unconfirmed(await _opened(self._unconfirmed), taken)
         except (BrokerUnavailable, *_UNREACHABLE) as error:
-            log.info("hints lost: %s", error or type(error).__name__, extra={"count": len(self._waiting_unconfirmed)})
-            self._waiting_unconfirmed.clear()
+            logger.info(
+                "unconfirmed messages dropped: %s",
+                error or type(error).__name__,
+                extra={"count": len(self._pending_unconfirmed)},
+            )
+            self._pending_unconfirmed.clear()
         finally:
-            # Not when the task is done: what comes between its last look and that would lie here.
+            # Not in a done callback: a message that arrives before the callback would not be sent.
             self._sending_unconfirmed = False
 
 
 def _raise_if_cancelled() -> None:
-    """A channel that dies cancels what waits for it; that is no cancellation of ours."""
+    """Raise only if this task was cancelled. A closing channel also cancels the calls that wait for it."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
 
 
-async def _as_it_is(message: Any) -> Any:
-    """An asynchronous decoder that decodes nothing: a synchronous one would cost a thread hop for each message."""
+async def _undecoded(message: Any) -> Any:
+    """Return the message undecoded. A synchronous decoder would run in a thread for each message."""
     return message
 
 
 def _receiver(handler: Handler) -> Callable[[Any], Awaitable[None]]:
-    ledger: ChannelAcks | None = None
+    acks: ChannelAcks | None = None
 
     async def receive(message: Any) -> None:
-        nonlocal ledger
+        nonlocal acks
         raw: aio_pika.IncomingMessage = message.raw_message
-        if ledger is None or ledger.channel is not raw.channel:
-            ledger = ChannelAcks(cast("aiormq.Channel", raw.channel))
+        if acks is None or acks.channel is not raw.channel:
+            acks = ChannelAcks(cast("aiormq.Channel", raw.channel))
         try:
-            handler(_delivery(raw, ledger))
+            handler(_delivery(raw, acks))
         except Exception:
-            log.exception("the handler of a queue failed; it must only hand over")
+            logger.exception("the handler of a queue failed; handlers must only pass deliveries on")
 
     return receive
 
 
-def _delivery(raw: aio_pika.IncomingMessage, ledger: ChannelAcks) -> Delivery:
+def _delivery(raw: aio_pika.IncomingMessage, acks: ChannelAcks) -> Delivery:
     return Delivery(
         body=raw.body,
         exchange=raw.exchange or "",
@@ -396,7 +400,7 @@ def _delivery(raw: aio_pika.IncomingMessage, ledger: ChannelAcks) -> Delivery:
         redelivered=bool(raw.redelivered),
         message_id=raw.message_id,
         headers=raw.headers,
-        channel=ledger,
+        channel=acks,
         tag=raw.delivery_tag or 0,
     )
 
@@ -409,14 +413,14 @@ def _acks_of(delivery: Delivery) -> ChannelAcks:
 def _by_channel(deliveries: Sequence[Delivery]) -> dict[ChannelAcks, list[int]]:
     tags: dict[ChannelAcks, list[int]] = {}
     for delivery in deliveries:
-        ledger = _acks_of(delivery)
-        if not ledger.channel.is_closed:
-            tags.setdefault(ledger, []).append(delivery.tag)
+        acks = _acks_of(delivery)
+        if not acks.channel.is_closed:
+            tags.setdefault(acks, []).append(delivery.tag)
     return tags
 
 
 async def _opened(channel: AbstractRobustChannel) -> aiormq.Channel:
-    """The channel behind a robust one, for as long as this connection lasts."""
+    """The underlying channel of a robust one. It is valid until the connection is lost."""
     await channel.ready()
     return cast("aiormq.Channel", await channel.get_underlay_channel())
 
@@ -432,13 +436,13 @@ async def _publish(channel: aiormq.Channel, message: Outgoing, *, mandatory: boo
 
 
 async def _send_unconfirmed(channel: aiormq.Channel, messages: Sequence[Outgoing]) -> None:
-    """All in one write: one by one, each would cost several times its share of it."""
-    payload = b"".join(_on_the_wire(channel, message) for message in messages)
+    """Send all messages in one write, which is several times cheaper than one write each."""
+    payload = b"".join(_encoded(channel, message) for message in messages)
     async with channel.lock:
         await channel.write_queue.put(ChannelFrame(payload=payload, should_close=False))
 
 
-def _on_the_wire(channel: aiormq.Channel, message: Outgoing) -> bytes:
+def _encoded(channel: aiormq.Channel, message: Outgoing) -> bytes:
     frames: list[Any] = [
         aiormq.spec.Basic.Publish(exchange=message.exchange, routing_key=message.routing_key),
         ContentHeader(properties=_properties(message), body_size=len(message.body)),
@@ -448,7 +452,7 @@ def _on_the_wire(channel: aiormq.Channel, message: Outgoing) -> bytes:
     try:
         return ChannelFrame.marshall(channel.number, frames).payload
     except (TypeError, ValueError) as error:
-        log.error("a hint to %r cannot be sent: %s", message.routing_key, error)
+        logger.error("an unconfirmed message to %r cannot be encoded: %s", message.routing_key, error)
         return b""
 
 
@@ -465,7 +469,7 @@ def _properties(message: Outgoing) -> aiormq.spec.Basic.Properties:
 
 
 async def declare_topology(url: str, shards: int) -> None:
-    """Declare everything that the services need. Waits for as long as the broker is unreachable.
+    """Declare everything that the services need. Waits as long as the broker is unreachable.
 
     Raises:
         IncompatibleFormat: another version of Sublet has set up this virtual host. Nothing was declared.
@@ -481,7 +485,7 @@ async def declare_topology(url: str, shards: int) -> None:
 
 
 async def declare(url: str, wanted: Topology) -> None:
-    """Declare this topology. Waits for as long as the broker is unreachable.
+    """Declare this topology. Waits as long as the broker is unreachable.
 
     Raises:
         ValueError: an exchange or a queue exists with other arguments.
@@ -490,7 +494,7 @@ async def declare(url: str, wanted: Topology) -> None:
 
 
 async def _with_connection(url: str, use: Callable[[AbstractConnection], Awaitable[None]]) -> None:
-    """Call ``use`` with a connection of its own, again after each connection error."""
+    """Call ``use`` with a new connection, and retry after each connection error."""
     backoff = Backoff()
     nodes = cycle(nodes_of(url))
     while True:
@@ -498,10 +502,10 @@ async def _with_connection(url: str, use: Callable[[AbstractConnection], Awaitab
             async with await aio_pika.connect(next(nodes), timeout=CONNECT_TIMEOUT_S) as connection:
                 return await use(connection)
         except ChannelPreconditionFailed as error:
-            raise ValueError(f"the broker has something else under one of our names: {error}") from error
+            raise ValueError(f"an exchange or queue exists with other arguments: {error}") from error
         except (AMQPError, OSError) as error:
             delay_s = backoff.next_s()
-            log.warning("no broker to declare the topology on (%s); again in %.1f s", error, delay_s)
+            logger.warning("cannot declare the topology (%s); retrying in %.1f s", error, delay_s)
             await asyncio.sleep(delay_s)
 
 
@@ -512,7 +516,7 @@ async def _check_format(connection: AbstractConnection, virtual_host: str) -> No
 
 
 async def _exchange_exists(connection: AbstractConnection, name: str) -> bool:
-    """On a channel of its own: RabbitMQ closes it if the exchange does not exist."""
+    """Check on a separate channel, because RabbitMQ closes it if the exchange does not exist."""
     channel = await connection.channel()
     try:
         await channel.get_exchange(name, ensure=True)

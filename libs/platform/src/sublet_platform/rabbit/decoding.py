@@ -1,4 +1,4 @@
-"""Reading AMQP values that no client library would send, and a broker takes nevertheless.
+"""Lenient decoding of AMQP values that no client library would send, but that a broker accepts.
 
 Whoever may publish an event decides about its routing key, its message id and its headers, byte by byte. The client
 library raises on bytes that are no UTF-8, on times beyond the year 9999 and on deep nesting, in the middle of its
@@ -16,11 +16,11 @@ from typing import Any
 from pamqp import decode
 
 TABLE_MAX_DEPTH = 32
-"""Levels of nesting in headers: no broker nests its own deeper than four."""
+"""Levels of nesting in headers. Brokers nest their own at most four levels deep."""
 
 
 class Unreadable:
-    """A header that cannot be read. ``str`` says why."""
+    """A header that cannot be decoded. Its text has the reason."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
@@ -32,14 +32,14 @@ class Unreadable:
 
 
 def lenient_decoding() -> None:
-    """From now on the client library reads every message, in all of this process. Calling it again does nothing."""
+    """Make the client library decode every message, in this whole process. A second call has no effect."""
     decode.METHODS["shortstr"] = _short_text
     decode.METHODS["timestamp"] = _property_time
     decode.METHODS["table"] = read_headers
 
 
 def text_of(content: bytes) -> str:
-    """Bytes that are no UTF-8 become lone surrogates, which no text that was UTF-8 has."""
+    """Decode text. Bytes that are not UTF-8 become lone surrogates, which valid UTF-8 never contains."""
     return content.decode("utf-8", "surrogateescape")
 
 
@@ -49,20 +49,20 @@ def _short_text(data: bytes) -> tuple[int, str]:
 
 
 def _property_time(data: bytes) -> tuple[int, datetime | None]:
-    """Nobody looks at it: what is no time is none."""
+    """Decode a timestamp that nothing reads. An invalid one becomes None."""
     time = _time(data, 0)[1]
     return 8, time if isinstance(time, datetime) else None
 
 
 def read_headers(data: bytes) -> tuple[int, dict[str, Any]]:
-    """A table with its length before it: the place after it, and what it holds."""
+    """Decode a table that begins with its length. Returns the offset after it, and its content."""
     try:
         return _table(data, 0, 0)
     except (struct.error, IndexError, KeyError):
         return _extent(data, 0)[1], {"": Unreadable("headers in no form of AMQP's")}
 
 
-# --- values, each from a place in the data to the place after it, so that reading them all takes one pass -----------
+# --- values: each decoder takes an offset and returns the next one, so that decoding takes one pass -----------
 
 _Read = tuple[int, Any]
 

@@ -1,4 +1,4 @@
-"""A connection to one of several RabbitMQ nodes, whichever can be had."""
+"""A connection to one of several RabbitMQ nodes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sublet_protocol.addresses import addresses, with_heartbeat
 
 
 def nodes_of(urls: str) -> list[str]:
-    """The URL of every node, each asking for our heartbeat unless it asks for one itself."""
+    """The URL of every node, with our heartbeat interval unless the URL has one."""
     return [with_heartbeat(url) for url in addresses(urls)]
 
 
 class NodeConnection(RobustConnection):
-    """Goes on to the next node whenever it has lost one, or cannot have it."""
+    """A robust connection that tries the next node when it has lost one or cannot connect to it."""
 
     def __init__(self, url: URL, *, urls: Sequence[str], **options: Any) -> None:
         super().__init__(url, **options)

@@ -19,6 +19,7 @@ from sublet.testing._loop import Process, WorldLoop
 from sublet_engine.run.explain import why
 from sublet_engine.run.state import Run
 from sublet_engine.shard.deadlines import deadline_of
+from sublet_event_ingest.metrics import IngestMetrics
 from sublet_event_ingest.service import IngestService
 from sublet_platform.memory import (
     MemoryBroker,
@@ -31,12 +32,12 @@ from sublet_platform.memory import (
 )
 from sublet_platform.memory.cluster import Message, Subscription
 from sublet_platform.memory.connection import Registration
-from sublet_event_ingest.metrics import IngestMetrics
 from sublet_platform.metrics import ServiceMetrics
-from sublet_timer.metrics import TimerMetrics
 from sublet_protocol import limits
 from sublet_protocol.topology import topology
+from sublet_scheduler.metrics import SchedulerMetrics
 from sublet_scheduler.scheduler import Scheduler
+from sublet_timer.metrics import TimerMetrics
 from sublet_timer.service import TimerService
 
 SHARDS = 1
@@ -145,6 +146,7 @@ class InMemorySystem:
             clock=self.clock,
             new_id=self.new_id,
             metrics=metrics,
+            scheduler_metrics=SchedulerMetrics(metrics),
         ).start()
         await TimerService(
             store=MemoryTimerStore(self.database),
@@ -152,7 +154,7 @@ class InMemorySystem:
             clock=self.clock,
             shards=SHARDS,
             metrics=metrics,
-            timer_metrics=TimerMetrics(metrics.registry),
+            timer_metrics=TimerMetrics(metrics),
         ).start()
         await IngestService(
             store=MemoryEventStore(self.database),
@@ -161,7 +163,7 @@ class InMemorySystem:
             clock=self.clock,
             new_id=self.new_id,
             metrics=metrics,
-            ingest_metrics=IngestMetrics(metrics.registry),
+            ingest_metrics=IngestMetrics(metrics),
             shards=SHARDS,
         ).start()
 
