@@ -1,4 +1,4 @@
-"""What the contract tests of the broker need of the world around it: real, or in memory."""
+"""Brokers for the contract tests: RabbitMQ, and the one in memory."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class World(Protocol):
     async def client(self) -> Broker: ...
 
     def cut(self, client: Broker) -> None:
-        """The client's connection breaks, and cannot be made again."""
+        """Break the connection of the client, and refuse new ones."""
 
     def mend(self, client: Broker) -> None:
-        """It can be made again; the client does so by itself."""
+        """Allow new connections. The client reconnects by itself."""
 
     async def worker(self, *, publish_timeout_s: float = 30.0) -> Transport:
-        """A client of the SDK, connected."""
+        """A connected transport of the SDK."""
 
     def cut_worker(self, worker: Transport) -> None: ...
 
@@ -123,11 +123,11 @@ def unique(what: str) -> str:
 
 
 EXPIRES_MS = 600_000
-"""Queues of tests vanish by themselves, ten minutes after their last use."""
+"""RabbitMQ deletes the queues of tests ten minutes after their last use."""
 
 
 async def new_queue(world: World, *, quorum: bool = False, **arguments: str | int | bool) -> str:
-    """A queue of its own. ``arguments`` as RabbitMQ names them, with underscores."""
+    """Declare a new queue. ``arguments`` have the names of RabbitMQ, with underscores."""
     name = unique("queue")
     named: Mapping[str, str | int | bool] = {
         "x-expires": EXPIRES_MS,
@@ -139,7 +139,7 @@ async def new_queue(world: World, *, quorum: bool = False, **arguments: str | in
 
 
 async def new_exchange(world: World, kind: str, bindings: Mapping[str, str]) -> str:
-    """An exchange of its own, with ``bindings`` of queues (that are there) by routing key."""
+    """Declare a new exchange. ``bindings`` gives the routing keys of existing queues."""
     name = unique("exchange")
     queues = tuple(Queue(queue, {"x-expires": EXPIRES_MS}) for queue in bindings)
     bound = tuple(Binding(name, queue, key) for queue, key in bindings.items())
@@ -148,7 +148,7 @@ async def new_exchange(world: World, kind: str, bindings: Mapping[str, str]) -> 
 
 
 class Inbox(list[Delivery]):
-    """A handler that keeps what it gets."""
+    """A handler that stores its deliveries."""
 
     def __call__(self, delivery: Delivery) -> None:
         self.append(delivery)

@@ -1,4 +1,4 @@
-"""Every port's adapters: each contract test runs once with the one in memory and once with the real one."""
+"""The adapters of every port: each contract test runs with the adapter in memory and with the real one."""
 
 from __future__ import annotations
 

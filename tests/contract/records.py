@@ -21,7 +21,7 @@ AWKWARD: dict[str, object] = {
     "ünïcode": "\u0000\U0001f600",
     "_id": "mine",
 }
-"""JSON that a document database could choke on."""
+"""JSON that a document database may reject."""
 
 ERROR = TaskError("ValueError", "no such order", "Traceback …", "r.t")
 
@@ -38,7 +38,7 @@ def a_live_run(run_id: str, **fields: object) -> Run:
 
 
 def a_full_run(run_id: str = "full") -> Run:
-    """No field has its default."""
+    """A run in which no field has its default."""
     return Run(
         id=run_id,
         workflow="orders.process",
@@ -142,8 +142,8 @@ def a_workflow(name: str = "w", version: str = "1") -> WorkflowSpec:
     return WorkflowSpec(name, (task,), version, on_events=("order.*",), default_filters=filters, label="first")
 
 
-def run_ids_in_slots(count: int) -> dict[int, str]:
-    """One run id for each of the first ``count`` hash slots."""
+def run_ids_in_buckets(count: int) -> dict[int, str]:
+    """One run id for each of the first ``count`` buckets."""
     found: dict[int, str] = {}
     number = 0
     while len(found) < count:

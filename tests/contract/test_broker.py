@@ -1,4 +1,4 @@
-"""What every `Broker` keeps to."""
+"""The contract of `Broker`, for every adapter."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ async def filled(
     return client, queue
 
 
-# --- delivering -------------------------------------------------------------------------------------------
+# --- deliveries -------------------------------------------------------------------------------------------
 
 
-async def test_a_message_arrives_with_all_that_it_was_sent_with(world: World) -> None:
+async def test_a_message_arrives_with_all_its_properties(world: World) -> None:
     client = await world.client()
     queue = await new_queue(world)
     exchange = await new_exchange(world, "topic", {queue: "order.#"})
@@ -60,21 +60,19 @@ async def test_messages_arrive_in_the_order_in_which_they_were_published(world: 
     assert inbox.bodies == [number.encode() for number in numbers(300)]
 
 
-async def test_hints_arrive_too(world: World) -> None:
+async def test_unconfirmed_messages_arrive(world: World) -> None:
     client = await world.client()
     queue = await new_queue(world)
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=100)
     client.publish_nowait(to(queue, "a", "b"))
     client.publish_nowait(to(queue, "c"))
-    await until(lambda: len(inbox) == 3, "the hints")
+    await until(lambda: len(inbox) == 3, "the messages")
     assert inbox.bodies == [b"a", b"b", b"c"]
 
 
 @pytest.mark.parametrize("steps", range(5))
-async def test_a_hint_that_comes_when_others_have_just_been_sent_needs_no_other_to_follow_it(
-    world: World, steps: int
-) -> None:
+async def test_an_unconfirmed_message_is_sent_also_while_others_are_being_sent(world: World, steps: int) -> None:
     client = await world.client()
     queue = await new_queue(world)
     inbox = Inbox()
@@ -83,29 +81,29 @@ async def test_a_hint_that_comes_when_others_have_just_been_sent_needs_no_other_
     for _ in range(steps):
         await asyncio.sleep(0)
     client.publish_nowait(to(queue, "b"))
-    await until(lambda: len(inbox) == 2, "both hints")
+    await until(lambda: len(inbox) == 2, "both messages")
     assert inbox.bodies == [b"a", b"b"]
 
 
-async def test_hints_of_any_size_arrive_in_order(world: World) -> None:
+async def test_unconfirmed_messages_of_any_size_arrive_in_order(world: World) -> None:
     client = await world.client()
     queue = await new_queue(world)
     sizes = [1, 0, 131_064, 131_065, 300_000, 2]
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=10)
     client.publish_nowait([Outgoing("", queue, b"x" * size, persistent=False) for size in sizes])
-    await until(lambda: len(inbox) == len(sizes), "all hints")
+    await until(lambda: len(inbox) == len(sizes), "all messages")
     assert [len(body) for body in inbox.bodies] == sizes
 
 
-async def test_a_hint_that_cannot_be_sent_takes_no_other_with_it(world: World) -> None:
+async def test_an_unconfirmed_message_that_cannot_be_sent_does_not_affect_the_others(world: World) -> None:
     client = await world.client()
     queue = await new_queue(world)
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=10)
     impossible = Outgoing("", "k" * 300, b"lost", persistent=False)
     client.publish_nowait([*to(queue, "a"), impossible, *to(queue, "b")])
-    await until(lambda: len(inbox) == 2, "the other hints")
+    await until(lambda: len(inbox) == 2, "the other messages")
     assert inbox.bodies == [b"a", b"b"]
 
 
@@ -133,7 +131,7 @@ async def test_an_exchange_routes_by_its_kind(
     assert inbox.bodies == [key.encode() for key in fits]
 
 
-async def test_two_consumers_share_a_queue_and_none_gets_what_the_other_has(world: World) -> None:
+async def test_two_consumers_share_a_queue_and_each_message_goes_to_one(world: World) -> None:
     first, queue = await filled(world, 20)
     second = await world.client()
     one, two = Inbox(), Inbox()
@@ -156,16 +154,16 @@ async def test_one_client_may_consume_a_queue_again_after_it_has_closed_its_cons
     assert second.bodies == [b"0"]
 
 
-async def test_consuming_a_queue_that_is_not_there_fails(world: World) -> None:
+async def test_consuming_a_missing_queue_fails(world: World) -> None:
     client = await world.client()
     with pytest.raises(BrokerUnavailable):
         await client.consume(unique("missing"), Inbox(), prefetch=1)
 
 
-# --- acknowledging ----------------------------------------------------------------------------------------
+# --- acknowledgements ----------------------------------------------------------------------------------------
 
 
-async def test_no_more_than_the_prefetch_is_out_at_a_time(world: World) -> None:
+async def test_the_prefetch_limits_the_unacknowledged_deliveries(world: World) -> None:
     client, queue = await filled(world, 10)
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=3)
@@ -191,24 +189,24 @@ async def test_no_more_than_the_prefetch_is_out_at_a_time(world: World) -> None:
         pytest.param([[]], id="nothing"),
     ],
 )
-async def test_what_was_acknowledged_is_gone_and_nothing_else_is(world: World, acked: list[list[int]]) -> None:
+async def test_only_acknowledged_messages_are_removed(world: World, acked: list[list[int]]) -> None:
     client, queue = await filled(world, 6)
     inbox, rest = Inbox(), Inbox()
     consumer = await client.consume(queue, inbox, prefetch=6)
     await until(lambda: len(inbox) == 6, "all deliveries")
     deliveries = list(inbox)
-    for places in acked:
-        client.ack([deliveries[place] for place in places])
+    for indexes in acked:
+        client.ack([deliveries[index] for index in indexes])
     await consumer.close()
     await client.consume(queue, rest, prefetch=6)
-    left = [str(number).encode() for number in range(6) if number not in {place for each in acked for place in each}]
+    left = [str(number).encode() for number in range(6) if number not in {index for each in acked for index in each}]
     await until(lambda: len(rest) >= len(left), "the rest")
     await a_while()
     assert rest.bodies == left
     assert not any(client.is_void(delivery) for delivery in rest)
 
 
-async def test_what_is_given_back_comes_again_marked_redelivered(world: World) -> None:
+async def test_a_requeued_message_is_redelivered_and_marked(world: World) -> None:
     client, queue = await filled(world, 3)
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=3)
@@ -222,13 +220,13 @@ async def test_what_is_given_back_comes_again_marked_redelivered(world: World) -
     assert len(inbox) == 4
 
 
-async def test_a_message_that_was_given_back_too_often_is_dead_lettered(world: World) -> None:
-    graveyard = await new_queue(world)
-    exchange = await new_exchange(world, "fanout", {graveyard: ""})
+async def test_a_message_that_was_requeued_too_often_is_dead_lettered(world: World) -> None:
+    dead_queue = await new_queue(world)
+    exchange = await new_exchange(world, "fanout", {dead_queue: ""})
     client, queue = await filled(world, 1, quorum=True, x_delivery_limit=2, x_dead_letter_exchange=exchange)
     inbox, dead = Inbox(), Inbox()
     await client.consume(queue, inbox, prefetch=1)
-    await client.consume(graveyard, dead, prefetch=1)
+    await client.consume(dead_queue, dead, prefetch=1)
     for expected in (1, 2, 3):
         await until(partial(_holds, inbox, expected), "a delivery")
         client.requeue([inbox[-1]])
@@ -284,10 +282,10 @@ async def test_the_next_consumer_takes_over_when_the_active_one_loses_its_connec
     assert len(one) == 2
 
 
-# --- losing the connection --------------------------------------------------------------------------------
+# --- lost connections --------------------------------------------------------------------------------
 
 
-async def test_a_lost_connection_voids_deliveries_and_brings_them_again(world: World) -> None:
+async def test_deliveries_of_a_lost_connection_are_void_and_redelivered(world: World) -> None:
     client, queue = await filled(world, 3)
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=3)
@@ -307,7 +305,7 @@ async def test_a_lost_connection_voids_deliveries_and_brings_them_again(world: W
     assert {delivery.channel for delivery in before}.isdisjoint({delivery.channel for delivery in inbox})
 
 
-async def test_a_consumer_that_was_closed_without_a_connection_does_not_come_back_with_it(world: World) -> None:
+async def test_a_consumer_closed_without_a_connection_is_not_restored_with_the_next_one(world: World) -> None:
     client, queue = await filled(world, 2, quorum=True, x_single_active_consumer=True)
     gone, other = Inbox(), Inbox()
     consumer = await client.consume(queue, gone, prefetch=2)
@@ -343,7 +341,7 @@ async def test_acknowledging_a_void_delivery_does_nothing(world: World) -> None:
     assert inbox.bodies == [b"0", b"0", b"next"]
 
 
-async def test_publishing_without_a_connection_fails_until_it_is_there_again(world: World) -> None:
+async def test_publishing_fails_until_the_client_is_connected_again(world: World) -> None:
     client = await world.client()
     queue = await new_queue(world)
     world.cut(client)
@@ -355,10 +353,10 @@ async def test_publishing_without_a_connection_fails_until_it_is_there_again(wor
     await until(lambda: client.connected, "the reconnect")
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=10)
-    await client.publish(to(queue, "said"))
+    await client.publish(to(queue, "published"))
     await until(lambda: inbox, "a delivery")
     await a_while()
-    assert inbox.bodies == [b"said"]
+    assert inbox.bodies == [b"published"]
 
 
 async def test_consuming_without_a_connection_fails(world: World) -> None:
@@ -370,7 +368,7 @@ async def test_consuming_without_a_connection_fails(world: World) -> None:
         await client.consume(queue, Inbox(), prefetch=1)
 
 
-async def test_a_closed_client_gives_back_what_it_had_in_hand(world: World) -> None:
+async def test_the_unacknowledged_deliveries_of_a_closed_client_are_requeued(world: World) -> None:
     client, queue = await filled(world, 2)
     other = await world.client()
     inbox, rest = Inbox(), Inbox()
@@ -384,23 +382,23 @@ async def test_a_closed_client_gives_back_what_it_had_in_hand(world: World) -> N
     assert not client.connected
 
 
-# --- what nobody takes ------------------------------------------------------------------------------------
+# --- unroutable messages ------------------------------------------------------------------------------------
 
 
-async def test_a_message_that_must_arrive_and_that_no_queue_takes_counts_as_not_published(world: World) -> None:
+async def test_an_unroutable_message_that_must_arrive_counts_as_not_published(world: World) -> None:
     client = await world.client()
     queue = await new_queue(world)
     with pytest.raises(BrokerUnavailable):
         await client.publish([*to(queue, "fine"), *to(unique("missing"), "lost")])
 
 
-async def test_a_result_for_an_inbox_that_is_gone_counts_as_published(world: World) -> None:
+async def test_a_message_for_a_deleted_inbox_counts_as_published(world: World) -> None:
     client = await world.client()
     await new_queue(world)
     await client.publish([Outgoing(INBOXES, unique("inbox"), b"[]")])
 
 
-async def test_publishing_nothing_is_no_trouble(world: World) -> None:
+async def test_publishing_no_messages_does_nothing(world: World) -> None:
     client = await world.client()
     await client.publish([])
     client.publish_nowait([])
@@ -409,7 +407,7 @@ async def test_publishing_nothing_is_no_trouble(world: World) -> None:
 # --- inboxes ----------------------------------------------------------------------------------------------
 
 
-async def test_an_inbox_gets_what_is_sent_to_its_name(world: World) -> None:
+async def test_an_inbox_receives_the_messages_with_its_name_as_routing_key(world: World) -> None:
     owner, sender = await world.client(), await world.client()
     await new_queue(world)
     mine, other = Inbox(), Inbox()
@@ -422,7 +420,7 @@ async def test_an_inbox_gets_what_is_sent_to_its_name(world: World) -> None:
     assert not other
 
 
-async def test_an_inbox_may_stand_under_another_key_which_the_next_owner_takes_over(world: World) -> None:
+async def test_an_inbox_may_have_another_routing_key_which_the_next_owner_takes_over(world: World) -> None:
     first, second, sender = await world.client(), await world.client(), await world.client()
     await new_queue(world)
     one, two = Inbox(), Inbox()
@@ -437,7 +435,7 @@ async def test_an_inbox_may_stand_under_another_key_which_the_next_owner_takes_o
     assert (one.bodies, two.bodies) == ([b"1"], [b"2"])
 
 
-async def test_an_inbox_is_there_again_after_a_lost_connection_without_what_was_sent_meanwhile(world: World) -> None:
+async def test_an_inbox_is_restored_after_a_lost_connection_without_the_messages_sent_meanwhile(world: World) -> None:
     owner, sender = await world.client(), await world.client()
     await new_queue(world)
     inbox = Inbox()
@@ -458,7 +456,7 @@ def _sent(sender: Broker, inbox: str) -> bool:
     return True
 
 
-async def test_a_closed_inbox_gets_nothing_any_more(world: World) -> None:
+async def test_a_closed_inbox_receives_nothing(world: World) -> None:
     owner, sender = await world.client(), await world.client()
     await new_queue(world)
     inbox = Inbox()

@@ -1,4 +1,4 @@
-"""What every `EventStore` keeps to."""
+"""The contract of `EventStore`, for every adapter."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def a_subscription(wait_id: str, match_key: str) -> StoredSubscription:
 # --- events -----------------------------------------------------------------------------------------------
 
 
-async def test_an_event_comes_back_as_it_was_stored(event_store: EventStore) -> None:
+async def test_an_event_is_loaded_as_it_was_stored(event_store: EventStore) -> None:
     event = an_event(1, scope="acme", metadata=AWKWARD, priority=2, payload='{"a": [1, "ü"]}')
     assert await event_store.insert_events([event]) == set()
     assert await event_store.get_events(["event-1", "missing"]) == [event]
     assert await event_store.get_events([]) == []
 
 
-async def test_events_that_are_there_already_are_told_and_left_as_they_are(event_store: EventStore) -> None:
+async def test_events_that_exist_are_reported_and_not_changed(event_store: EventStore) -> None:
     await event_store.insert_events([an_event(1), an_event(2)])
     again = [an_event(1, payload='"changed"'), an_event(3), an_event(2, payload='"changed"')]
     assert await event_store.insert_events(again) == {"event-1", "event-2"}
@@ -53,13 +53,13 @@ async def test_events_that_are_there_already_are_told_and_left_as_they_are(event
     assert len(events) == 3
 
 
-async def test_the_last_seq_is_the_highest_or_nought(event_store: EventStore) -> None:
+async def test_the_last_seq_is_the_highest_or_zero(event_store: EventStore) -> None:
     assert await event_store.last_seq() == 0
     await event_store.insert_events([an_event(2), an_event(5), an_event(3)])
     assert await event_store.last_seq() == BASE + 5
 
 
-async def test_the_last_seq_is_one_that_was_passed_by_if_that_is_higher(event_store: EventStore) -> None:
+async def test_the_last_seq_is_the_advanced_one_if_that_is_higher(event_store: EventStore) -> None:
     await event_store.advance_past(BASE + 3)
     await event_store.insert_events([an_event(2)])
     assert await event_store.last_seq() == BASE + 3
@@ -69,7 +69,7 @@ async def test_the_last_seq_is_one_that_was_passed_by_if_that_is_higher(event_st
     assert await event_store.last_seq() == BASE + 5
 
 
-async def test_looking_back_finds_the_events_of_each_key_after_its_place(event_store: EventStore) -> None:
+async def test_the_look_back_finds_the_events_of_each_key_after_its_position(event_store: EventStore) -> None:
     await event_store.insert_events(
         [an_event(5, "b"), an_event(1, "a"), an_event(2, "b"), an_event(3, "a"), an_event(4, "c")]
     )
@@ -104,7 +104,7 @@ async def test_subscribing_again_changes_the_match_key(event_store: EventStore) 
     assert await event_store.find_subscriptions(["new"]) == [a_subscription("w1", "new")]
 
 
-async def test_withdrawn_subscriptions_are_gone_and_missing_ones_no_trouble(event_store: EventStore) -> None:
+async def test_subscriptions_are_deleted_and_missing_ones_are_ignored(event_store: EventStore) -> None:
     await event_store.change_subscriptions([a_subscription("w1", "k"), a_subscription("w2", "k")], [])
     await event_store.change_subscriptions([a_subscription("w3", "k")], ["w1", "missing"])
     found = await event_store.find_subscriptions(["k"])
@@ -112,7 +112,7 @@ async def test_withdrawn_subscriptions_are_gone_and_missing_ones_no_trouble(even
     await event_store.change_subscriptions([], [])
 
 
-async def test_all_subscriptions_can_be_looked_at_page_by_page(event_store: EventStore) -> None:
+async def test_all_subscriptions_can_be_read_page_by_page(event_store: EventStore) -> None:
     waits = [a_subscription(f"w{number}", "k") for number in range(5)]
     await event_store.change_subscriptions(reversed(waits), [])  # type: ignore[arg-type]
     assert await event_store.subscriptions_after("", 3) == waits[:3]
@@ -120,10 +120,10 @@ async def test_all_subscriptions_can_be_looked_at_page_by_page(event_store: Even
     assert await event_store.subscriptions_after("w4", 3) == []
 
 
-# --- shapes and triggers ----------------------------------------------------------------------------------
+# --- field sets and triggers ----------------------------------------------------------------------------------
 
 
-async def test_shapes_add_up_and_each_is_there_once(event_store: EventStore) -> None:
+async def test_field_sets_are_added_and_each_is_stored_once(event_store: EventStore) -> None:
     await event_store.save_field_sets({"a": [("order",), ("order", "user.id")], "b": [()]})
     await event_store.save_field_sets({"a": [("order",), ("user.id",)], "c": []})
     field_sets = await event_store.load_field_sets(["a", "b", "missing"])
@@ -134,7 +134,7 @@ async def test_shapes_add_up_and_each_is_there_once(event_store: EventStore) -> 
 
 
 @pytest.mark.parametrize("key", ["with.dot", "$dollar", "ünïcode", "a" * 200])
-async def test_any_event_key_can_have_shapes(event_store: EventStore, key: str) -> None:
+async def test_any_event_key_can_have_field_sets(event_store: EventStore, key: str) -> None:
     await event_store.save_field_sets({key: [("x",)]})
     assert dict(await event_store.load_field_sets([key])) == {key: [("x",)]}
 

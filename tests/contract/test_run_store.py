@@ -1,4 +1,4 @@
-"""What every `RunStore` keeps to."""
+"""The contract of `RunStore`, for every adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contract.records import (
     a_log_record,
     a_run,
     a_workflow,
-    run_ids_in_slots,
+    run_ids_in_buckets,
 )
 from sublet_engine.run.state import OutgoingMessage, Run, TaskRun, TaskStatus
 from sublet_platform.ports import RevisionConflict, RunChange, RunFilter, RunStore, WorkerRecord
@@ -26,7 +26,7 @@ from sublet_protocol.messages import ParentLink, Trigger
 from support.clocks import ManualClock
 
 replace = msgspec.structs.replace
-EVERYWHERE = range(ids.BUCKETS)
+ALL_BUCKETS = range(ids.BUCKETS)
 
 
 async def create(store: RunStore, *runs: Run) -> None:
@@ -38,27 +38,27 @@ async def load(store: RunStore, run_id: str) -> Run:
     return run
 
 
-async def live(store: RunStore, slots: range | list[int] = EVERYWHERE) -> list[str]:
-    return [run.id async for chunk in store.load_live(list(slots)) for run in chunk]
+async def live(store: RunStore, buckets: range | list[int] = ALL_BUCKETS) -> list[str]:
+    return [run.id async for chunk in store.load_live(list(buckets)) for run in chunk]
 
 
 # --- runs -------------------------------------------------------------------------------------------------
 
 
-async def test_a_run_comes_back_as_it_was_stored(run_store: RunStore) -> None:
+async def test_a_run_is_loaded_as_it_was_stored(run_store: RunStore) -> None:
     runs = [a_full_run(), a_run("bare")]
     await create(run_store, *runs)
     assert [await load(run_store, run.id) for run in runs] == runs
 
 
-async def test_runs_that_are_not_there_are_left_out(run_store: RunStore) -> None:
+async def test_missing_runs_are_left_out(run_store: RunStore) -> None:
     await create(run_store, a_run("a"), a_run("b"))
     found = await run_store.load_runs(["a", "missing", "b"])
     assert sorted(run.id for run in found) == ["a", "b"]
     assert await run_store.load_runs([]) == []
 
 
-async def test_what_tasks_wait_for_comes_back_without_the_rest(run_store: RunStore) -> None:
+async def test_the_waits_of_tasks_are_loaded_without_the_other_fields(run_store: RunStore) -> None:
     await create(run_store, a_full_run("full"), a_run("bare"))
     full = a_full_task()
     waits = TaskRun(full.name, full.status, replays=full.replays, met=full.met, open_waits=full.open_waits)
@@ -75,7 +75,7 @@ async def test_every_field_can_change(run_store: RunStore) -> None:
     assert await load(run_store, "full") == after
 
 
-async def test_every_field_can_go_back_to_its_default(run_store: RunStore) -> None:
+async def test_every_field_can_be_reset_to_its_default(run_store: RunStore) -> None:
     before = a_full_run()
     after = a_run("full", tasks=(TaskRun("empty"), TaskRun("charge")), revision=2)
     await create(run_store, before)
@@ -83,7 +83,7 @@ async def test_every_field_can_go_back_to_its_default(run_store: RunStore) -> No
     assert await load(run_store, "full") == after
 
 
-async def test_one_task_changes_and_its_neighbours_stay(run_store: RunStore) -> None:
+async def test_a_change_of_one_task_leaves_the_others_unchanged(run_store: RunStore) -> None:
     before = a_run(tasks=(a_full_task(), TaskRun("b"), a_full_task()))
     changed = TaskRun("b", status="RUNNING", invocation=1)
     after = replace(before, tasks=(before.tasks[0], changed, before.tasks[2]), revision=2)
@@ -92,7 +92,7 @@ async def test_one_task_changes_and_its_neighbours_stay(run_store: RunStore) -> 
     assert await load(run_store, before.id) == after
 
 
-async def test_the_tasks_may_become_more_or_fewer(run_store: RunStore) -> None:
+async def test_tasks_can_be_added_and_removed(run_store: RunStore) -> None:
     before = a_run(tasks=())
     more = replace(before, tasks=(TaskRun("a"), TaskRun("b")), revision=2)
     fewer = replace(more, tasks=more.tasks[:1], revision=3)
@@ -115,7 +115,7 @@ async def test_the_outbox_is_stored_and_emptied_with_the_state(run_store: RunSto
     assert (await load(run_store, before.id)).outbox == ()
 
 
-async def test_a_commit_of_nothing_is_no_trouble(run_store: RunStore) -> None:
+async def test_an_empty_commit_does_nothing(run_store: RunStore) -> None:
     await run_store.commit([])
 
 
@@ -134,7 +134,7 @@ async def test_many_runs_are_committed_together(run_store: RunStore) -> None:
 # --- conflicts --------------------------------------------------------------------------------------------
 
 
-async def test_a_run_that_somebody_else_has_changed_is_not_overwritten(run_store: RunStore) -> None:
+async def test_a_run_changed_by_another_writer_is_not_overwritten(run_store: RunStore) -> None:
     before = a_run()
     theirs = replace(before, owner_term="theirs", revision=2)
     ours = replace(before, owner_term="ours", revision=2)
@@ -145,7 +145,7 @@ async def test_a_run_that_somebody_else_has_changed_is_not_overwritten(run_store
     assert await load(run_store, before.id) == theirs
 
 
-async def test_a_run_that_somebody_else_has_created_is_not_overwritten(run_store: RunStore) -> None:
+async def test_a_run_created_by_another_writer_is_not_overwritten(run_store: RunStore) -> None:
     theirs = a_run(owner_term="theirs")
     await create(run_store, theirs)
     with pytest.raises(RevisionConflict):
@@ -153,14 +153,14 @@ async def test_a_run_that_somebody_else_has_created_is_not_overwritten(run_store
     assert await load(run_store, theirs.id) == theirs
 
 
-async def test_a_run_that_is_not_there_cannot_be_changed(run_store: RunStore) -> None:
+async def test_a_missing_run_cannot_be_changed(run_store: RunStore) -> None:
     before = a_run()
     with pytest.raises(RevisionConflict):
         await run_store.commit([RunChange(before, replace(before, revision=2))])
     assert await run_store.load_runs([before.id]) == []
 
 
-async def test_a_conflict_of_one_run_does_not_keep_the_others_from_being_written(run_store: RunStore) -> None:
+async def test_a_conflict_of_one_run_does_not_prevent_the_commit_of_the_others(run_store: RunStore) -> None:
     taken, free = a_run("taken"), a_run("free")
     await create(run_store, taken, free)
     await run_store.commit([RunChange(taken, replace(taken, revision=2))])
@@ -186,7 +186,7 @@ async def test_live_runs_are_those_with_a_task_that_is_ready_or_running(run_stor
     assert sorted(await live(run_store)) == ["READY", "RUNNING"]
 
 
-async def test_a_run_is_live_no_more_once_all_its_tasks_wait(run_store: RunStore) -> None:
+async def test_a_run_is_not_live_while_all_its_tasks_wait(run_store: RunStore) -> None:
     before = a_live_run("r")
     after = replace(before, tasks=(TaskRun("t", status="EVICTED"),), revision=2)
     again = replace(after, tasks=(TaskRun("t", status="READY"),), revision=3)
@@ -197,23 +197,23 @@ async def test_a_run_is_live_no_more_once_all_its_tasks_wait(run_store: RunStore
     assert await live(run_store) == ["r"]
 
 
-async def test_live_runs_come_by_hash_slot(run_store: RunStore) -> None:
-    by_slot = run_ids_in_slots(4)
+async def test_live_runs_are_loaded_by_bucket(run_store: RunStore) -> None:
+    by_slot = run_ids_in_buckets(4)
     await create(run_store, *(a_live_run(run_id) for run_id in by_slot.values()))
     assert sorted(await live(run_store, [0, 2])) == sorted([by_slot[0], by_slot[2]])
     assert await live(run_store, []) == []
 
 
-async def test_live_runs_come_in_chunks_oldest_first(run_store: RunStore) -> None:
+async def test_live_runs_are_loaded_in_chunks_oldest_first(run_store: RunStore) -> None:
     runs = [a_live_run(f"run-{number}", created_at=float(number)) for number in range(1_100)]
     await create(run_store, *reversed(runs))
-    chunks = [chunk async for chunk in run_store.load_live(list(EVERYWHERE))]
+    chunks = [chunk async for chunk in run_store.load_live(list(ALL_BUCKETS))]
     assert len(chunks) > 1
     assert [run for chunk in chunks for run in chunk] == runs
 
 
 async def test_waiting_tasks_are_counted_by_reason(run_store: RunStore) -> None:
-    by_slot = run_ids_in_slots(2)
+    by_slot = run_ids_in_buckets(2)
     before = a_run(by_slot[0], tasks=(TaskRun("a", status="BACKOFF"), TaskRun("b"), TaskRun("c")))
     await create(run_store, before, a_run(by_slot[1], tasks=(TaskRun("a"),)))
     assert dict(await run_store.count_waiting([0, 1])) == {"backoff": 1, "parents": 3}
@@ -225,7 +225,7 @@ async def test_waiting_tasks_are_counted_by_reason(run_store: RunStore) -> None:
 # --- the durable log --------------------------------------------------------------------------------------
 
 
-async def test_a_log_comes_back_in_order(run_store: RunStore) -> None:
+async def test_a_log_is_loaded_in_order(run_store: RunStore) -> None:
     records = [a_log_record("r.t", seq) for seq in range(5)]
     full = a_log_record(
         "r.u",
@@ -247,20 +247,20 @@ async def test_a_log_comes_back_in_order(run_store: RunStore) -> None:
     assert await run_store.load_logs([]) == []
 
 
-async def test_a_log_record_that_is_there_already_is_left_as_it_is(run_store: RunStore) -> None:
+async def test_an_existing_log_record_is_not_changed(run_store: RunStore) -> None:
     first = a_log_record("r.t", 0, asked="first")
     await run_store.append_log([first])
     await run_store.append_log([a_log_record("r.t", 0, asked="second"), a_log_record("r.t", 1)])
     assert await run_store.load_logs(["r.t"]) == [first, a_log_record("r.t", 1)]
 
 
-async def test_what_another_epoch_left_behind_is_loaded_too(run_store: RunStore) -> None:
+async def test_log_records_of_other_owner_terms_are_loaded_too(run_store: RunStore) -> None:
     await run_store.append_log([a_log_record("r.t", 0, "e-1"), a_log_record("r.t", 0, "e-2")])
     records = await run_store.load_logs(["r.t"])
     assert sorted(record.owner_term for record in records) == ["e-1", "e-2"]
 
 
-async def test_a_log_of_nothing_is_no_trouble(run_store: RunStore) -> None:
+async def test_appending_no_log_records_does_nothing(run_store: RunStore) -> None:
     await run_store.append_log([])
 
 
@@ -292,7 +292,7 @@ async def test_runs_are_listed_by_time_status_and_workflow(run_store: RunStore) 
     assert await listed(run_store, RunFilter(workflows=("x", "y"), statuses=("RUNNING",))) == ["b"]
 
 
-async def test_a_run_is_listed_under_the_status_that_it_has_now(run_store: RunStore) -> None:
+async def test_a_run_is_listed_under_its_current_status(run_store: RunStore) -> None:
     before = a_run("r")
     await create(run_store, before)
     await run_store.commit([RunChange(before, replace(before, status="COMPLETED", revision=2))])
@@ -317,18 +317,18 @@ async def test_runs_are_listed_by_any_metadata(run_store: RunStore, key: str) ->
     assert await listed(run_store, RunFilter(metadata={key: AWKWARD[key]})) == ["a"]
 
 
-async def test_all_metadata_that_is_asked_for_must_be_there(run_store: RunStore) -> None:
+async def test_a_filter_by_metadata_requires_all_of_it(run_store: RunStore) -> None:
     await create(run_store, a_run("a", metadata={"x": 1, "y": 2}), a_run("b", metadata={"x": 1, "y": 3}))
     assert await listed(run_store, RunFilter(metadata={"x": 1, "y": 2})) == ["a"]
     assert await listed(run_store, RunFilter(metadata={"x": "1"})) == []
 
 
-async def test_long_metadata_is_found_too(run_store: RunStore) -> None:
+async def test_runs_are_listed_by_long_metadata(run_store: RunStore) -> None:
     await create(run_store, a_run("a", metadata={"long": "x" * 60_000}), a_run("b", metadata={"long": "y" * 60_000}))
     assert await listed(run_store, RunFilter(metadata={"long": "x" * 60_000})) == ["a"]
 
 
-async def test_metadata_objects_are_equal_whatever_the_order_of_their_keys(run_store: RunStore) -> None:
+async def test_the_order_of_keys_in_metadata_objects_does_not_matter(run_store: RunStore) -> None:
     await create(run_store, a_run("a", metadata={"o": {"x": 1, "y": 2}}))
     assert await listed(run_store, RunFilter(metadata={"o": {"y": 2, "x": 1}})) == ["a"]
 
@@ -336,7 +336,7 @@ async def test_metadata_objects_are_equal_whatever_the_order_of_their_keys(run_s
 # --- workflows, workers, settings -------------------------------------------------------------------------
 
 
-async def test_workflows_come_back_with_the_latest_registration_last(run_store: RunStore) -> None:
+async def test_workflows_are_loaded_with_the_latest_registration_last(run_store: RunStore) -> None:
     await run_store.save_workflow(a_workflow("w", "2"), 20.0)
     await run_store.save_workflow(a_workflow("w", "1"), 10.0)
     await run_store.save_workflow(a_workflow("v", "1"), 15.0)
@@ -369,7 +369,7 @@ def a_worker(worker_id: str, now: float, **fields: object) -> WorkerRecord:
     return dataclasses.replace(worker, **fields)  # type: ignore[arg-type]
 
 
-async def test_workers_come_back_and_the_last_word_counts(run_store: RunStore, clock: ManualClock) -> None:
+async def test_workers_are_loaded_as_last_saved(run_store: RunStore, clock: ManualClock) -> None:
     worker = a_worker("w-1", clock.now())
     seen = dataclasses.replace(worker, last_seen_at=clock.now() + 4.0, slots=8)
     await run_store.save_worker(worker)
@@ -377,7 +377,7 @@ async def test_workers_come_back_and_the_last_word_counts(run_store: RunStore, c
     assert await run_store.load_workers() == [seen]
 
 
-async def test_a_worker_that_has_gone_is_remembered_for_a_day(run_store: RunStore, clock: ManualClock) -> None:
+async def test_a_worker_that_is_gone_is_retained_for_a_day(run_store: RunStore, clock: ManualClock) -> None:
     gone = a_worker("gone", clock.now(), gone=True)
     silent = a_worker("silent", clock.now())
     await run_store.save_worker(gone)
@@ -388,7 +388,7 @@ async def test_a_worker_that_has_gone_is_remembered_for_a_day(run_store: RunStor
     assert [worker.id for worker in await run_store.load_workers()] == ["silent"]
 
 
-async def test_schedulers_know_of_each_other_for_a_minute(run_store: RunStore) -> None:
+async def test_scheduler_heartbeats_are_retained_for_a_minute(run_store: RunStore) -> None:
     assert dict(await run_store.beat("a", 1_000.0)) == {"a": 1_000.0}
     assert dict(await run_store.beat("b", 1_030.0)) == {"a": 1_000.0, "b": 1_030.0}
     assert dict(await run_store.beat("b", 1_061.0)) == {"b": 1_061.0}

@@ -1,4 +1,4 @@
-"""What every `Transport` of the SDK keeps to."""
+"""The contract of the SDK's `Transport`, for every adapter."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ async def a_pool(world: World, tickets: int) -> str:
     return name
 
 
-# --- publishing -------------------------------------------------------------------------------------------
+# --- publish -------------------------------------------------------------------------------------------
 
 
-async def test_what_is_published_arrives_with_all_that_it_was_sent_with(world: World) -> None:
+async def test_a_message_arrives_with_all_its_properties(world: World) -> None:
     client, worker = await world.client(), await world.worker()
     queue = await new_queue(world)
     inbox = Inbox()
@@ -47,7 +47,7 @@ async def test_what_is_published_arrives_with_all_that_it_was_sent_with(world: W
     assert dict(inbox[0].headers) == {"scope": "acme", "priority": 2}
 
 
-async def test_a_publish_waits_for_a_lost_connection_to_come_back(world: World) -> None:
+async def test_a_publish_waits_for_the_reconnect(world: World) -> None:
     client, worker = await world.client(), await world.worker()
     queue = await new_queue(world)
     inbox = Inbox()
@@ -63,7 +63,7 @@ async def test_a_publish_waits_for_a_lost_connection_to_come_back(world: World) 
     assert set(inbox.bodies) == {b"report"}
 
 
-async def test_a_publish_gives_up_after_its_timeout(world: World) -> None:
+async def test_a_publish_fails_after_its_timeout(world: World) -> None:
     worker = await world.worker(publish_timeout_s=0.3)
     queue = await new_queue(world)
     world.cut_worker(worker)
@@ -72,14 +72,14 @@ async def test_a_publish_gives_up_after_its_timeout(world: World) -> None:
         await worker.publish("", queue, b"report")
 
 
-async def test_hints_are_sent_and_lost_without_a_connection(world: World) -> None:
+async def test_unconfirmed_messages_are_sent_and_are_lost_without_a_connection(world: World) -> None:
     client, worker = await world.client(), await world.worker()
     name = unique("inbox")
     await new_queue(world)
     inbox = Inbox()
     await client.open_inbox(name, inbox)
     worker.publish_nowait(INBOXES, name, b"claim")
-    await until(lambda: inbox, "the hint")
+    await until(lambda: inbox, "the unconfirmed message")
     world.cut_worker(worker)
     await until(lambda: not worker.connected, "the cut")
     worker.publish_nowait(INBOXES, name, b"lost")
@@ -106,7 +106,7 @@ async def test_a_worker_holds_no_more_tickets_than_it_has_slots(world: World) ->
     assert tickets.bodies == [b"0", b"1", b"2"]
 
 
-async def test_a_ticket_that_is_given_back_goes_to_a_worker_with_room(world: World) -> None:
+async def test_a_requeued_ticket_goes_to_a_worker_with_a_free_slot(world: World) -> None:
     first, second = await world.worker(), await world.worker()
     pool = await a_pool(world, tickets=1)
     one, two = Tickets(), Tickets()
@@ -120,7 +120,7 @@ async def test_a_ticket_that_is_given_back_goes_to_a_worker_with_room(world: Wor
     assert len(one) == 1
 
 
-async def test_a_cancelled_pool_brings_no_tickets_and_takes_acknowledgements(world: World) -> None:
+async def test_a_cancelled_pool_consumer_gets_no_tickets_and_may_still_acknowledge(world: World) -> None:
     first, second = await world.worker(), await world.worker()
     pool = await a_pool(world, tickets=3)
     one, two = Tickets(), Tickets()
@@ -136,7 +136,7 @@ async def test_a_cancelled_pool_brings_no_tickets_and_takes_acknowledgements(wor
     assert sorted(two.bodies) == [b"1", b"2"]
 
 
-async def test_tickets_of_a_lost_connection_come_again_on_another_channel(world: World) -> None:
+async def test_tickets_of_a_lost_connection_are_redelivered_on_another_channel(world: World) -> None:
     worker = await world.worker()
     pool = await a_pool(world, tickets=2)
     tickets = Tickets()
@@ -163,7 +163,7 @@ async def test_tickets_of_a_lost_connection_come_again_on_another_channel(world:
 # --- the inbox --------------------------------------------------------------------------------------------
 
 
-async def test_an_inbox_gets_its_messages_before_and_after_a_lost_connection(world: World) -> None:
+async def test_an_inbox_receives_messages_before_and_after_a_lost_connection(world: World) -> None:
     client, worker = await world.client(), await world.worker()
     await new_queue(world)
     name = unique("inbox")

@@ -1,4 +1,4 @@
-"""The stores on a MongoDB that is away, and with documents that it refuses."""
+"""The stores while MongoDB is unavailable, and with documents that it rejects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.servers import MongoServer, Servers
 pytestmark = pytest.mark.real
 
 
-async def test_a_server_that_is_away_makes_every_store_unavailable_until_it_is_back(own_mongo: MongoServer) -> None:
+async def test_every_store_is_unavailable_while_the_server_is_stopped(own_mongo: MongoServer) -> None:
     async with fresh_database(own_mongo.url) as mongo:
         runs, timers, events = MongoRunStore(mongo, ManualClock()), MongoTimerStore(mongo), MongoEventStore(mongo)
         run = a_run()
@@ -42,7 +42,7 @@ async def test_a_server_that_is_away_makes_every_store_unavailable_until_it_is_b
         assert await runs.load_runs([run.id, "new"]) == [run]
 
 
-async def test_a_commit_that_was_confirmed_survives_a_server_that_is_killed(own_mongo: MongoServer) -> None:
+async def test_a_confirmed_commit_survives_the_kill_of_the_server(own_mongo: MongoServer) -> None:
     async with fresh_database(own_mongo.url) as mongo:
         store = MongoRunStore(mongo, ManualClock())
         runs = [a_run(f"run-{number}") for number in range(100)]
@@ -53,7 +53,7 @@ async def test_a_commit_that_was_confirmed_survives_a_server_that_is_killed(own_
         assert len(found) == len(runs)
 
 
-async def test_a_document_that_is_too_large_is_an_error_of_its_own_and_no_outage(mongo: Mongo) -> None:
+async def test_a_document_that_is_too_large_is_an_error_and_not_an_outage(mongo: Mongo) -> None:
     store = MongoRunStore(mongo, ManualClock())
     before = a_run(tasks=tuple(TaskRun(f"t{number}", output="x" * 1_000_000) for number in range(15)))
     await store.commit([RunChange(None, before)])
@@ -64,12 +64,12 @@ async def test_a_document_that_is_too_large_is_an_error_of_its_own_and_no_outage
     assert await store.load_runs([before.id]) == [before]
 
 
-async def test_an_address_that_is_none_is_an_error_at_once() -> None:
+async def test_an_invalid_address_is_an_error_at_once() -> None:
     with pytest.raises(ValueError, match="MongoDB URL"):
         connect("http://example.org", "sublet")
 
 
-async def test_round_trips_are_timed(servers: Servers) -> None:
+async def test_round_trips_are_measured(servers: Servers) -> None:
     seen: list[tuple[str, float]] = []
     mongo = connect(servers.mongo_url, "sublet_test", on_seconds=lambda operation, s: seen.append((operation, s)))
     await mongo.ping()
@@ -79,7 +79,7 @@ async def test_round_trips_are_timed(servers: Servers) -> None:
     assert seconds > 0
 
 
-async def test_making_a_replica_set_of_one_again_is_no_trouble(own_mongo: MongoServer) -> None:
+async def test_initiating_a_replica_set_again_changes_nothing(own_mongo: MongoServer) -> None:
     await ensure_replica_set(own_mongo.url)
     command = [sys.executable, "-m", "sublet_platform.mongo.replica_set", own_mongo.url]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Several nodes are named, and one after the other goes away: both adapters find the next one.
+"""Failover between the nodes of an AMQP URL: both adapters find the next node when one goes down.
 
 The nodes are proxies of one broker here: what counts is who is asked after whom. `acceptance/test_clusters.py` has a
 cluster.
@@ -30,7 +30,7 @@ QUEUE = "sublet.test.nodes"
 
 
 class Nodes:
-    """``urls``: nobody first, then two that lead to the broker."""
+    """``urls``: first an address without a server, then two that lead to the broker."""
 
     def __init__(self, server: RabbitServer) -> None:
         self._proxies = [Proxy(server.url) for _ in range(2)]
@@ -39,9 +39,9 @@ class Nodes:
     async def start(self) -> None:
         self.urls = ",".join([NOBODY, *[await proxy.start() for proxy in self._proxies]])
 
-    def cut_all_but(self, kept: int) -> None:
-        self._proxies[kept].mend()
-        self._proxies[1 - kept].cut()
+    def cut_all_but(self, index: int) -> None:
+        self._proxies[index].mend()
+        self._proxies[1 - index].cut()
 
     async def stop(self) -> None:
         for proxy in self._proxies:
@@ -57,16 +57,16 @@ async def nodes(own_rabbit: RabbitServer) -> AsyncIterator[Nodes]:
     await nodes.stop()
 
 
-async def test_a_service_goes_from_node_to_node_with_its_consumers(nodes: Nodes) -> None:
+async def test_a_service_fails_over_with_its_consumers(nodes: Nodes) -> None:
     service = Rabbit(nodes.urls)
     await service.open()
     inbox = Inbox()
     await service.consume(QUEUE, inbox, prefetch=100)
-    for turn, kept in enumerate((0, 1, 0, 1)):
-        nodes.cut_all_but(kept)
+    for turn, reachable in enumerate((0, 1, 0, 1)):
+        nodes.cut_all_but(reachable)
         body = b"%d" % turn
         await until(partial(_published, service, body), "it publishes through the node that is left")
-        await until(partial(_heard, inbox, body), "its consumer is there too")
+        await until(partial(_received, inbox, body), "its consumer is there too")
     await service.close()
 
 
@@ -78,26 +78,26 @@ async def _published(service: Rabbit, body: bytes) -> bool:
     return True
 
 
-async def test_a_worker_goes_from_node_to_node_with_its_consumers(nodes: Nodes) -> None:
+async def test_a_worker_fails_over_with_its_consumers(nodes: Nodes) -> None:
     worker = AmqpTransport(nodes.urls)
     await worker.connect()
     tickets: list[TicketDelivery] = []
     pool = "sublet.pool.nodes-12345678.task"
     await worker.consume_pool(pool, 10, tickets.append)
-    for turn, kept in enumerate((0, 1, 0, 1)):
-        nodes.cut_all_but(kept)
+    for turn, reachable in enumerate((0, 1, 0, 1)):
+        nodes.cut_all_but(reachable)
         body = b"%d" % turn
         await asyncio.wait_for(worker.publish("", pool, body), 20)
-        await until(partial(_heard, tickets, body), "its consumer is there too")
+        await until(partial(_received, tickets, body), "its consumer is there too")
     await worker.close()
 
 
-def _heard(deliveries: Sequence[Delivery | TicketDelivery], body: bytes) -> bool:
+def _received(deliveries: Sequence[Delivery | TicketDelivery], body: bytes) -> bool:
     return any(delivery.body == body for delivery in deliveries)
 
 
-async def test_a_message_that_is_refused_costs_the_others_nothing(own_rabbit: RabbitServer) -> None:
-    """The channel is given up for it, with what others have sent on it and is not confirmed yet."""
+async def test_a_refused_message_does_not_affect_the_others(own_rabbit: RabbitServer) -> None:
+    """The adapter closes the channel for it, while other messages on that channel are not confirmed yet."""
     full: dict[str, str | int | bool] = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
     queues = Queue("sublet.test.full", full), Queue(QUEUE, {"x-queue-type": "quorum"})
     await declare(own_rabbit.url, Topology((), queues, ()))

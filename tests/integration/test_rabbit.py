@@ -1,4 +1,4 @@
-"""The broker's adapter and the topology on a RabbitMQ that is away, restarts, or holds something else."""
+"""The broker adapter and the topology while RabbitMQ is down, restarts, or has conflicting queues."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def a_client(server: RabbitServer) -> Rabbit:
     return rabbit
 
 
-async def test_every_hash_slot_leads_to_its_shard_and_workers_to_all(own_rabbit: RabbitServer) -> None:
+async def test_every_bucket_is_routed_to_its_shard_and_worker_messages_to_all_shards(own_rabbit: RabbitServer) -> None:
     await declare_topology(own_rabbit.url, SHARDS)
     client = await a_client(own_rabbit)
     inboxes = [Inbox() for _ in range(SHARDS)]
@@ -80,12 +80,12 @@ async def test_every_service_gets_its_messages(
     await client.close()
 
 
-async def test_declaring_the_topology_again_is_no_trouble(own_rabbit: RabbitServer) -> None:
+async def test_declaring_the_topology_again_changes_nothing(own_rabbit: RabbitServer) -> None:
     await declare_topology(own_rabbit.url, SHARDS)
     await declare_topology(own_rabbit.url, SHARDS)
 
 
-async def test_a_queue_of_another_make_under_our_name_is_an_error(own_rabbit: RabbitServer) -> None:
+async def test_an_existing_queue_with_other_arguments_is_an_error(own_rabbit: RabbitServer) -> None:
     await declare(own_rabbit.url, Topology((), (Queue("sublet.test.other"),), ()))
     with pytest.raises(ValueError, match=r"sublet\.test\.other"):
         await declare(own_rabbit.url, Topology((), (Queue("sublet.test.other", {"x-expires": 1_000}),), ()))
@@ -97,7 +97,7 @@ async def test_a_pool_queue_can_be_declared_by_every_worker(own_rabbit: RabbitSe
     await declare(own_rabbit.url, wanted)
 
 
-async def test_confirmed_messages_and_consumers_survive_a_broker_that_is_killed(own_rabbit: RabbitServer) -> None:
+async def test_confirmed_messages_and_consumers_survive_the_kill_of_the_broker(own_rabbit: RabbitServer) -> None:
     await declare_topology(own_rabbit.url, SHARDS)
     client = await a_client(own_rabbit)
     inbox = Inbox()
@@ -118,7 +118,7 @@ async def test_confirmed_messages_and_consumers_survive_a_broker_that_is_killed(
     await client.close()
 
 
-async def test_clients_and_topology_wait_for_a_broker_that_is_away(own_rabbit: RabbitServer) -> None:
+async def test_clients_and_topology_wait_for_a_stopped_broker(own_rabbit: RabbitServer) -> None:
     await asyncio.to_thread(own_rabbit.stop)
     declaring = asyncio.create_task(declare_topology(own_rabbit.url, SHARDS))
     connecting = asyncio.create_task(a_client(own_rabbit))

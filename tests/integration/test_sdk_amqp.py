@@ -1,4 +1,4 @@
-"""The SDK's transport against a real RabbitMQ, whose connections break, whose exchanges are missing, which is away."""
+"""The SDK's transport with a real RabbitMQ: broken connections, missing exchanges, a stopped broker."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INBOX = "sublet.inbox.worker.w1"
 
 @pytest.fixture(scope="module")
 def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
-    # Private, because these tests close every connection, and stop the broker.
+    # A server for this module, because these tests close every connection and stop the broker.
     server = RabbitServer(Path(tmp_path_factory.mktemp("rabbit")))
     server.start()
     try:
@@ -56,7 +56,7 @@ class Proxy:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
     def freeze(self) -> None:
-        """Pass nothing on any more, and say nothing."""
+        """Forward nothing more, and leave the connections open."""
         self._thawed.clear()
 
     def cut(self) -> None:
@@ -86,7 +86,7 @@ class Proxy:
 
 
 class Admin:
-    """What the services would do: declare, and look."""
+    """Declares exchanges and queues, as the services do, and reads messages."""
 
     def __init__(self, channel: aio_pika.abc.AbstractChannel) -> None:
         self.channel = channel
@@ -122,7 +122,7 @@ async def eventually(look: Callable[[], Awaitable[T]], within_s: float = 30.0) -
 
 @pytest.fixture
 async def admin(rabbit: RabbitServer) -> AsyncIterator[Admin]:
-    """On a clean broker."""
+    """An admin of a broker without exchanges and queues."""
     connection = await aio_pika.connect(rabbit.url)
     async with connection:
         for queue in (POOL, "requests"):
@@ -150,7 +150,7 @@ async def transport(proxy: Proxy) -> AsyncIterator[AmqpTransport]:
 
 
 class Tickets:
-    """Collects what a pool delivers."""
+    """Collects the tickets of a pool."""
 
     def __init__(self) -> None:
         self.out: list[TicketDelivery] = []
@@ -176,7 +176,7 @@ async def test_a_published_message_arrives_with_its_id_headers_and_persistence(
     assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
 
 
-async def test_many_publishes_at_once_are_confirmed_in_one_go(admin: Admin, transport: AmqpTransport) -> None:
+async def test_many_concurrent_publishes_are_confirmed_together(admin: Admin, transport: AmqpTransport) -> None:
     queue = await admin.bound("requests", "sublet.requests", "bucket.00")
     await asyncio.gather(*(transport.publish("sublet.requests", "bucket.00", b"%d" % n) for n in range(500)))
     assert [(await admin.take(queue)).body for _ in range(500)] == [b"%d" % n for n in range(500)]
@@ -193,7 +193,7 @@ async def test_a_publish_to_a_missing_exchange_waits_until_the_services_declare_
     assert (await admin.take(queue)).body == b"[]"
 
 
-async def test_a_publish_that_no_queue_takes_is_not_lost_silently(admin: Admin, proxy: Proxy) -> None:
+async def test_an_unroutable_publish_raises(admin: Admin, proxy: Proxy) -> None:
     await admin.exchange("sublet.requests")
     transport = AmqpTransport(proxy.url, publish_timeout_s=0.5)
     await transport.connect()
@@ -202,7 +202,7 @@ async def test_a_publish_that_no_queue_takes_is_not_lost_silently(admin: Admin, 
     await transport.close()
 
 
-async def test_a_publish_timeout_says_that_the_exchange_is_missing(admin: Admin, proxy: Proxy) -> None:
+async def test_a_publish_timeout_names_the_missing_exchange(admin: Admin, proxy: Proxy) -> None:
     transport = AmqpTransport(proxy.url, publish_timeout_s=0.5)
     await transport.connect()
     with pytest.raises(TransportUnavailable, match=r"there is no exchange sublet.events: is a scheduler running"):
@@ -210,7 +210,7 @@ async def test_a_publish_timeout_says_that_the_exchange_is_missing(admin: Admin,
     await transport.close()
 
 
-async def test_publishes_under_way_when_the_connection_breaks_are_published_again(
+async def test_unconfirmed_publishes_of_a_broken_connection_are_published_again(
     admin: Admin, proxy: Proxy, transport: AmqpTransport
 ) -> None:
     queue = await admin.bound("requests", "sublet.requests", "bucket.00")
@@ -229,7 +229,7 @@ async def test_publishes_under_way_when_the_connection_breaks_are_published_agai
     await eventually(all_there)
 
 
-async def test_what_is_stuck_in_a_dead_socket_is_published_again_elsewhere(
+async def test_messages_in_a_dead_socket_are_published_again_on_a_new_connection(
     admin: Admin, proxy: Proxy, transport: AmqpTransport
 ) -> None:
     queue = await admin.bound("requests", "sublet.requests", "bucket.00")
@@ -262,7 +262,7 @@ async def test_a_cancelled_publish_is_cancelled(admin: Admin, transport: AmqpTra
         await publishing
 
 
-async def test_an_inbox_gets_its_messages_and_is_restored_when_the_connection_broke(
+async def test_an_inbox_receives_messages_and_is_restored_after_a_broken_connection(
     admin: Admin, proxy: Proxy, transport: AmqpTransport
 ) -> None:
     await admin.exchange("sublet.inboxes")
@@ -281,7 +281,7 @@ async def test_an_inbox_gets_its_messages_and_is_restored_when_the_connection_br
     await eventually(both)
 
 
-async def test_an_inbox_waits_for_its_exchange_with_a_hint(
+async def test_an_inbox_waits_for_its_exchange_and_logs_it(
     admin: Admin, transport: AmqpTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "sublet"):
@@ -293,7 +293,7 @@ async def test_an_inbox_waits_for_its_exchange_with_a_hint(
     await asyncio.wait_for(opening, 10)
 
 
-async def test_a_pool_gives_no_more_tickets_than_there_are_slots(admin: Admin, transport: AmqpTransport) -> None:
+async def test_a_pool_delivers_no_more_tickets_than_there_are_slots(admin: Admin, transport: AmqpTransport) -> None:
     tickets = Tickets()
     await transport.consume_pool(POOL, 2, tickets.out.append)
     for n in range(4):
@@ -317,7 +317,7 @@ async def test_two_pools_have_their_own_slots(admin: Admin, transport: AmqpTrans
     assert (len(tickets.out), len(durable.out)) == (1, 2)
 
 
-async def test_an_acknowledgement_repeated_does_no_harm(admin: Admin, transport: AmqpTransport) -> None:
+async def test_a_repeated_acknowledgement_has_no_effect(admin: Admin, transport: AmqpTransport) -> None:
     tickets = Tickets()
     await transport.consume_pool(POOL, 1, tickets.out.append)
     await admin.put("", POOL, b"1")
@@ -331,7 +331,7 @@ async def test_an_acknowledgement_repeated_does_no_harm(admin: Admin, transport:
     assert second.channel == first.channel
 
 
-async def test_a_ticket_given_back_comes_again(admin: Admin, transport: AmqpTransport) -> None:
+async def test_a_ticket_requeued_comes_again(admin: Admin, transport: AmqpTransport) -> None:
     tickets = Tickets()
     await transport.consume_pool(POOL, 1, tickets.out.append)
     await admin.put("", POOL, b"1")
@@ -341,7 +341,7 @@ async def test_a_ticket_given_back_comes_again(admin: Admin, transport: AmqpTran
     assert (again.body, again.redelivered) == (b"1", True)
 
 
-async def test_after_a_break_tickets_come_again_on_another_channel_and_old_ones_are_void(
+async def test_tickets_of_a_broken_connection_are_void_and_are_redelivered_on_another_channel(
     admin: Admin, proxy: Proxy, transport: AmqpTransport
 ) -> None:
     tickets = Tickets()
@@ -362,7 +362,7 @@ async def test_after_a_break_tickets_come_again_on_another_channel_and_old_ones_
     assert len(tickets.out) == 3
 
 
-async def test_a_cancelled_pool_gives_nothing_more_but_takes_acknowledgements(
+async def test_a_cancelled_pool_consumer_gets_no_tickets_and_may_still_acknowledge(
     admin: Admin, transport: AmqpTransport
 ) -> None:
     tickets = Tickets()
@@ -379,9 +379,7 @@ async def test_a_cancelled_pool_gives_nothing_more_but_takes_acknowledgements(
     assert queue.declaration_result.message_count == 1
 
 
-async def test_what_was_acknowledged_just_before_the_close_is_acknowledged(
-    admin: Admin, transport: AmqpTransport
-) -> None:
+async def test_acknowledgements_just_before_the_close_are_sent(admin: Admin, transport: AmqpTransport) -> None:
     tickets = Tickets()
     await transport.consume_pool(POOL, 100, tickets.out.append)
     for n in range(100):
@@ -393,7 +391,9 @@ async def test_what_was_acknowledged_just_before_the_close_is_acknowledged(
     assert queue.declaration_result.message_count == 0
 
 
-async def test_a_hint_arrives_and_one_that_nobody_wants_is_harmless(admin: Admin, transport: AmqpTransport) -> None:
+async def test_a_unconfirmed_message_arrives_and_one_that_nobody_wants_is_harmless(
+    admin: Admin, transport: AmqpTransport
+) -> None:
     await admin.exchange("sublet.inboxes")
     got: list[bytes] = []
     await transport.open_inbox(INBOX, got.append)
@@ -418,7 +418,7 @@ async def test_a_pool_queue_that_is_deleted_is_declared_again(admin: Admin, tran
     await tickets.until(1)
 
 
-async def test_connecting_waits_for_a_broker_that_is_away(rabbit: RabbitServer) -> None:
+async def test_connecting_waits_for_a_stopped_broker(rabbit: RabbitServer) -> None:
     proxy = Proxy(rabbit.port)
     await proxy.start()
     await proxy.refuse()
@@ -433,7 +433,7 @@ async def test_connecting_waits_for_a_broker_that_is_away(rabbit: RabbitServer) 
     await proxy.refuse()
 
 
-async def test_a_wrong_password_is_told_at_once(rabbit: RabbitServer) -> None:
+async def test_a_wrong_password_raises_at_once(rabbit: RabbitServer) -> None:
     transport = AmqpTransport(f"amqp://guest:wrong@127.0.0.1:{rabbit.port}/")
     with pytest.raises(TransportUnavailable, match="refuses this user or password") as caught:
         await transport.connect()
@@ -446,21 +446,23 @@ async def test_a_closed_transport_refuses_to_publish(admin: Admin, transport: Am
         await transport.publish("sublet.requests", "bucket.00", b"[]")
 
 
-async def test_everything_comes_back_when_the_broker_closes_all_connections(rabbit: RabbitServer, admin: Admin) -> None:
-    await _survives(rabbit, admin, lambda: rabbit.ctl("close_all_connections", "test"))
+async def test_the_transport_recovers_when_the_broker_closes_all_connections(
+    rabbit: RabbitServer, admin: Admin
+) -> None:
+    await _assert_recovers(rabbit, admin, lambda: rabbit.ctl("close_all_connections", "test"))
 
 
-async def test_everything_comes_back_when_the_broker_is_killed_and_started_again(
+async def test_the_transport_recovers_when_the_broker_is_killed_and_restarted(
     rabbit: RabbitServer, admin: Admin
 ) -> None:
     def kill() -> None:
         rabbit.kill()
         rabbit.start()
 
-    await _survives(rabbit, admin, kill)
+    await _assert_recovers(rabbit, admin, kill)
 
 
-async def _survives(rabbit: RabbitServer, admin: Admin, trouble: Callable[[], Any]) -> None:
+async def _assert_recovers(rabbit: RabbitServer, admin: Admin, fault: Callable[[], Any]) -> None:
     await admin.bound("requests", "sublet.requests", "bucket.00")
     await admin.exchange("sublet.inboxes")
     transport = AmqpTransport(rabbit.url, publish_timeout_s=120)
@@ -469,11 +471,11 @@ async def _survives(rabbit: RabbitServer, admin: Admin, trouble: Callable[[], An
     transport.on_reconnect(reconnected.set)
     await transport.open_inbox(INBOX, inbox.append)
     await transport.consume_pool(POOL, 1, tickets.out.append)
-    disturbing = asyncio.create_task(asyncio.to_thread(trouble))
+    injecting = asyncio.create_task(asyncio.to_thread(fault))
     for n in range(50):
         await transport.publish("sublet.requests", "bucket.00", b"%d" % n)
         await asyncio.sleep(0.02)
-    await disturbing
+    await injecting
     await asyncio.wait_for(reconnected.wait(), 60)
     connection = await aio_pika.connect(rabbit.url)
     async with connection:

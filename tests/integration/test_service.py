@@ -1,4 +1,4 @@
-"""A service as a process: it starts before its servers, says what it misses, and stops in good order."""
+"""A service as a process: it starts before its servers, reports what is missing, and stops gracefully."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def free_port() -> int:
         return port
 
 
-async def test_a_service_works_shows_itself_and_stops_in_good_order(
+async def test_a_service_becomes_ready_and_stops_gracefully(
     tmp_path: Path, own_rabbit: RabbitServer, own_mongo: MongoServer
 ) -> None:
     async with a_service(tmp_path, own_rabbit.url, own_mongo.url) as service:
@@ -157,7 +157,7 @@ async def test_a_service_works_shows_itself_and_stops_in_good_order(
     assert [json.loads(line)["service"] for line in (tmp_path / "log").read_text().splitlines()]
 
 
-async def test_a_service_without_servers_says_what_it_misses_and_starts_when_they_come(
+async def test_a_service_reports_missing_servers_and_starts_when_they_are_available(
     tmp_path: Path, own_rabbit: RabbitServer, own_mongo: MongoServer
 ) -> None:
     await asyncio.to_thread(own_mongo.stop)
@@ -184,7 +184,7 @@ async def test_a_service_that_waits_for_its_servers_can_be_stopped(tmp_path: Pat
     assert code == 0
 
 
-async def test_a_service_with_a_mistake_in_it_ends_and_says_so(
+async def test_a_service_whose_start_fails_logs_it_and_exits(
     tmp_path: Path, own_rabbit: RabbitServer, own_mongo: MongoServer
 ) -> None:
     async with a_service(tmp_path, own_rabbit.url, own_mongo.url, FAIL="1") as service:
@@ -193,7 +193,7 @@ async def test_a_service_with_a_mistake_in_it_ends_and_says_so(
     assert "a mistake in the settings" in (tmp_path / "log").read_text()
 
 
-async def test_the_number_of_shards_is_the_one_that_the_database_began_with(
+async def test_the_shard_count_is_the_one_stored_in_the_database(
     tmp_path: Path, own_rabbit: RabbitServer, own_mongo: MongoServer
 ) -> None:
     async with fresh_database(own_mongo.url):
@@ -248,14 +248,14 @@ async def test_services_that_start_at_once_on_a_fresh_virtual_host_accept_it(own
 
 
 async def new_virtual_host(rabbit: RabbitServer, name: str) -> str:
-    """Its AMQP address."""
+    """Create a virtual host. Returns its AMQP address."""
     await asyncio.to_thread(rabbit.ctl, "add_vhost", name)
     await asyncio.to_thread(rabbit.ctl, "set_permissions", "-p", name, "guest", ".*", ".*", ".*")
     return rabbit.url + name
 
 
 def the_critical_line(directory: Path) -> str:
-    """The one line of level critical in the log, which has no traceback."""
+    """The only line of level critical in the log. It has no traceback."""
     lines = [json.loads(line) for line in (directory / "log").read_text().splitlines()]
     (critical,) = (line for line in lines if line["level"] == "critical")
     assert "exception" not in critical

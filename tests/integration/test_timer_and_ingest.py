@@ -1,4 +1,4 @@
-"""Timer and event-ingest against a real RabbitMQ and MongoDB: cut connections, takeovers, any AMQP client's events."""
+"""Timer and event-ingest with a real RabbitMQ and MongoDB: cut connections, takeovers, events of any AMQP client."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ pytestmark = pytest.mark.real
 SHARDS = 4
 
 
-class Bench:
-    """The servers, and what arrives at the shards."""
+class StackHarness:
+    """The servers, and the messages that arrive at the shards."""
 
     def __init__(self, amqp_url: str, mongo: Mongo) -> None:
         self.amqp_url = amqp_url
@@ -144,12 +144,12 @@ async def _purge(amqp_url: str) -> None:
 
 
 @pytest.fixture
-async def bench(servers: Servers) -> AsyncIterator[Bench]:
+async def stack(servers: Servers) -> AsyncIterator[StackHarness]:
     async with fresh_database(servers.mongo_url) as mongo:
-        bench = Bench(servers.amqp_url, mongo)
-        await bench.open()
-        yield bench
-        await bench.user.close()
+        stack = StackHarness(servers.amqp_url, mongo)
+        await stack.open()
+        yield stack
+        await stack.user.close()
 
 
 def sleeper(number: int, due: float) -> SetTimer:
@@ -161,55 +161,55 @@ def wait(name: str, expression: str, since_s: float) -> Subscribe:
     return Subscribe(f"wait-{name}", f"{name}.t", "1", on, int(since_s * 1_000_000))
 
 
-async def test_timers_fire_when_they_are_due_and_never_early(bench: Bench) -> None:
+async def test_timers_fire_when_they_are_due_and_never_early(stack: StackHarness) -> None:
     now = time.time()
     due = {f"{n}.t": now + n / 100 for n in range(-50, 150)}
 
     async def only_the_later_ones_are_stored() -> bool:
-        return await MongoTimerStore(bench.mongo).count_timers() == 100
+        return await MongoTimerStore(stack.mongo).count_timers() == 100
 
-    async with bench.timer() as (shell, _):
-        await bench.command(TIMERS, *(sleeper(n, now + n / 100) for n in range(-50, 150)))
-        await bench.command(TIMERS, *(sleeper(n, now + 3_600) for n in range(1_000, 1_100)))
-        await bench.command(TIMERS, sleeper(5_000, now + 0.5), CancelTimer(id="timer-5000"))
-        await until(lambda: len(bench.fired) == len(due), "every timer fired")
-        await until(lambda: len(bench.ticks) == SHARDS, "every shard got a tick")
+    async with stack.timer() as (shell, _):
+        await stack.command(TIMERS, *(sleeper(n, now + n / 100) for n in range(-50, 150)))
+        await stack.command(TIMERS, *(sleeper(n, now + 3_600) for n in range(1_000, 1_100)))
+        await stack.command(TIMERS, sleeper(5_000, now + 0.5), CancelTimer(id="timer-5000"))
+        await until(lambda: len(stack.fired) == len(due), "every timer fired")
+        await until(lambda: len(stack.ticks) == SHARDS, "every shard got a tick")
         assert shell.active
         await until(only_the_later_ones_are_stored, "those that fired are forgotten")
-    assert bench.fired.keys() == due.keys()
-    for name, at in bench.fired.items():
+    assert stack.fired.keys() == due.keys()
+    for name, at in stack.fired.items():
         assert at >= due[name]
 
 
-async def test_a_cut_connection_loses_no_timer(bench: Bench) -> None:
+async def test_a_cut_connection_loses_no_timer(stack: StackHarness) -> None:
     now = time.time()
-    async with bench.timer() as (_, proxy):
+    async with stack.timer() as (_, proxy):
         for batch in range(20):
-            await bench.command(TIMERS, *(sleeper(batch * 10 + n, now + 1 + n / 10) for n in range(10)))
+            await stack.command(TIMERS, *(sleeper(batch * 10 + n, now + 1 + n / 10) for n in range(10)))
             if batch == 10:
                 proxy.cut()
         await a_while()
         proxy.mend()
-        await until(lambda: len(bench.fired) == 200, "every timer fired")
+        await until(lambda: len(stack.fired) == 200, "every timer fired")
 
 
-async def test_another_timer_takes_over(bench: Bench) -> None:
-    async with bench.timer() as (second, _), bench.timer() as (third, _):
+async def test_a_standby_timer_takes_over(stack: StackHarness) -> None:
+    async with stack.timer() as (second, _), stack.timer() as (third, _):
         await until(lambda: second.active or third.active, "one is active")
         assert second.active is not third.active
-        await bench.command(TIMERS, *(sleeper(n, time.time() + 1.5) for n in range(50)))
+        await stack.command(TIMERS, *(sleeper(n, time.time() + 1.5) for n in range(50)))
         active, standby = (second, third) if second.active else (third, second)
         await active.stop()
         await until(lambda: standby.active, "the other is active")
-        await until(lambda: len(bench.fired) == 50, "every timer fired")
+        await until(lambda: len(stack.fired) == 50, "every timer fired")
 
 
-async def test_any_amqp_client_wakes_waits_and_starts_runs(bench: Bench) -> None:
+async def test_any_amqp_client_wakes_waits_and_starts_runs(stack: StackHarness) -> None:
     began = time.time()
-    async with bench.ingest():
-        await bench.command(INGEST, RegisterTriggers("w", ("order.*",)))
-        await bench.command(INGEST, *(wait(f"{n}", f"input.order_id == {n}", began) for n in range(100)))
-        async with await aio_pika.connect(bench.amqp_url) as connection:
+    async with stack.ingest():
+        await stack.command(INGEST, RegisterTriggers("w", ("order.*",)))
+        await stack.command(INGEST, *(wait(f"{n}", f"input.order_id == {n}", began) for n in range(100)))
+        async with await aio_pika.connect(stack.amqp_url) as connection:
             channel = await connection.channel()
             exchange = await channel.get_exchange(EVENTS)
             for n in range(100):
@@ -218,31 +218,31 @@ async def test_any_amqp_client_wakes_waits_and_starts_runs(bench: Bench) -> None
             await exchange.publish(aio_pika.Message(b"no event"), "order.paid")
             await exchange.publish(aio_pika.Message(b"{}", message_id="m"), "order.sent")
             await exchange.publish(aio_pika.Message(b"{}", message_id="m"), "order.sent")
-        await until(lambda: len(bench.woken) == 100, "every wait was woken")
-        await until(lambda: len({run.run_id for run in bench.runs}) == 101, "every run was asked for")
-        await bench.command(INGEST, wait("late", "input.order_id == 7", began), wait("never", "input.x == 1", began))
-        await until(lambda: "late.t" in bench.woken, "the late wait found its event")
-    assert bench.woken["7.t"] == bench.woken["late.t"] == {"order_id": 7}
-    assert all(run.metadata in ({"tenant": "x"}, {}) for run in bench.runs)
-    store = MongoEventStore(bench.mongo)
+        await until(lambda: len(stack.woken) == 100, "every wait was woken")
+        await until(lambda: len({run.run_id for run in stack.runs}) == 101, "every run was asked for")
+        await stack.command(INGEST, wait("late", "input.order_id == 7", began), wait("never", "input.x == 1", began))
+        await until(lambda: "late.t" in stack.woken, "the late wait found its event")
+    assert stack.woken["7.t"] == stack.woken["late.t"] == {"order_id": 7}
+    assert all(run.metadata in ({"tenant": "x"}, {}) for run in stack.runs)
+    store = MongoEventStore(stack.mongo)
     assert await store.count_subscriptions() == 1
     assert len(await store.list_events(None, None, 1_000)) == 101
-    async with await aio_pika.connect(bench.amqp_url) as connection:
+    async with await aio_pika.connect(stack.amqp_url) as connection:
         letter = await (await (await connection.channel()).get_queue("sublet.dead")).get(no_ack=True)
     assert letter.body == b"no event"
     assert "not JSON" in str(letter.headers["x-sublet-reason"])
 
 
-async def test_a_cut_connection_loses_no_event(bench: Bench) -> None:
+async def test_a_cut_connection_loses_no_event(stack: StackHarness) -> None:
     began = time.time()
-    async with bench.ingest() as proxy, bench.ingest():
+    async with stack.ingest() as proxy, stack.ingest():
         for n in range(100):
             body = json.dumps({"n": n}).encode()
             event = Outgoing(EVENTS, "order.paid", body, message_id=str(uuid.uuid4()))
-            await bench.user.publish([event, Outgoing("", INGEST, encode([wait(str(n), f"input.n == {n}", began)]))])
+            await stack.user.publish([event, Outgoing("", INGEST, encode([wait(str(n), f"input.n == {n}", began)]))])
             if n == 50:
                 proxy.cut()
             if n == 80:
                 proxy.mend()
-        await until(lambda: len(bench.woken) == 100, "every wait was woken")
-    assert len(await MongoEventStore(bench.mongo).list_events(None, None, 1_000)) == 100
+        await until(lambda: len(stack.woken) == 100, "every wait was woken")
+    assert len(await MongoEventStore(stack.mongo).list_events(None, None, 1_000)) == 100

@@ -267,9 +267,6 @@ def _definitions(tree: ast.Module) -> Iterator[tuple[str, int, str | None]]:
 
 TOPOLOGY = "sublet_protocol.topology"
 
-# Names that have several values today. Rename them after what they measure, and empty this.
-SEVERAL_VALUES = {"SWEEP_INTERVAL_S", "POLL_INTERVAL_S", "SPINS_MAX", "HEARTBEAT_INTERVAL_S"}
-
 
 def test_a_constant_has_one_value() -> None:
     found: defaultdict[str, list[tuple[Module, int, str]]] = defaultdict(list)
@@ -279,7 +276,7 @@ def test_a_constant_has_one_value() -> None:
     problems = [
         module.at(line, f"{name} is {value} here, and has another value elsewhere: rename one")
         for name, uses in found.items()
-        if len({value for _, _, value in uses}) > 1 and name not in SEVERAL_VALUES
+        if len({value for _, _, value in uses}) > 1
         for module, line, value in uses
     ]
     _assert_none(problems)

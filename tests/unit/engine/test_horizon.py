@@ -82,9 +82,9 @@ def test_an_id_that_is_there_stays_as_it_is() -> None:
     assert horizon.next_at() == 5
 
 
-def test_timers_that_could_not_be_fired_are_put_back() -> None:
+def test_timers_that_could_not_be_fired_are_returned() -> None:
     horizon = horizon_up_to(100, T("a", 1))
-    horizon.put_back(horizon.take_due(1, limit=10))
+    horizon.return_unfired(horizon.take_due(1, limit=10))
     assert horizon.take_due(1, limit=10) == [T("a", 1)]
 
 

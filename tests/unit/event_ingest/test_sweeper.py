@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from sublet_engine.run.completion import DAG_WAIT
 from sublet_engine.run.state import OpenWait, Run, TaskRun
 from sublet_event_ingest import sweeper as sweeper_module
-from sublet_event_ingest.sweeper import SWEEP_INTERVAL_S
+from sublet_event_ingest.sweeper import SUBSCRIPTION_SWEEP_INTERVAL_S
 from sublet_platform.ports import StoredSubscription, StoreUnavailable
 from sublet_protocol.specs import EventCondition
 from support.ingest_harness import IngestHarness, Instance, settled, wait
@@ -42,7 +42,7 @@ async def test_what_a_task_waits_for_stays() -> None:
     store(world, "durable")
     begin(world, "dag", TaskRun("t"))
     store(world, "dag", operation_id=DAG_WAIT)
-    await settled(instance, seconds=5 * SWEEP_INTERVAL_S)
+    await settled(instance, seconds=5 * SUBSCRIPTION_SWEEP_INTERVAL_S)
     assert len(world.database.subscriptions) == 2
     assert anomalies(instance) == 0
 
@@ -70,7 +70,7 @@ async def test_what_nobody_waits_for_is_taken_away_and_counted(task: TaskRun | N
     if task is not None:
         begin(world, "gone", task)
     store(world, "gone", operation_id=operation_id)
-    await settled(instance, seconds=3 * SWEEP_INTERVAL_S)
+    await settled(instance, seconds=3 * SUBSCRIPTION_SWEEP_INTERVAL_S)
     assert world.database.subscriptions == {}
     assert anomalies(instance) == 1
 
@@ -79,10 +79,10 @@ async def test_what_nobody_waits_for_is_taken_away_and_counted(task: TaskRun | N
 async def test_what_goes_by_itself_is_no_finding() -> None:
     world, [instance] = await IngestHarness.begin()
     left = store(world, "gone")
-    await asyncio.sleep(1.5 * SWEEP_INTERVAL_S)
+    await asyncio.sleep(1.5 * SUBSCRIPTION_SWEEP_INTERVAL_S)
     assert left in world.database.subscriptions
     del world.database.subscriptions[left]
-    await settled(instance, seconds=3 * SWEEP_INTERVAL_S)
+    await settled(instance, seconds=3 * SUBSCRIPTION_SWEEP_INTERVAL_S)
     assert anomalies(instance) == 0
 
 
@@ -95,10 +95,10 @@ async def test_all_pages_are_swept_again_and_again(monkeypatch: pytest.MonkeyPat
     waited_for = {store(world, name) for name in ("b", "d", "f")}
     for name in ("a", "e", "g", "h"):
         store(world, name)
-    await asyncio.sleep(10 * SWEEP_INTERVAL_S)
+    await asyncio.sleep(10 * SUBSCRIPTION_SWEEP_INTERVAL_S)
     assert set(world.database.subscriptions) == waited_for
     store(world, "c")
-    await settled(instance, seconds=10 * SWEEP_INTERVAL_S)
+    await settled(instance, seconds=10 * SUBSCRIPTION_SWEEP_INTERVAL_S)
     assert set(world.database.subscriptions) == waited_for
     assert anomalies(instance) == 5
 
@@ -112,8 +112,8 @@ async def test_a_database_that_does_not_answer_only_delays_the_sweep() -> None:
         raise StoreUnavailable(operation)
 
     before, world.database.before = world.database.before, refuse
-    await asyncio.sleep(3 * SWEEP_INTERVAL_S)
+    await asyncio.sleep(3 * SUBSCRIPTION_SWEEP_INTERVAL_S)
     world.database.before = before
     assert instance.shell.alive
-    await settled(instance, seconds=3 * SWEEP_INTERVAL_S)
+    await settled(instance, seconds=3 * SUBSCRIPTION_SWEEP_INTERVAL_S)
     assert world.database.subscriptions == {}

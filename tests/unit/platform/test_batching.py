@@ -114,7 +114,7 @@ async def test_who_rests_finishes_what_is_under_way_and_begins_nothing_else(benc
     assert bench.batches == [[b"1"], [b"2", b"3"]]
 
 
-async def test_who_is_to_rest_gives_back_what_cannot_be_settled_now(bench: Bench) -> None:
+async def test_who_is_to_rest_requeues_what_cannot_be_settled_now(bench: Bench) -> None:
     async def fail(_: list[bytes]) -> None:
         raise StoreUnavailable("away")
 

@@ -49,7 +49,7 @@ class Beats:
 
 @pytest.fixture
 def shards(monkeypatch: pytest.MonkeyPatch) -> list[AShard]:
-    monkeypatch.setattr(balancer, "HEARTBEAT_INTERVAL_S", 0.01)
+    monkeypatch.setattr(balancer, "REBALANCE_INTERVAL_S", 0.01)
     return [AShard() for _ in range(4)]
 
 
@@ -58,7 +58,7 @@ def start(shards: list[AShard], schedulers: int, clock: ManualClock) -> asyncio.
     return asyncio.create_task(ShardBalancer("0", shards, store=beats, clock=clock).run())
 
 
-async def test_who_holds_more_than_its_share_gives_back_the_surplus(shards: list[AShard], clock: ManualClock) -> None:
+async def test_who_holds_more_than_its_share_requeues_the_surplus(shards: list[AShard], clock: ManualClock) -> None:
     task = start(shards, 2, clock)
     await until(lambda: sum(shard.held for shard in shards) == 2, "two are left")
     await asyncio.sleep(0.05)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import sys
 import urllib.error
@@ -129,7 +131,7 @@ async def test_it_shows_its_health_and_what_it_holds_and_stops_in_good_order() -
     assert 'sublet_worker_slots{kind="task"} 100.0' in metrics
     assert 'sublet_worker_tasks{state="running"} 1.0' in metrics
     assert (await get(port, "/docs"))[0] == 200
-    service._on_signal()
+    os.kill(os.getpid(), signal.SIGTERM)
     status, body = await get(port, "/health")
     assert status == 503
     assert "stopping" in body

@@ -1,4 +1,4 @@
-"""What the services need of the world: a broker, a store, a clock. Each has two adapters: real and in memory."""
+"""The ports of the services: broker, stores and clock. Each has two adapters: a real one and one in memory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sublet_protocol.specs import EventFilter, WorkflowSpec
 
 
 class StoreUnavailable(Exception):
-    """The database did not answer, or not in time. Nothing is known about the write: repeat it, or start afresh."""
+    """The database did not answer in time. A write may have succeeded or not: repeat it, or reload the state."""
 
 
 class RevisionConflict(Exception):
-    """Another writer has changed a run since it was loaded: this process does not own the shard any more."""
+    """Another writer has changed a run since it was loaded. This process does not own the shard any more."""
 
 
 class BrokerUnavailable(Exception):
-    """The broker did not confirm a publish. It may or may not have arrived: publish again."""
+    """The broker did not confirm a publish. The message may have arrived: publish it again."""
 
 
 # --- clock ----------------------------------------------------------------------------------------------------
@@ -28,7 +28,7 @@ class BrokerUnavailable(Exception):
 
 class Clock(Protocol):
     def now(self) -> float:
-        """Epoch seconds."""
+        """The time in Unix seconds."""
 
 
 # --- broker ---------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
-    """A message that was delivered and is not acknowledged yet."""
+    """A delivered message."""
 
     body: bytes
     exchange: str
@@ -45,7 +45,7 @@ class Delivery:
     message_id: str | None
     headers: Mapping[str, object]
     channel: Hashable
-    """The channel it came on: once the broker closes it, this delivery is void (and will come again)."""
+    """The channel of the delivery. Once it is closed, the delivery is void, and the message is redelivered."""
     tag: int
     needs_ack: bool = True
     """False: it came through an inbox, which is consumed without acknowledgements."""
@@ -65,37 +65,37 @@ class Outgoing:
 
 class Consumer(Protocol):
     async def close(self) -> None:
-        """No new deliveries; what is unacknowledged goes back to the queue before anybody else is served."""
+        """Stop deliveries. Unacknowledged messages are requeued before another consumer is served."""
 
 
 Handler = Callable[[Delivery], None]
-"""Called in order of delivery; must return at once (it hands over to a batch loop)."""
+"""Called in the order of delivery. It must return at once (it passes the delivery to a batch loop)."""
 
 
 class Broker(Protocol):
-    """AMQP. Methods raise BrokerUnavailable where the broker cannot be reached; the adapter reconnects by itself."""
+    """AMQP. Methods raise BrokerUnavailable if the broker cannot be reached. The adapter reconnects automatically."""
 
     async def consume(self, queue: str, handler: Handler, *, prefetch: int) -> Consumer:
-        """Start consuming a queue of the topology. Restored by itself after a reconnect (with another channel)."""
+        """Consume a queue of the topology. After a reconnect the consumer is restored, with another channel."""
 
     async def open_inbox(self, name: str, handler: Handler, *, key: str | None = None) -> Consumer:
         """Declare an exclusive, transient queue bound to ``sublet.inboxes`` (under its own name, if no ``key`` is
         given), and consume it without acknowledgements."""
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Acknowledge; void ones are ignored. A contiguous prefix of one channel costs one frame."""
+        """Acknowledge deliveries. Void ones are ignored. A contiguous prefix of a channel costs one frame."""
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        """Give back for redelivery. Void ones are ignored."""
+        """Requeue deliveries. Void ones are ignored."""
 
     def is_void(self, delivery: Delivery) -> bool:
-        """Its channel is gone: it can no longer be acknowledged, and comes again."""
+        """The channel is closed: the delivery can no longer be acknowledged, and is redelivered."""
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
-        """Returns when the broker has confirmed all of them; raises BrokerUnavailable when one was not."""
+        """Publish, and wait until all messages are confirmed. Raises BrokerUnavailable if one is not."""
 
     def publish_nowait(self, messages: Sequence[Outgoing]) -> None:
-        """Hints (tickets, ticks): sent without waiting; a loss is only logged."""
+        """Publish unconfirmed messages (tickets, ticks) without waiting. A loss is only logged."""
 
     @property
     def connected(self) -> bool: ...
@@ -108,7 +108,7 @@ class Broker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunChange:
-    """A run to commit. ``before`` None: it is new. ``after.revision`` is ``before.revision + 1`` (1 for a new one)."""
+    """A run to commit. ``before``: None for a new run. ``after.revision``: that of ``before`` plus 1, or 1."""
 
     before: Run | None
     after: Run
@@ -116,7 +116,7 @@ class RunChange:
 
 @dataclass(frozen=True, slots=True)
 class RunFilter:
-    """What ``runs.list`` can ask for. Times in epoch seconds."""
+    """The filter of ``runs.list``. Times are Unix seconds."""
 
     since: float | None = None
     until: float | None = None
@@ -139,7 +139,7 @@ class WorkflowRecord:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
-    """A worker as people and later owners see it; ``actions`` are ``<workflow>:<task>`` that its pool can run."""
+    """A worker, stored for people and for later owners. ``actions``: the ``<workflow>:<task>`` that its pool runs."""
 
     id: str
     pool: str
@@ -154,35 +154,35 @@ class WorkerRecord:
 
 
 GONE_WORKER_RETENTION_S = 86_400.0
-"""A worker that left can be looked up for a day."""
+"""How long a stopped worker is stored."""
 
 
 class RunStore(Protocol):
     """Owned by the scheduler: ``runs``, ``durable_log``, ``workflows``, ``workers``.
 
-    Every method raises StoreUnavailable where the database does not answer. Writes are majority and journaled.
+    Every method raises StoreUnavailable if the database does not answer. Writes are journaled by a majority.
     """
 
     async def load_runs(self, run_ids: Sequence[str]) -> list[Run]: ...
 
     async def load_waits(self, run_ids: Sequence[str]) -> Mapping[str, Sequence[TaskRun]]:
-        """Of each run that is there its tasks, with nothing but what says whether they wait, and for what: name,
-        status, replays, met and open waits."""
+        """The tasks of each existing run, with only the fields that describe their waits: name, status, replays, met
+        and open waits."""
 
     def load_live(self, buckets: Sequence[int]) -> AsyncIterator[list[Run]]:
-        """All runs of these buckets of which something is ready or running, in chunks, oldest first."""
+        """All runs of these buckets with a ready or running task, in chunks, oldest first."""
 
     async def count_waiting(self, buckets: Sequence[int]) -> Mapping[str, int]:
-        """How many task runs of these buckets wait without a slot, by `counters.waiting_reason`."""
+        """The number of task runs of these buckets that wait without a slot, by `counters.waiting_reason`."""
 
     async def append_log(self, records: Sequence[LogRecord]) -> None:
-        """One unordered bulk insert. A record that is there already (same id) is left as it is."""
+        """One unordered bulk insert. An existing record with the same id stays unchanged."""
 
     async def load_logs(self, task_run_ids: Sequence[str]) -> list[LogRecord]:
-        """All records of these task runs, leftovers included, ordered by task run and seq."""
+        """All records of these task runs, with leftovers, ordered by task run and seq."""
 
     async def commit(self, changes: Sequence[RunChange]) -> None:
-        """One bulk write; each update is conditional on the revision, each new run on its absence.
+        """One bulk write. Each update is conditional on the revision, each insert on the absence of the run.
 
         Raises:
             RevisionConflict: at least one condition failed (others may have been written).
@@ -195,10 +195,10 @@ class RunStore(Protocol):
     async def save_worker(self, worker: WorkerRecord) -> None: ...
 
     async def load_workers(self) -> list[WorkerRecord]:
-        """Those not gone, and those gone for less than a day."""
+        """Live workers, and workers that stopped less than a day ago."""
 
     async def beat(self, scheduler: str, now: float) -> Mapping[str, float]:
-        """Say that a scheduler process lives; returns when each was last heard of (those of the last minute)."""
+        """Store a heartbeat of a scheduler process. Returns the latest one of each scheduler in the last minute."""
 
     async def list_runs(self, query: RunFilter) -> list[Run]:
         """Newest first."""
@@ -208,7 +208,7 @@ class SettingsStore(Protocol):
     """Settings of a deployment that never change: ``settings``. Shared by all services, written by the first one."""
 
     async def claim(self, settings: Mapping[str, int | str]) -> Mapping[str, int | str]:
-        """Write these settings unless there are some; returns the stored ones. Raises StoreUnavailable."""
+        """Write these settings unless settings exist. Returns the stored ones. Raises StoreUnavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,13 +224,13 @@ class TimerStore(Protocol):
     """Owned by the timer: ``timers``."""
 
     async def change_timers(self, upserts: Sequence[StoredTimer], deletes: Sequence[str]) -> None:
-        """One unordered bulk. An upsert of an id that is there changes nothing. No id stands in both lists."""
+        """One unordered bulk write. An upsert of an existing id changes nothing. No id is in both lists."""
 
     async def due_timers(self, until: float, limit: int) -> list[StoredTimer]:
         """The earliest timers with ``due <= until``, in order of ``due``."""
 
     async def count_timers(self) -> int:
-        """About how many there are, for people."""
+        """An estimate, for metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +249,7 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True)
 class StoredSubscription:
-    """A wait for an event. ``match_key`` is what an event is looked up by: see `sublet_engine.event.matching`."""
+    """A wait for an event. It is found by its ``match_key``: see `sublet_engine.event.matching`."""
 
     id: str
     match_key: str
@@ -267,40 +267,40 @@ class EventStore(Protocol):
     """Owned by event-ingest: ``events``, ``subscriptions``."""
 
     async def insert_events(self, events: Sequence[StoredEvent]) -> set[str]:
-        """One unordered bulk insert; returns the ids that were there already."""
+        """One unordered bulk insert. Returns the ids that existed already."""
 
     async def get_events(self, ids: Sequence[str]) -> list[StoredEvent]: ...
 
     async def last_seq(self) -> int:
-        """The highest seq stored or passed by, or 0."""
+        """The highest seq of a stored event or of `advance_past`, or 0."""
 
     async def advance_past(self, seq: int) -> None:
-        """Remember that no event may get this seq any more, nor one below it."""
+        """Store that no later event may get this seq or a lower one."""
 
     async def events_after(self, after: Mapping[str, int], limit: int) -> list[StoredEvent]:
         """The earliest events whose key is in ``after`` and whose seq is greater than the one given for that key.
 
-        In order of seq over all keys; one query, whatever the number of keys.
+        They are in order of seq over all keys. It is one query for any number of keys.
         """
 
     async def change_subscriptions(self, upserts: Sequence[StoredSubscription], deletes: Sequence[str]) -> None: ...
 
     async def find_subscriptions(self, match_keys: Sequence[str]) -> list[StoredSubscription]:
-        """One query, whatever the number of keys."""
+        """One query for any number of keys."""
 
     async def subscriptions_after(self, subscription_id: str, limit: int) -> list[StoredSubscription]:
-        """Those with the next greater ids, in the order of their ids."""
+        """The subscriptions with the next greater ids, in order."""
 
     async def count_subscriptions(self) -> int:
-        """About how many there are, for people."""
+        """An estimate, for metrics."""
 
     async def save_field_sets(self, field_sets: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
-        """Add, to each event key, lists of payload paths whose values take part in match keys."""
+        """Add field sets to event keys: lists of payload paths whose values are part of match keys."""
 
     async def load_field_sets(self, event_keys: Sequence[str]) -> Mapping[str, Sequence[tuple[str, ...]]]: ...
 
     async def save_trigger(self, trigger: TriggerRecord, at: float) -> None:
-        """Replaces the workflow's triggers, unless those stored are newer than ``at``."""
+        """Replace the triggers of the workflow, unless the stored ones are newer than ``at``."""
 
     async def load_triggers(self) -> list[TriggerRecord]: ...
 
@@ -308,4 +308,4 @@ class EventStore(Protocol):
 
 
 Process = Callable[[list[Delivery]], Awaitable[None]]
-"""Handles a batch whole: commits and publishes. Raises StoreUnavailable, BrokerUnavailable or RevisionConflict."""
+"""Handles a whole batch: commits and publishes. Raises StoreUnavailable, BrokerUnavailable or RevisionConflict."""

@@ -1,4 +1,4 @@
-"""Event-ingest's decisions on a batch: store, register, match, publish. The batch loop around it acknowledges.
+"""Handles a batch of event-ingest: store, register, match, publish. The batch loop acknowledges.
 
 Events are stored before they are matched, and waits are registered before they look back, so that whichever comes
 first, one of the two finds the other. What is published can be published twice: receivers are idempotent. So after a
@@ -43,20 +43,20 @@ from sublet_protocol.topology import REQUESTS, run_key
 logger = logging.getLogger(__name__)
 
 LOOK_BACK_PAGE = 500
-"""Stored events read at a time for waits that look back."""
+"""Stored events in one page of a look-back."""
 
 FIELD_SETS_CACHE_MAX = 50_000
-"""Event keys whose shapes are kept in memory; with more the cache begins afresh."""
+"""Event keys whose field sets are cached. A full cache is emptied."""
 
 PUBLISH_MAX_BYTES = 16 * 1_048_576
-"""Bytes published at once, and held in memory until they are confirmed."""
+"""Bytes that are published together, and are in memory until they are confirmed."""
 
 COUNT_INTERVAL_S = 10.0
-"""How often the number of waits is looked up, for people."""
+"""The interval at which the gauge of subscriptions is updated."""
 
 
 class Match(NamedTuple):
-    """This event satisfies this wait."""
+    """An event that satisfies a wait."""
 
     subscribe: Subscribe
     event: StoredEvent
@@ -83,14 +83,14 @@ class Ingest:
         self._triggers: Triggers | None = None
         self._count_again_at = 0.0
         self._passed = 0
-        """Whoever takes over gives events places after this one: it is stored."""
+        """The stored position. The next owner gives events later positions."""
 
     def drop(self) -> None:
-        """Forget what is kept in memory: the next batch reads it again."""
+        """Drop all caches. The next batch reads them again."""
         self._channel = None
 
     async def process(self, deliveries: list[Delivery]) -> None:
-        """Handle a batch whole. Raises StoreUnavailable or BrokerUnavailable; then it has to be handled again."""
+        """Handle a whole batch. Raises StoreUnavailable or BrokerUnavailable; then it must be handled again."""
         await self._begin_ownership(deliveries)
         batch = self._reader.read(deliveries)
         (parsed_events, new), _, _ = await asyncio.gather(
@@ -111,10 +111,10 @@ class Ingest:
         self._reader.settled(deliveries)
         await self._count(batch, new)
 
-    # --- what is kept in memory -------------------------------------------------------------------------------
+    # --- caches -----------------------------------------------------------------------------------------------
 
     async def _begin_ownership(self, deliveries: Sequence[Delivery]) -> None:
-        """Begin afresh when deliveries come on another channel: another process may have been active in between."""
+        """Drop the caches if the channel is new, because another process may have been active in between."""
         channel = deliveries[-1].channel
         if channel != self._channel:
             self._field_sets.clear()
@@ -124,8 +124,8 @@ class Ingest:
             self._channel = channel
 
     async def _advance_past(self, position: int) -> None:
-        """An event that comes after a wait must have a later place than it. Who takes over from us looks where the last
-        event is; if the wait is ahead of that it has to be told."""
+        """Store this position unless a later one is stored. An event after a wait must have a later position than the
+        wait. The next owner continues after the last stored event, which may be before the wait."""
         if position > self._passed:
             await self._store.advance_past(position)
             self._passed = position
@@ -154,7 +154,7 @@ class Ingest:
     # --- events -----------------------------------------------------------------------------------------------
 
     async def _store_events(self, events: Sequence[StoredEvent]) -> tuple[list[ParsedEvent[StoredEvent]], set[str]]:
-        """The events of the batch in order, as they are stored; and the ids of those that are new.
+        """The stored events of the batch in order, and the ids of those that are new.
 
         One that was there before is looked at again: a crash may have come between storing and matching it.
         """
@@ -169,7 +169,7 @@ class Ingest:
         return [ParsedEvent(event) for event in sorted(stored, key=lambda event: event.seq)], new
 
     async def _match_live(self, parsed_events: Sequence[ParsedEvent[StoredEvent]], batch: Batch) -> list[Match]:
-        """With the waits that were registered before this batch. Those of the batch itself look back instead."""
+        """Match the events with the waits registered before this batch. The waits of the batch look back instead."""
         if not parsed_events:
             return []
         keys, found = await self._look_up(parsed_events)
@@ -186,8 +186,8 @@ class Ingest:
     async def _look_up(
         self, parsed_events: Sequence[ParsedEvent[StoredEvent]]
     ) -> tuple[list[list[str]], list[StoredSubscription]]:
-        """The match keys of each event, and the waits under them. The shapes in memory are right unless another
-        process registered a wait with a new one: so they are checked at the same time, and seldom cost a query."""
+        """The match keys of each event, and the waits with these keys. The cached field sets are right unless another
+        process has added one, so they are checked in the same step, which rarely costs another query."""
         keys = self._lookup_keys(parsed_events)
         asked = {key for each in keys for key in each}
         found, stored = await asyncio.gather(
@@ -216,19 +216,19 @@ class Ingest:
     # --- waits ------------------------------------------------------------------------------------------------
 
     def _index(self, subscribes: Iterable[Subscribe]) -> tuple[list[StoredSubscription], dict[str, list[FieldSet]]]:
-        """The waits as they are stored, and the shapes that their event keys do not have yet."""
+        """The subscriptions to store, and the field sets that are new for their event keys."""
         waits: list[StoredSubscription] = []
         added: dict[str, list[FieldSet]] = {}
         for subscribe in subscribes:
             condition = subscribe.condition
             if not isinstance(condition, EventCondition):
-                logger.error("subscription %s is for no event: %r", subscribe.id, condition)
+                logger.error("subscription %s has no event condition: %r", subscribe.id, condition)
                 continue
             known = self._field_sets[condition.event_key]
             try:
                 key = index_key(condition, known)
             except ExpressionError as error:
-                # The SDK refuses such a wait before it is made. It can never come true, and the others must go on.
+                # The SDK refuses such a wait. It can never come true, and must not stop the others.
                 logger.error("subscription %s: %s", subscribe.id, error)
                 self._counts.expression_failures.inc()
                 continue
@@ -244,14 +244,14 @@ class Ingest:
         field_sets: Mapping[str, Sequence[FieldSet]],
         withdrawn: Sequence[str],
     ) -> None:
-        """The shapes first: an event that is looked up without them would miss the wait."""
+        """Store the field sets first: the lookup of an event without them would miss the wait."""
         if field_sets:
             await self._store.save_field_sets(field_sets)
         if waits or withdrawn:
             await self._store.change_subscriptions(waits, withdrawn)
 
     async def _look_back(self, waits: Waits) -> list[Match]:
-        """With the stored events, the earliest first."""
+        """Match the waits with the stored events, the earliest event first."""
         matches: list[Match] = []
         seen = 0
         while waits:
@@ -267,17 +267,17 @@ class Ingest:
         self._counts.expression_failures.inc(waits.failures)
         return matches
 
-    # --- what comes of it -------------------------------------------------------------------------------------
+    # --- results ----------------------------------------------------------------------------------------------
 
     async def _publish_matches(self, matches: Sequence[Match], runs: Sequence[RunRequest]) -> None:
-        """Publish, and only then forget the waits."""
+        """Publish the matches, and only then delete the subscriptions."""
         await self._publish(_addressed(matches, runs, self._shards))
         if matches:
             await self._store.change_subscriptions([], [match.subscribe.id for match in matches])
         self._counts.matches.inc(len(matches) + len(runs))
 
     async def _publish(self, addressed: Iterable[tuple[str, Record]]) -> None:
-        """In parts, because one event may wake any number of waits, each with its own copy of the payload."""
+        """Publish in parts, because one event may satisfy any number of waits, each with a copy of the payload."""
         part: list[Outgoing] = []
         size = 0
         for key, body in pack(addressed):
@@ -300,7 +300,7 @@ class Ingest:
 
 
 def _addressed(matches: Iterable[Match], runs: Iterable[RunRequest], shards: int) -> Iterator[tuple[str, Record]]:
-    """Each message with the routing key of its shard."""
+    """The messages with the routing keys of their shards."""
     for subscribe, event in matches:
         yield run_key(ids.run_of(subscribe.task_run_id), shards), event_matched(subscribe, event)
     for run in runs:

@@ -1,4 +1,4 @@
-"""What a batch of messages asks for, in the order of their arrival."""
+"""Decodes a batch of messages, in the order of their arrival."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from sublet_protocol.topology import EVENTS
 
 @dataclass(slots=True)
 class Batch:
-    """Each event, subscription and workflow once."""
+    """The decoded batch. Each event, subscription and workflow occurs once."""
 
     events: dict[str, StoredEvent] = field(default_factory=dict)
-    """By id; of two with one id the first."""
+    """By id. The first of several with the same id."""
     subscribes: dict[str, Subscribe] = field(default_factory=dict)
     unsubscribes: dict[str, None] = field(default_factory=dict)
     triggers: dict[str, RegisterTriggers] = field(default_factory=dict)
-    """By workflow, the latest."""
+    """The latest by workflow."""
     refused: list[tuple[Delivery, str]] = field(default_factory=list)
-    """With the reason."""
+    """Refused deliveries with the reason."""
 
     @property
     def highest_since(self) -> int:
-        """Some wait of the batch listens from here: all later events must have greater places."""
+        """The position of the latest wait of the batch. All later events must have greater positions."""
         return max((subscribe.since for subscribe in self.subscribes.values()), default=0)
 
 
 class Reader:
-    """Decodes deliveries and gives each event its place in the order of all events.
+    """Decodes deliveries, and gives each event its position in the order of all events.
 
     A batch that failed is read again, or message by message: its events keep their ids and places until `settled`.
     """
@@ -62,7 +62,7 @@ class Reader:
         return batch
 
     def settled(self, deliveries: Sequence[Delivery]) -> None:
-        """These will not be read again, nor will any on another channel than theirs."""
+        """These deliveries are settled, so they are not read again, nor is any delivery of another channel."""
         if self._read_before:
             channels, done = {delivery.channel for delivery in deliveries}, set(deliveries)
             self._read_before = {
@@ -115,7 +115,7 @@ class Reader:
                     assert_never(command)
 
     def _in_order(self, subscribe: Subscribe) -> Subscribe:
-        """An event that comes after the wait gets a later place than it, whoever's clock is ahead.
+        """An event that arrives after the wait gets a later position than the wait, independent of the clocks.
 
         A place that no clock of ours can have given must not carry all events with it: such a wait listens from now on.
         """

@@ -1,4 +1,4 @@
-"""Event-ingest as it runs: one queue, batches, a sweep now and then, a stop in good order."""
+"""The event-ingest service: it consumes its queue in batches, and sweeps the subscriptions periodically."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sublet_event_ingest.ingest import Ingest
 from sublet_event_ingest.metrics import IngestMetrics
-from sublet_event_ingest.sweeper import SWEEP_INTERVAL_S, Sweeper
+from sublet_event_ingest.sweeper import SUBSCRIPTION_SWEEP_INTERVAL_S, Sweeper
 from sublet_platform.batching import BatchLoop
 from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import Broker, Clock, Consumer, Delivery, EventStore, RunStore, StoreUnavailable
@@ -54,13 +54,13 @@ class IngestService:
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
 
     def _arrived(self, delivery: Delivery) -> None:
-        """Of an event that will be refused for its size, no more is kept than what shows it to be too large."""
+        """Accept a delivery. The body of an event that is too large is cut, and refused later."""
         if delivery.exchange == EVENTS and len(delivery.body) > limits.PAYLOAD_MAX_BYTES:
             delivery = replace(delivery, body=delivery.body[: limits.PAYLOAD_MAX_BYTES + 1])
         self._batches.handle(delivery)
 
     async def stop(self) -> None:
-        """Finish what is in hand: an event without message id that came again would be another event."""
+        """Finish all deliveries that have arrived. A redelivered event without message id would be another event."""
         if self._sweeping is not None:
             self._sweeping.cancel()
             await asyncio.gather(self._sweeping, return_exceptions=True)
@@ -75,10 +75,12 @@ class IngestService:
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_INTERVAL_S)
+            await asyncio.sleep(SUBSCRIPTION_SWEEP_INTERVAL_S)
             try:
                 await self._sweeper.sweep()
             except StoreUnavailable as error:
-                logger.warning("subscriptions are not swept, trying again in %g s: %s", SWEEP_INTERVAL_S, error)
+                logger.warning(
+                    "cannot sweep the subscriptions; retrying in %g s: %s", SUBSCRIPTION_SWEEP_INTERVAL_S, error
+                )
             except Exception:
-                logger.exception("subscriptions are not swept, trying again in %g s", SWEEP_INTERVAL_S)
+                logger.exception("cannot sweep the subscriptions; retrying in %g s", SUBSCRIPTION_SWEEP_INTERVAL_S)

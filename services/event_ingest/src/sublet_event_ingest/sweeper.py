@@ -1,11 +1,10 @@
-"""Looks for subscriptions that nobody waits for any more, and takes them away.
+"""Removes subscriptions that no task waits for any more.
 
-An event-ingest that was replaced may still write what it had in hand: a subscription that its successor has ended
-meanwhile. It wakes nobody, but it would stay, and be looked at with every event of its key.
+An instance of event-ingest that was replaced may still write a subscription that its successor has deleted meanwhile.
+The subscription wakes no task, but it would be read with every event of its key.
 
-A subscription is written after the run that asks for it, and never under the same id again. So a run that is read
-after it, from the primary as well, either still waits, or never will: whoever finds out may take the subscription away,
-at any time.
+A subscription is written after the run that requested it, and never again under the same id. So if a run, read from
+the primary after the subscription, does not wait for it, it never will: any instance may remove it at any time.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from sublet_protocol import ids
 
 logger = logging.getLogger(__name__)
 
-SWEEP_INTERVAL_S = 60.0
-"""Leftovers are rare and harm nobody: there is no hurry."""
+SUBSCRIPTION_SWEEP_INTERVAL_S = 60.0
+"""Leftover subscriptions are rare and harmless, so the interval is long."""
 
 SWEEP_PAGE = 200
-"""Subscriptions looked at in one sweep, with what the runs that asked for them wait for: one query each."""
+"""Subscriptions in one sweep. It takes one query for them, and one for the open waits of their runs."""
 
 
 class Sweeper:
-    """Walks through all subscriptions in the order of their ids, a page at a time, and begins again at the end."""
+    """Checks all subscriptions in the order of their ids, a page at each sweep, and restarts at the end."""
 
     def __init__(self, events: EventStore, runs: RunStore, metrics: ServiceMetrics) -> None:
         self._events, self._runs, self._metrics = events, runs, metrics
@@ -35,8 +34,8 @@ class Sweeper:
         self._suspects: frozenset[str] = frozenset()
 
     async def sweep(self) -> None:
-        """Look at the next page. What nobody waits for is looked at once more the next time before it is taken away:
-        most often it is about to go by itself, and no leftover. Raises StoreUnavailable."""
+        """Check the next page. A subscription without a wait is removed only if the next sweep finds it again: usually
+        its removal is in progress. Raises StoreUnavailable."""
         page = await self._events.subscriptions_after(self._after, SWEEP_PAGE)
         begin, self._after = self._after, page[-1].id if len(page) == SWEEP_PAGE else ""
         suspects, self._suspects = self._suspects, frozenset()
@@ -49,7 +48,7 @@ class Sweeper:
     async def _remove(self, left: list[str]) -> None:
         await self._events.change_subscriptions([], left)
         self._metrics.count_anomalies("subscriptions", len(left))
-        logger.warning("subscriptions that nobody waits for: %s", left[:10], extra={"count": len(left)})
+        logger.warning("removed subscriptions that no task waits for: %s", left[:10], extra={"count": len(left)})
 
     async def _unawaited(self, page: list[StoredSubscription]) -> frozenset[str]:
         runs = await self._runs.load_waits(sorted({ids.run_of(each.subscribe.task_run_id) for each in page}))

@@ -1,4 +1,4 @@
-"""Shares the shards out evenly over the schedulers that are up.
+"""Distributes the shards evenly over the live schedulers.
 
 Every scheduler consumes every shard's queue, and RabbitMQ gives each queue to one of them (single active consumer): so
 a shard whose scheduler dies moves within milliseconds. Who holds more than its share steps back to the end of the line
@@ -17,22 +17,22 @@ from sublet_platform.ports import BrokerUnavailable, Clock, RunStore, StoreUnava
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_INTERVAL_S = 2.0
-"""How often a scheduler says that it lives and looks at its share."""
+REBALANCE_INTERVAL_S = 2.0
+"""The interval at which a scheduler stores a heartbeat and checks its share."""
 SILENT_S = 7.0
-"""A scheduler not heard of for this long does not count: three beats missed."""
+"""A scheduler without a heartbeat for this long is not counted."""
 
 
 class ShardConsumer(Protocol):
-    """A shard as this process takes part in it."""
+    """This process as a consumer of one shard."""
 
     def active(self) -> bool: ...
 
     async def join(self) -> None:
-        """Join the line, if it is not there. Raises BrokerUnavailable."""
+        """Consume the queue of the shard, if it is not consumed. Raises BrokerUnavailable."""
 
     async def yield_shard(self) -> None:
-        """Let the next consumer in line have it. Raises BrokerUnavailable: then it has left the line."""
+        """Make the next standby the active consumer. Raises BrokerUnavailable; then the queue is not consumed."""
 
 
 class ShardBalancer:
@@ -40,15 +40,15 @@ class ShardBalancer:
         self._scheduler, self._consumers, self._store, self._clock = scheduler, consumers, store, clock
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Rebalance periodically until cancelled."""
         while True:
             try:
                 await self._rebalance()
             except StoreUnavailable:
-                logger.warning("cannot see the other schedulers: the database does not answer")
+                logger.warning("cannot rebalance: the database does not answer")
             except BrokerUnavailable as error:
-                logger.warning("cannot join the line for a shard, will try again: %s", error)
-            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+                logger.warning("cannot consume the queue of a shard; retrying: %s", error)
+            await asyncio.sleep(REBALANCE_INTERVAL_S)
 
     async def _rebalance(self) -> None:
         for consumer in self._consumers:
@@ -58,5 +58,10 @@ class ShardBalancer:
         mine = [consumer for consumer in self._consumers if consumer.active()]
         share = math.ceil(len(self._consumers) / max(1, len(live)))
         if len(mine) > share:
-            logger.info("holding %d shards, a share among %d schedulers is %d: giving one", len(mine), len(live), share)
+            logger.info(
+                "rebalancing: holds %d shards, fair share among %d schedulers is %d; releasing one",
+                len(mine),
+                len(live),
+                share,
+            )
             await mine[-1].yield_shard()

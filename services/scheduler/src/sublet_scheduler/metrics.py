@@ -1,5 +1,5 @@
-"""What the scheduler shows to Prometheus. Counters are moved over from each shard's census after every batch; gauges
-are read from the shards in memory when they are scraped."""
+"""Prometheus metrics of the scheduler. The counters are moved from each shard after every batch. The gauges are read
+from the shards at each scrape."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sublet_platform.metrics import LATENCY_BUCKETS_S, WAIT_BUCKETS_S, ServiceMe
 from sublet_protocol import limits
 
 _KNOWN_FAILURES = ("TimeoutError", "WorkerLost", "NonDeterminismError", "LogFull", "IllegalTaskOutputError")
-"""Error types that get a label of their own; users' exception classes would be unbounded."""
+"""Error types that are labels. The exception classes of users are not, because their number is unbounded."""
 
 
 NAMED_MAX = 10
-"""Leases, tickets or task runs that one log line names."""
+"""The maximum number of leases, tickets or task runs in one log line."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,32 +29,39 @@ class SchedulerMetrics:
         registry = metrics.registry
         self._service = metrics
         self._shards: dict[int, Shard] = {}
-        self._evictions = Counter("sublet_evictions", "Durable tasks that gave their slot back", registry=registry)
-        self._resumes = Counter("sublet_resumes", "Durable tasks granted again after a wait", registry=registry)
+        self._evictions = Counter("sublet_evictions", "Evictions of durable tasks", registry=registry)
+        self._resumes = Counter("sublet_resumes", "Grants of durable tasks after a wait", registry=registry)
         self._resume_s = Histogram(
             "sublet_resume_seconds",
-            "From the end of a wait to the grant",
+            "Time from the end of a wait to the grant",
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
         self._wait_s = Histogram(
             "sublet_task_wait_seconds",
-            "From ready to granted, for tasks that start",
+            "Time from ready to granted, at the start of a task",
             buckets=WAIT_BUCKETS_S,
             registry=registry,
         )
-        self._finished = Counter("sublet_runs_finished", "Runs that ended", ["status"], registry=registry)
+        self._finished = Counter("sublet_runs_finished", "Finished runs", ["status"], registry=registry)
         self._failures = Counter(
-            "sublet_task_failures", "Attempts of tasks that failed, before retries", ["reason"], registry=registry
+            "sublet_task_failures",
+            "Failed attempts of tasks, including retried ones",
+            ["reason"],
+            registry=registry,
         )
-        self._tickets = Counter("sublet_tickets_issued", "Tickets put into pool queues", registry=registry)
+        self._tickets = Counter("sublet_tickets_issued", "Tickets published to pool queues", registry=registry)
         self._grants = Counter("sublet_grants", "Leases granted", ["reused"], registry=registry)
-        self._lost = Counter("sublet_leases_lost", "Leases whose worker died or never got them", registry=registry)
-        self._stale = Counter("sublet_stale_reports", "Reports under leases that had ended", registry=registry)
+        self._lost = Counter(
+            "sublet_leases_lost",
+            "Leases whose worker was lost or never got them",
+            registry=registry,
+        )
+        self._stale = Counter("sublet_stale_reports", "Reports under leases that had ended before", registry=registry)
         registry.register(self)
 
     def observe(self, index: int, shard: Shard) -> None:
-        """Move what a shard counted since the last call into the counters."""
+        """Move the counts of a shard since the last call into the counters."""
         self._shards[index] = shard
         counters = shard.state.counters
         self._evictions.inc(counters.evictions)
@@ -74,20 +81,22 @@ class SchedulerMetrics:
             self._failures.labels(reason if reason in _KNOWN_FAILURES else "exception").inc(count)
         for what, names in counters.anomalies.items():
             self._service.count_anomalies(what, len(names))
-            logger.warning("shard %d: %s: %s", index, what, ", ".join(names[:NAMED_MAX]), extra={"count": len(names)})
+            logger.warning(
+                "shard %d: sweeper found %s: %s", index, what, ", ".join(names[:NAMED_MAX]), extra={"count": len(names)}
+            )
         if counters.long_logs:
             _warn_of_long_logs(index, counters.long_logs)
         counters.clear()
 
     def forget(self, index: int) -> None:
-        """This process does not own the shard any more."""
+        """Stop showing the gauges of a shard, because this process does not own it any more."""
         self._shards.pop(index, None)
 
     def collect(self) -> Iterable[Metric]:
-        """The gauges, over all shards of this process."""
+        """The gauges of all shards of this process."""
         slots = GaugeMetricFamily("sublet_slots", "Slots of live workers", labels=["pool", "kind", "state"])
-        tasks = GaugeMetricFamily("sublet_tasks", "Tasks by what they do", labels=["pool", "kind", "state"])
-        waiting = GaugeMetricFamily("sublet_waiting", "Tasks that wait and hold no slot", labels=["reason"])
+        tasks = GaugeMetricFamily("sublet_tasks", "Ready and running tasks", labels=["pool", "kind", "state"])
+        waiting = GaugeMetricFamily("sublet_waiting", "Tasks that wait without a slot", labels=["reason"])
         shards = GaugeMetricFamily("sublet_shards_held", "Shards that this process owns")
         shards.add_metric([], len(self._shards))
         for labels, value in self._slots().items():
@@ -99,8 +108,8 @@ class SchedulerMetrics:
         return [slots, tasks, waiting, shards]
 
     def _slots(self) -> dict[tuple[str, str, str], float]:
-        """Capacity is known to every shard; what is taken, only to the shard that granted it: a scheduler shows its own
-        share of the taken ones, and the sum over all schedulers is the truth."""
+        """Every shard knows the total slots, but only the leases that it granted itself. So a scheduler shows the slots
+        taken by its own shards; the sum over all schedulers is the number of taken slots."""
         values: dict[tuple[str, str, str], float] = {}
         for shard in self._shards.values():
             for pool, kind, capacity, taken in shard.occupancy():

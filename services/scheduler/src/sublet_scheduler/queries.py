@@ -1,4 +1,4 @@
-"""Questions about runs, answered from the store by any scheduler.
+"""Queries about runs. Any scheduler answers them from the store.
 
 ========== ============================================================ ===========================================
 kind       arguments                                                    value
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class QueryError(ValueError):
-    """The question cannot be answered; the text goes to who asked."""
+    """The query cannot be answered. The text is the answer to the client."""
 
 
 class Queries:

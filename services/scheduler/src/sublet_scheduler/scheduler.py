@@ -1,4 +1,4 @@
-"""One scheduler process: its part in every shard, the queries, and its fair share."""
+"""A scheduler process: consumers of all shards, answers to queries, and the balancer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Scheduler:
         self._balancer_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Join the line of every shard."""
+        """Become a standby of every shard, and answer queries."""
         for consumer in self._consumers:
             await consumer.start()
         self._queries.start()
@@ -70,7 +70,7 @@ class Scheduler:
         self._balancer_task = asyncio.create_task(self._balancer.run())
 
     async def stop(self) -> None:
-        """Finish what is in hand, leave the lines. The caller closes the broker."""
+        """Finish the current batches and stop consuming. The caller closes the broker."""
         if self._balancer_task is not None:
             self._balancer_task.cancel()
         for consumer in self._consumers:
@@ -82,5 +82,5 @@ class Scheduler:
         return [consumer.service.index for consumer in self._consumers if consumer.active()]
 
     async def _refuse(self, delivery: Delivery, reason: str) -> None:
-        logger.warning("a message on %s goes to sublet.dead: %s", delivery.routing_key, reason)
+        logger.warning("dead-lettering a message with routing key %s: %s", delivery.routing_key, reason)
         await dead_letter(self._broker, delivery, reason, self._metrics, "shard")

@@ -1,7 +1,7 @@
-"""One shard's shell: decode, decide, commit, publish. The batch loop around it acknowledges.
+"""The service of one shard: decode, decide, commit, publish. The batch loop acknowledges.
 
-Log first, state second, publish third, acknowledge last. Whatever goes wrong in between, the messages come again, the
-shard is built again from what is stored, and the effects of the last update of each run are published again.
+Log first, state second, publish third, acknowledge last. After any failure in between the messages are redelivered, the
+shard is rebuilt from the store, and the effects of the last update of each run are published again.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from sublet_scheduler.routing import outgoing
 logger = logging.getLogger(__name__)
 
 _RECENTLY_S = limits.WORKER_SAVE_INTERVAL_S + limits.WORKER_LOST_S
-"""A worker whose stored sign of life is younger may still live."""
+"""A worker that was saved more recently may be live."""
 
 
 class ShardService:
-    """``index`` of ``shards``. ``claim_key``: where workers send claims. Every scheduler hears them and the shard's
-    owner answers, so that tickets outlive the scheduler that issued them."""
+    """``index`` of ``shards``. ``claim_key``: where workers send claims. Every scheduler receives them and the
+    owner of the shard answers, so that tickets remain valid without the scheduler that issued them."""
 
     def __init__(
         self,
@@ -63,22 +63,25 @@ class ShardService:
         self._new_id, self._metrics, self._refuse = new_id, metrics, refuse
         self._shard: Shard | None = None
         self._latest: Delivery | None = None
-        """Of the shard's queue."""
+        """The latest delivery of the shard's queue."""
         self._heard_at = 0.0
         self._built_at = 0.0
 
     def active(self, within_s: float = 3.0) -> bool:
-        """This process owns the shard: it was given messages of its queue just now (the timer ticks each second)."""
+        """This process owns the shard: it has received a message of its queue recently (at least a tick)."""
         return self._shard is not None and self._clock.now() - self._heard_at <= within_s
 
     def drop(self) -> None:
-        """Forget everything: the next batch builds the shard again from the store."""
+        """Drop the shard. The next batch rebuilds it from the store."""
         self._shard = None
         self._metrics.forget(self.index)
 
     async def process(self, deliveries: list[Delivery]) -> None:
-        """Handle a batch whole. Raises StoreUnavailable, BrokerUnavailable or RevisionConflict; then nothing of it
-        may be acknowledged, and the shard has been dropped."""
+        """Handle a whole batch.
+
+        Raises StoreUnavailable, BrokerUnavailable or RevisionConflict. Then nothing of the batch may be acknowledged,
+        and the shard has been dropped.
+        """
         try:
             await self._process(deliveries)
         except BaseException:
@@ -89,7 +92,7 @@ class ShardService:
         messages = await self._decode(deliveries)
         shard = await self._begin_ownership(deliveries)
         if shard is None:
-            return  # claims that came while another process owns the shard; their workers ask again
+            return  # claims while another process owns the shard; their workers claim again
         await self._load_missing(shard, messages)
         now = self._clock.now()
         for _, message in messages:
@@ -112,8 +115,8 @@ class ShardService:
     # --- ownership --------------------------------------------------------------------------------------------
 
     async def _begin_ownership(self, deliveries: list[Delivery]) -> Shard | None:
-        """The shard in memory. A delivery on a new channel of the shard's queue may mean that another process owned it
-        in between: then it is built afresh. While that channel is gone another process owns it."""
+        """The shard in memory. A delivery on a new channel of the shard's queue may mean that another process owned the
+        shard in between, so it is rebuilt. While that channel is closed, another process owns the shard."""
         queued = [delivery for delivery in deliveries if delivery.needs_ack]
         before, self._latest = self._latest, queued[-1] if queued else self._latest
         if self._latest is None:
@@ -166,8 +169,8 @@ class ShardService:
             await self._load_workflows(shard)
 
     async def _load(self, shard: Shard, runs: Sequence[Run]) -> None:
-        """Who owned the shard before may have been slow to leave: it begins runs of definitions that came to it, and
-        that it saved after this shard was built."""
+        """Load definitions again that are unknown. The previous owner may have been slow to stop: it may have saved
+        definitions, and begun runs of them, after this shard was built."""
         if any(shard.workflow_of(run) is None and not run.terminal for run in runs):
             await self._load_workflows(shard)
         shard.load(runs)
@@ -177,10 +180,10 @@ class ShardService:
             shard.load_workflow(record.spec, record.registered_at)
 
     def _surely_new(self, delivery: Delivery, message: ShardMessage) -> bool:
-        """A request for a run that cannot be stored yet: its id is random, and it has not been here before.
+        """A request for a run that is not stored yet: its id is random and the message is not redelivered.
 
-        Should that be wrong after all, the commit conflicts: then the shard is built again, and the request comes
-        again, marked as redelivered.
+        If the run is stored after all, the commit conflicts. Then the shard is rebuilt, and the request is redelivered
+        and marked as such.
         """
         if delivery.redelivered or self._clock.now() - self._built_at < limits.REQUEST_REPEATED_S:
             return False
@@ -197,7 +200,7 @@ class ShardService:
             await self._store.save_worker(_record_of(change))
         if batch.log:
             await self._store.append_log(batch.log)
-        # What the grants need of the log is stored by now, so it is read while the runs are written.
+        # The log entries for the grants are stored by now, so they are read while the runs are written.
         with_logs, committed = await asyncio.gather(
             self._with_logs(batch.durable_grants, batch.resends), self._commit(batch), return_exceptions=True
         )
@@ -220,7 +223,7 @@ class ShardService:
             await self._broker.publish(outgoing(durable, self._shards))
 
     async def _with_logs(self, grants: list[DurableGrant], resends: list[Resend]) -> list[OutgoingMessage]:
-        """Put the durable logs into grants, and results into repeated notices: one query for all."""
+        """Add the durable logs to the grants, and read the results to resend, with one query."""
         if not grants and not resends:
             return []
         wanted = {item.task_run_id for item in grants} | {ids.task_run_of(item.lease) for item in resends}
@@ -241,11 +244,11 @@ class ShardService:
 
 
 class _TooLarge(ValueError):
-    """A payload over the limit, from somebody who does not use the SDK."""
+    """A payload exceeds the limit. The SDK checks it before; other clients may not."""
 
 
 def _check_size(body: bytes, messages: list[ShardMessage]) -> None:
-    """An input over the limit is refused here, before it is stored and sent on again and again."""
+    """Refuse an input over the limit before it is stored."""
     if len(body) <= limits.PAYLOAD_MAX_BYTES:
         return
     for message in messages:

@@ -1,4 +1,4 @@
-"""Runs as people and clients see them: plain JSON-able dictionaries."""
+"""Runs as clients see them: dictionaries that can be encoded as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PUBLIC_STATUS = {
 
 
 def run_details(run: Run) -> dict[str, Any]:
-    """All of a run: status, times (epoch seconds), payloads, and its tasks."""
+    """A run: status, times (Unix seconds), payloads and tasks."""
     return {
         **run_summary(run),
         "input": msgspec.json.decode(run.input),
@@ -52,7 +52,7 @@ def _error_message(run: Run) -> str | None:
 
 
 def task_details(run: Run, task: TaskRun) -> dict[str, Any]:
-    """A task run. ``status`` is one of five words; ``state`` says exactly where it stands."""
+    """A task run. ``status`` is one of the five public values; ``state`` is the internal one."""
     return {
         "task_run_id": run.task_run_id(task),
         "name": task.name,
@@ -73,7 +73,7 @@ def task_details(run: Run, task: TaskRun) -> dict[str, Any]:
 
 
 def durable_log(run: Run, task: TaskRun, entries: Sequence[LogEntry]) -> dict[str, Any]:
-    """The log of a durable task, with all else that its code could see: enough to replay it elsewhere."""
+    """The log of a durable task, with everything else that its code could read: enough to replay it elsewhere."""
     others = [other for other in run.tasks if other.name != task.name]
     return {
         "task_run_id": run.task_run_id(task),

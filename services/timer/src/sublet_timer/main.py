@@ -1,4 +1,4 @@
-"""``sublet-timer``: wakes what sleeps, and tells the schedulers that time passes."""
+"""``sublet-timer``: fires the timers of sleeping tasks, and sends the schedulers a tick each second."""
 
 from __future__ import annotations
 

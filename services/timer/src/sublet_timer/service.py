@@ -1,13 +1,13 @@
-"""The timer as it runs: takes timers in, fires them when they are due, and ticks.
+"""The timer service: it stores timers, fires them when they are due, and publishes a tick each second.
 
-**Which of several instances fires and ticks.** A single active consumer is not told that it is one. So every instance
-sends an empty message to the timers' own queue each second; only the active one receives them, its own and those of
-the others. Who has heard nothing for three seconds is not active (or not any more). Correctness does not hang on it:
-a timer that two instances fire, or a tick from two, does no harm, because receivers are idempotent.
+**Active and standby instances.** RabbitMQ does not tell a consumer that it is the single active one. So every instance
+sends an empty message (a probe) to the queue of the timers each second. Only the active instance receives the probes,
+its own and those of the others. An instance that has received nothing for three seconds is a standby. Correctness does
+not depend on this: receivers are idempotent, so two instances may fire the same timer or tick at the same time.
 
-**What another instance may have changed.** Deliveries on a new channel mean that another instance may have been
-active in between: the horizon is forgotten and loaded again from the store. A timer that was missed nevertheless is
-found when the next page is loaded, `HORIZON_S` later at most, and counted as a finding.
+**Changes by another instance.** Deliveries on a new channel mean that another instance may have been active in between.
+Then the horizon is dropped and loaded again from the store. A timer that is missed nevertheless is found when the next
+page is loaded, at most `HORIZON_S` later, and counted as an anomaly.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from sublet_timer.metrics import TimerMetrics
 logger = logging.getLogger(__name__)
 
 HORIZON_S = 30.0
-"""How far ahead timers are loaded: seldom enough to cost nothing, and how late a timer that was missed can be."""
+"""How far ahead timers are loaded. It is also the longest delay of a timer that was missed."""
 
 HORIZON_CAPACITY = 10_000
-"""Timers loaded at once; at most twice that are kept in memory."""
+"""Timers in one page. At most twice as many are in memory."""
 
 FIRE_MAX = 2_000
-"""Timers fired at once: published together, then deleted together."""
+"""Timers that are published together and then deleted together."""
 
 ACTIVE_LAPSE_S = 3.0
-"""Three probes unheard: somebody else is active, or nobody."""
+"""An instance without deliveries for this long (three probes) is a standby."""
 
 _PROBE = encode([])
 
@@ -73,8 +73,8 @@ class TimerService:
         self._shards = shards
         self._tick_keys = [shard_key(shard, shards) for shard in range(shards)]
         self._horizon: Horizon[StoredTimer] = Horizon(HORIZON_CAPACITY)
-        self._store_and_horizon = asyncio.Lock()
-        """Held from a change or a look at the store until the horizon agrees with it."""
+        self._horizon_lock = asyncio.Lock()
+        """Held during each change or query of the store, until the horizon agrees with the store."""
         self._changed = asyncio.Event()
         self._channel: Hashable = None
         self._heard_at: float | None = None
@@ -87,10 +87,10 @@ class TimerService:
         self._batches.start()
         self._consumer = await self._broker.consume(TIMERS, self.handle, prefetch=limits.RUN_PREFETCH)
         self._begin(self._fire_when_due())
-        self._begin(self._tick_each_second())
+        self._begin(self._tick_periodically())
 
     async def stop(self) -> None:
-        """Whatever is in hand goes back to the queue at once, and its next consumer learns of every timer by it."""
+        """Stop at once. Unacknowledged messages are requeued, so the next consumer receives every timer."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -107,30 +107,30 @@ class TimerService:
 
     @property
     def active(self) -> bool:
-        """This instance receives the messages for timers."""
+        """This instance is the active one."""
         loop = asyncio.get_running_loop()
         return self._heard_at is not None and loop.time() - self._heard_at <= ACTIVE_LAPSE_S
 
-    # --- timers come in ---------------------------------------------------------------------------------------
+    # --- incoming messages ------------------------------------------------------------------------------------
 
     def handle(self, delivery: Delivery) -> None:
-        """The handler to consume with."""
+        """Accept a delivery. This is the handler to consume with."""
         self._heard_at = asyncio.get_running_loop().time()
         self._batches.handle(delivery)
 
     def drop(self) -> None:
-        """Nobody knows what was written: the horizon has to be loaded again."""
+        """Load the horizon again with the next batch, because it is unknown what was written."""
         self._channel = None
 
     async def process(self, deliveries: list[Delivery]) -> None:
-        """Handle a batch whole. Raises StoreUnavailable or BrokerUnavailable; then it has to be handled again."""
+        """Handle a whole batch. Raises StoreUnavailable or BrokerUnavailable; then it must be handled again."""
         messages, refused = _read(deliveries)
         changes = plan(messages)
         now = self._clock.now()
-        # The message is not acknowledged before the timer has fired, so one that is due needs no place in the store.
+        # The message is acknowledged only after its timer has fired, so a timer that is due need not be stored.
         due = [_stored(message) for message in changes.set if message.due <= now]
         later = [_stored(message) for message in changes.set if message.due > now]
-        async with self._store_and_horizon:
+        async with self._horizon_lock:
             self._begin_ownership(deliveries)
             if later or changes.cancel:
                 await self._store.change_timers(later, changes.cancel)
@@ -147,25 +147,25 @@ class TimerService:
             self._horizon.forget()
             self._channel = channel
 
-    # --- timers come due --------------------------------------------------------------------------------------
+    # --- due timers -------------------------------------------------------------------------------------------
 
     async def _fire_when_due(self) -> None:
         backoff = Backoff()
         while True:
-            await self._until_something_is_due()
+            await self._wait_until_due()
             try:
                 await self.fire_due()
                 backoff.reset()
             except (StoreUnavailable, BrokerUnavailable) as error:
-                logger.warning("timers not fired, trying again: %s", error)
+                logger.warning("timers not fired; retrying: %s", error)
                 await asyncio.sleep(backoff.next_s())
             except Exception:
-                # Whatever it is, those who sleep depend on this loop.
-                logger.exception("timers not fired, trying again")
+                # The loop must continue after any error, because all sleeping tasks depend on it.
+                logger.exception("timers not fired; retrying")
                 await asyncio.sleep(backoff.next_s())
 
-    async def _until_something_is_due(self) -> None:
-        """Wakes at the time of the next timer, and once a second, should the wall's clock have been set."""
+    async def _wait_until_due(self) -> None:
+        """Wait until the next timer is due. Check once a second, in case the wall clock was set."""
         while True:
             self._changed.clear()
             delay_s = limits.TICK_INTERVAL_S
@@ -178,16 +178,16 @@ class TimerService:
                     await self._changed.wait()
 
     async def fire_due(self) -> None:
-        """Fire what is due, then load the next page if the horizon has been reached.
+        """Fire the due timers, then load the next page if the horizon has been reached.
 
-        Raises StoreUnavailable or BrokerUnavailable; what was not fired remains due.
+        Raises StoreUnavailable or BrokerUnavailable; the timers that were not fired remain due.
         """
         while due := self._horizon.take_due(self._clock.now(), FIRE_MAX):
             try:
                 await self._publish(due)
                 await self._store.change_timers([], [timer.id for timer in due])
             except BaseException:
-                self._horizon.put_back(due)
+                self._horizon.return_unfired(due)
                 raise
         if self._horizon.until <= self._clock.now():
             await self._load()
@@ -208,20 +208,22 @@ class TimerService:
             self._timer_metrics.lag_seconds.observe(now - timer.due)
 
     async def _load(self) -> None:
-        async with self._store_and_horizon:
+        async with self._horizon_lock:
             until = self._clock.now() + HORIZON_S
             page = await self._store.due_timers(until, HORIZON_CAPACITY)
-            strays = self._horizon.extend(page, until, HORIZON_CAPACITY)
-        if strays:
+            missed = self._horizon.extend(page, until, HORIZON_CAPACITY)
+        if missed:
             logger.warning(
-                "timers that were missed: %s", [timer.id for timer in strays[:10]], extra={"count": len(strays)}
+                "timers fired late, because the horizon had missed them: %s",
+                [timer.id for timer in missed[:10]],
+                extra={"count": len(missed)},
             )
-            self._metrics.count_anomalies("timers", len(strays))
+            self._metrics.count_anomalies("timers", len(missed))
         self._timer_metrics.pending.set(await self._store.count_timers())
 
-    # --- time passes ------------------------------------------------------------------------------------------
+    # --- ticks ------------------------------------------------------------------------------------------------
 
-    async def _tick_each_second(self) -> None:
+    async def _tick_periodically(self) -> None:
         while True:
             messages = [Outgoing("", TIMERS, _PROBE, persistent=False)]
             if self.active:

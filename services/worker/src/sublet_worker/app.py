@@ -1,4 +1,4 @@
-"""Which worker to run: ``module:attr`` as people write it on the command line."""
+"""Loads the worker that the command line names as ``module:attr``."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from sublet._worker.worker import Worker
 
 
 class BadApp(Exception):
-    """There is no worker at this place; the text says what is there instead."""
+    """The path names no worker. The text has what it names instead."""
 
 
-def load_worker(place: str) -> Worker:
-    """The worker at ``module:attr``, or what the callable there returns. The current directory is searched first.
+def load_worker(app_path: str) -> Worker:
+    """The worker ``module:attr``, or the result of the function of that name. The current directory is searched first.
 
     Raises:
-        BadApp: the place names no worker. What the module itself raises comes through as it is.
+        BadApp: the path names no worker. Exceptions of the module itself are not caught.
     """
-    module_name, colon, path = place.partition(":")
+    module_name, colon, path = app_path.partition(":")
     if not module_name or not colon or not path:
-        raise BadApp(f"{place!r} is not of the form module:attr, such as shop.tasks:worker")
+        raise BadApp(f"{app_path!r} is not of the form module:attr, such as shop.tasks:worker")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -38,5 +38,5 @@ def load_worker(place: str) -> Worker:
     if callable(found):
         found = found()
     if not isinstance(found, Worker):
-        raise BadApp(f"{place!r} is neither a sublet.Worker nor a function that returns one, but {found!r}")
+        raise BadApp(f"{app_path!r} is neither a sublet.Worker nor a function that returns one, but {found!r}")
     return found

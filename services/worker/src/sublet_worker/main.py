@@ -1,4 +1,4 @@
-"""``sublet-worker module:attr``: a worker with an HTTP side: /health, /health/live, /metrics, /docs."""
+"""``sublet-worker module:attr``: runs a worker, with the HTTP endpoints /health, /health/live, /metrics and /docs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 import sys
 from collections.abc import Iterator
 
@@ -20,6 +18,7 @@ from sublet._worker.worker import Worker, WorkerStatus
 from sublet_platform.health import Health, health_routes
 from sublet_platform.logging import set_up_logging
 from sublet_platform.metrics import new_registry
+from sublet_platform.signals import stop_signals
 from sublet_worker.app import BadApp, load_worker
 from sublet_worker.metrics import show
 from sublet_worker.settings import WorkerSettings
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerService:
-    """Runs a worker until a signal comes. HTTP answers from before the start until after the last task has ended."""
+    """Runs a worker until a signal arrives. The HTTP endpoints answer until the last task has ended."""
 
     def __init__(self, worker: Worker, settings: WorkerSettings) -> None:
         self._worker = worker
@@ -44,15 +43,15 @@ class WorkerService:
                 port=self._settings.http_port,
                 log_config=None,
                 access_log=False,
-                lifespan="off",  # FastStream's would start a broker, and a worker has none of that kind
+                lifespan="off",  # FastStream's lifespan would start a broker, which a worker does not have
                 timeout_graceful_shutdown=1,
             )
         )
-        with self._signals():
+        with stop_signals(self._stopping.set):
             serving = asyncio.ensure_future(_serve_http(server))
             working = asyncio.ensure_future(self._work())
             await asyncio.wait([serving, working], return_when=asyncio.FIRST_COMPLETED)
-            self._stopping.set()  # when HTTP ended first: its port is taken, for instance
+            self._stopping.set()  # if HTTP ended first, for example because its port is in use
             worked = await working
             server.should_exit = True
             served = await serving
@@ -80,7 +79,7 @@ class WorkerService:
         registry = new_registry()
         show(self._worker, registry)
         health = Health()
-        health.add("worker", self._what_is_wrong)
+        health.add("worker", self._problem)
         return AsgiFastStream(
             asgi_routes=[*health_routes(health), ("/metrics", make_asgi_app(registry))],
             asyncapi_path="/docs",
@@ -88,40 +87,22 @@ class WorkerService:
             logger=None,
         )
 
-    async def _what_is_wrong(self) -> str | None:
+    async def _problem(self) -> str | None:
         status = self._worker.status
         return None if status is WorkerStatus.HEALTHY else f"{status.lower()}: {_MEANING[status]}"
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first one ends in good order, the second at once."""
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for each in signals:
-            loop.add_signal_handler(each, self._on_signal)
-        try:
-            yield
-        finally:
-            for each in signals:
-                loop.remove_signal_handler(each)
-
-    def _on_signal(self) -> None:
-        if self._stopping.is_set():
-            os._exit(1)
-        self._stopping.set()
-
 
 _MEANING = {
-    WorkerStatus.INITIALIZED: "about to start",
-    WorkerStatus.STARTING: "waits for RabbitMQ, and for a scheduler that declares what it needs there",
-    WorkerStatus.UNHEALTHY: "not connected to RabbitMQ; what runs goes on",
-    WorkerStatus.STOPPING: "finishes what runs, and takes nothing new",
-    WorkerStatus.STOPPED: "has left",
+    WorkerStatus.INITIALIZED: "not started yet",
+    WorkerStatus.STARTING: "waits for RabbitMQ, and for a scheduler that declares the exchanges and queues",
+    WorkerStatus.UNHEALTHY: "not connected to RabbitMQ; running tasks continue",
+    WorkerStatus.STOPPING: "finishes the running tasks, and takes no new ones",
+    WorkerStatus.STOPPED: "has stopped",
 }
 
 
 async def _serve_http(server: uvicorn.Server) -> bool:
-    """False: it could not begin. (uvicorn would end the process, and what the worker has to do before.)"""
+    """False: it could not start. Then uvicorn raises SystemExit, which would end the process too early."""
     try:
         await server.serve()
     except SystemExit:
@@ -130,7 +111,7 @@ async def _serve_http(server: uvicorn.Server) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to us."""
+    """A server that does not handle signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -140,11 +121,11 @@ class _Server(uvicorn.Server):
 def main() -> None:
     parser = argparse.ArgumentParser(prog="sublet-worker", description=__doc__)
     parser.add_argument("app", metavar="module:attr", help="a sublet.Worker, or a function that returns one")
-    place = parser.parse_args().app
+    app_path = parser.parse_args().app
     settings = WorkerSettings()
     set_up_logging("worker", level=settings.log_level, form=settings.log_format)
     try:
-        worker = load_worker(place)
+        worker = load_worker(app_path)
     except BadApp as error:
         sys.exit(f"sublet-worker: {error}")
 

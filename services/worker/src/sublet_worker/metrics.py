@@ -1,4 +1,4 @@
-"""What a worker shows of itself to Prometheus."""
+"""Prometheus metrics of a worker."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ STATES = ("running", "waiting", "released")
 
 
 def show(worker: Worker, registry: CollectorRegistry) -> None:
-    """Gauges that are read when somebody looks."""
+    """Register gauges that are read at each scrape."""
     slots = Gauge("sublet_worker_slots", "Slots of this worker", ["kind"], registry=registry)
     slots.labels("task").set_function(lambda: worker.slots)
     slots.labels("durable").set_function(lambda: worker.durable_slots)
-    held = Gauge("sublet_worker_tasks", "Tasks that this worker holds", ["state"], registry=registry)
+    held = Gauge("sublet_worker_tasks", "Tasks on this worker", ["state"], registry=registry)
     for state in STATES:
         held.labels(state).set_function(partial(_held, worker, state))
-    up = Gauge("sublet_worker_healthy", "1 while it is connected and takes work", registry=registry)
+    up = Gauge("sublet_worker_healthy", "1 while the worker is connected and takes tasks", registry=registry)
     up.set_function(lambda: worker.status is WorkerStatus.HEALTHY)
 
 

@@ -1,5 +1,5 @@
-"""Settings of the worker service: environment variables with the prefix ``SUBLET_``. (The worker's own, such as where
-RabbitMQ is, belong to the client that made it.)"""
+"""Settings of the worker service: environment variables with the prefix ``SUBLET_``. The
+settings of the connection belong to the client that made the worker."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ class WorkerSettings(BaseSettings):
 
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=8080, ge=0, le=65_535)
-    """0: any free one."""
+    """0: any free port."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = "console"

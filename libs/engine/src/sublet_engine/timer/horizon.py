@@ -81,7 +81,7 @@ class Horizon(Generic[AnyTimer]):
             due.append(self._timers.pop(first.id))
         return due
 
-    def put_back(self, timers: Iterable[AnyTimer]) -> None:
+    def return_unfired(self, timers: Iterable[AnyTimer]) -> None:
         """Timers that were taken and could not be fired."""
         for timer in timers:
             self._push(timer)

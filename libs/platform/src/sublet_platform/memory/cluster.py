@@ -259,7 +259,7 @@ class MemoryCluster:
     # --- outages ------------------------------------------------------------------------------------------
 
     def time_out_deliveries(self, held_s: float | None = None) -> None:
-        """Close each channel with a delivery unacknowledged for longer than ``held_s``, or (None) than its queue allows.
+        """Close each channel with a delivery unacknowledged for longer than ``held_s`` (None: than its queue allows).
         Its deliveries are requeued. RabbitMQ checks once a minute, this cluster only in this call."""
         for connection in list(self.connections):
             connection.time_out_deliveries(held_s)

@@ -1,4 +1,4 @@
-"""The SDK's ``Transport`` in memory. It matches that protocol structurally, because this package does not import the SDK."""
+"""The SDK's ``Transport`` in memory. It matches the protocol structurally: this package does not import the SDK."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class MemoryTransport(MemoryConnection):
                     try:
                         return await self._send_confirmed([message])
                     except Unconfirmed:
-                        # The broker refused it (for example, the queue is missing) or is unreachable. Retry after a pause.
+                        # The broker refused it (perhaps its queue is missing) or is unreachable. Retry after a pause.
                         await asyncio.sleep(0.05)
         except TimeoutError as error:
             raise self._unavailable(f"not confirmed within {self._publish_timeout_s:g} s") from error

@@ -1,8 +1,8 @@
-"""MongoDB: the connection, a few bulk operations, and errors in our own words. The only module that knows the driver.
+"""MongoDB: the connection and a few bulk operations. This is the only module that imports the driver.
 
-Writes are majority and journaled, reads go to the primary. Every method raises `StoreUnavailable` when the server
-cannot be reached or does not answer in time; anything else that goes wrong (a document that is too large, a value
-that BSON cannot hold) is an error of that one write and is raised as the driver gives it.
+Writes are journaled by a majority, reads go to the primary. Every method raises `StoreUnavailable` if the server cannot
+be reached or does not answer in time. Other errors (a document that is too large, a value that BSON cannot encode)
+belong to one write, and are the exceptions of the driver.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Document = dict[str, Any]
 T = TypeVar("T")
 
 SERVER_SELECTION_TIMEOUT_MS = 3_000
-"""How long one operation waits for a primary: longer than an election, shorter than anybody's patience."""
+"""How long one operation waits for a primary: longer than an election takes."""
 SOCKET_TIMEOUT_MS = 10_000
-"""How long one operation waits for an answer; a batch of a thousand documents takes well below a second."""
+"""How long one operation waits for an answer; a batch of a thousand documents takes less than a second."""
 WRITE_TIMEOUT_MS = 10_000
 """How long the primary waits for a majority."""
 
@@ -66,9 +66,9 @@ _TRANSIENT_CODES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Changes to one document, unless its revision is another one.
+    """Changes to one document, conditional on its revision.
 
-    ``changes`` are fields to set, a new revision among them; ``elements`` are places in arrays, by field.
+    ``changes``: fields to set, with the new revision. ``elements``: changed array elements by field and index.
     """
 
     key: str
@@ -79,16 +79,16 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a bulk write did: how many updates changed their document, and which inserts were there already."""
+    """The result of a bulk write: the number of successful updates, and the inserts whose id existed already."""
 
     updated: int = 0
     duplicates: frozenset[int] = frozenset()
-    """Places in the list of inserts."""
+    """Indexes in the list of inserts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """An index to be there. ``keys``: (field, 1 or -1). ``only``: partial filter. ``expires``: TTL on a date field."""
+    """An index to create. ``keys``: (field, 1 or -1). ``only``: partial filter. ``expires``: TTL on a date field."""
 
     keys: Sequence[tuple[str, int]]
     only: Mapping[str, Any] | None = None
@@ -114,7 +114,7 @@ def _transient_bulk(error: BulkWriteError) -> bool:
 
 
 class Mongo:
-    """One database. ``on_seconds(operation, seconds)`` is told how long each round trip took."""
+    """One database. ``on_seconds(operation, seconds)`` receives the duration of each round trip."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Mongo:
     ) -> None:
         self._client = client
         concern = WriteConcern(w="majority", j=True, wtimeout=WRITE_TIMEOUT_MS)
-        # Reads decide, so they are from the primary, whatever the URL says.
+        # Decisions depend on reads, so they go to the primary, also if the URL has another preference.
         self._database = client.get_database(database, write_concern=concern, read_preference=ReadPreference.PRIMARY)
         self._on_seconds = on_seconds
 
@@ -153,7 +153,7 @@ class Mongo:
         skip: int = 0,
         only: Sequence[str] = (),
     ) -> list[Document]:
-        """``only``: these fields, and the id."""
+        """``only``: return these fields and the id."""
         fields = list(only) or None
         cursor = self._database[collection].find(where, fields, sort=list(sort) or None, limit=limit, skip=skip)
         documents: list[Document] = _plain(await self._ask("find", cursor.to_list(None)))
@@ -174,7 +174,7 @@ class Mongo:
             yield _plain(documents)
 
     async def count_each(self, collection: str, where: Mapping[str, Any], name: str) -> dict[str, int]:
-        """How often each value stands in the arrays of this name."""
+        """The number of occurrences of each value in the arrays of this name."""
         stages: list[Mapping[str, Any]] = [
             {"$match": where},
             {"$unwind": f"${name}"},
@@ -184,7 +184,7 @@ class Mongo:
         return {each["_id"]: each["count"] for each in documents}
 
     async def count(self, collection: str) -> int:
-        """About how many documents there are, without looking at them."""
+        """An estimate of the number of documents, from metadata."""
         return await self._ask("count", self._database[collection].estimated_document_count())
 
     # --- writing ------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class Mongo:
         updates: Sequence[Update] = (),
         deletes: Sequence[str] = (),
     ) -> Written:
-        """One unordered bulk write. An insert whose id is there is left out and reported."""
+        """One unordered bulk write. An insert whose id exists is skipped and reported."""
         operations: list[Any] = [InsertOne(document) for document in inserts]
         operations += [_conditional(update) for update in updates]
         if deletes:
@@ -219,7 +219,7 @@ class Mongo:
         return Written(details["nModified"], frozenset(each["index"] for each in errors))
 
     async def replace(self, collection: str, documents: Sequence[Document], deletes: Sequence[str] = ()) -> None:
-        """Write these documents whole, whether they are there or not, and delete others."""
+        """Replace or insert these documents, and delete others."""
         operations: list[Any] = [ReplaceOne({"_id": each["_id"]}, each, upsert=True) for each in documents]
         if deletes:
             operations.append(DeleteMany({"_id": {"$in": list(deletes)}}))
@@ -230,12 +230,12 @@ class Mongo:
         return self._database[collection].bulk_write(operations, ordered=False)
 
     async def replace_unless(self, collection: str, document: Document, unless: Mapping[str, Any]) -> None:
-        """Write the document whole, unless the one that is there fits ``unless``."""
+        """Replace or insert the document, unless the existing one matches ``unless``."""
         where = {"_id": document["_id"], "$nor": [unless]}
         try:
             await self._ask("write", self._database[collection].replace_one(where, document, upsert=True))
         except DuplicateKeyError:
-            return  # the one that is there fits
+            return  # the existing document matches
 
     async def add_to_sets(self, collection: str, name: str, values: Mapping[str, Sequence[Any]]) -> None:
         """Add values to the array ``name`` of the documents with these ids, each value once."""
@@ -247,12 +247,12 @@ class Mongo:
             await self._ask("write", self._bulk(collection, operations))
 
     async def raise_to(self, collection: str, key: str, name: str, value: int) -> None:
-        """Set a number of a document, unless it is greater."""
+        """Set a number of a document, unless the stored one is greater."""
         call = self._database[collection].update_one({"_id": key}, {"$max": {name: value}}, upsert=True)
         await self._ask("write", call)
 
     async def set_once(self, collection: str, key: str, values: Mapping[str, Any]) -> Document:
-        """Write a document unless it is there; returns what is there then."""
+        """Insert a document unless it exists. Returns the stored one."""
         call = self._database[collection].find_one_and_update(
             {"_id": key}, {"$setOnInsert": dict(values)}, upsert=True, return_document=True
         )
@@ -262,7 +262,7 @@ class Mongo:
     # --- the server ---------------------------------------------------------------------------------------
 
     async def ensure_indexes(self, indexes: Mapping[str, Sequence[Index]]) -> None:
-        """By collection. Creating an index that is there does nothing."""
+        """Create the indexes of each collection. An existing index stays unchanged."""
         for collection, wanted in indexes.items():
             for index in wanted:
                 options: Document = {}
@@ -284,17 +284,17 @@ class Mongo:
         self._client.close()
 
     async def hello(self) -> Document:
-        """What the server says of itself: ``isWritablePrimary``, ``setName``, ``me`` …"""
+        """The server's answer to ``hello``: ``isWritablePrimary``, ``setName``, ``me`` …"""
         answer: Document = await self._ask("hello", self._client.admin.command("hello"))
         return answer
 
     async def server_status(self) -> Document:
-        """What the server counts: operations, documents, bytes."""
+        """The counters of the server: operations, documents, bytes."""
         status: Document = _plain(await self._ask("status", self._client.admin.command("serverStatus")))
         return status
 
     async def initiate_replica_set(self, name: str, members: Sequence[str]) -> bool:
-        """Make the servers a replica set; False when they were one already."""
+        """Initiate the replica set. False if that has been done before."""
         config = {"_id": name, "members": [{"_id": index, "host": member} for index, member in enumerate(members)]}
         try:
             await self._ask("initiate", self._client.admin.command("replSetInitiate", config))
@@ -306,8 +306,8 @@ class Mongo:
 
 
 def _conditional(update: Update) -> UpdateOne:
-    """The condition stands in the change, not in the query: what is found by nothing but its id needs no query plan,
-    which costs the server more than the change itself."""
+    """The condition is part of the update, not of the query. A query by id alone needs no query plan, which would cost
+    the server more than the update itself."""
     new: list[Any] = ["$$ROOT", {"$literal": update.changes}]
     if update.elements:
         new.append({name: _spliced(name, elements) for name, elements in update.elements.items()})
@@ -316,7 +316,7 @@ def _conditional(update: Update) -> UpdateOne:
 
 
 def _spliced(name: str, elements: Mapping[int, Any]) -> Document:
-    """The array of this name with other elements at some places."""
+    """The array of this name with other elements at some indexes."""
     parts: list[Any] = []
     start = 0
     for index in sorted(elements):
@@ -329,7 +329,7 @@ def _spliced(name: str, elements: Mapping[int, Any]) -> Document:
 
 
 def _plain(value: Any) -> Any:
-    """Large integers come as a class of the driver's own, which nothing else knows how to encode."""
+    """Convert large integers, for which the driver has a class of its own, to int."""
     if type(value) is dict:
         return {key: _plain(each) for key, each in value.items()}
     if type(value) is list:
@@ -344,10 +344,10 @@ def connect(
     on_seconds: Callable[[str, float], None] | None = None,
     direct: bool | None = None,
 ) -> Mongo:
-    """Does not wait for the server: the first operation does. Must be called where the event loop runs.
+    """Connect in the background; the first operation waits for the server. Call it in a running event loop.
 
     Raises:
-        ValueError: the URL is not one.
+        ValueError: the URL is not a MongoDB URL.
     """
     options: dict[str, Any] = {} if direct is None else {"directConnection": direct}
     try:
@@ -356,8 +356,8 @@ def connect(
             serverSelectionTimeoutMS=SERVER_SELECTION_TIMEOUT_MS,
             connectTimeoutMS=SERVER_SELECTION_TIMEOUT_MS,
             socketTimeoutMS=SOCKET_TIMEOUT_MS,
-            # Whoever writes does it again itself, from what is stored then. The driver's way costs a write of its own
-            # for every document: the server remembers each that it must not do twice.
+            # Callers retry themselves, from the stored state. The retries of the driver cost another write for each
+            # document, in which the server stores that it has been written.
             retryWrites=False,
             retryReads=True,
             **options,

@@ -1,7 +1,7 @@
-"""Makes fresh mongods a replica set: those that the URL names, one or several.
+"""Initiates a replica set of the MongoDB servers that the URL names.
 
 ``python -m sublet_platform.mongo.replica_set [mongo_url] [--member host:port ...]`` waits for the first of them,
-initiates ``rs0`` unless that has been done, and returns when there is a writable primary.
+initiates ``rs0`` unless that has been done, and waits for a writable primary.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def ensure_replica_set(url: str, members: Sequence[str] = (), timeout_s: f
     members = members or members_of(url)
     deadline = time.monotonic() + timeout_s
     while True:
-        # Each attempt with a client of its own: one made before the initiation keeps its view of the server.
+        # Each attempt uses a new client. A client from before the initiation would keep its old view of the server.
         mongo = connect(_first_of(url), "admin", direct=True)
         try:
             if await _has_primary(mongo, members):
@@ -59,7 +59,7 @@ async def ensure_replica_set(url: str, members: Sequence[str] = (), timeout_s: f
 
 
 def _first_of(url: str) -> str:
-    """The URL of the first host alone, which need not be of a replica set yet."""
+    """The URL of the first host alone, which may not belong to a replica set yet."""
     parts = urlsplit(url)
     user, at, _ = parts.netloc.rpartition("@")
     options = [option for option in parts.query.split("&") if not option.lower().startswith("replicaset=")]

@@ -1,4 +1,4 @@
-"""Runs as documents: native BSON for what is queried or changed, JSON text for what users may fill with anything."""
+"""Runs as documents: BSON for fields that are queried or updated, JSON text for values of users."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sublet_platform.mongo.client import Update
 from sublet_protocol import ids
 
 TAG_MAX_CHARS = 256
-"""Longer metadata entries are indexed by their digest: an index entry costs memory in the server."""
+"""Longer metadata entries are indexed by their digest, because an index entry costs memory in the server."""
 
 _CHANGING = tuple(field.name for field in msgspec.structs.fields(Run) if field.name not in ("id", "tasks"))
 
 
 def metadata_tags(metadata: Mapping[str, object]) -> list[str]:
-    """What a run is found by: ``<key>=<value as JSON>``, one for each entry."""
+    """The index entries of the metadata: ``<key>=<value as JSON>`` for each entry."""
     return [_tag(key, value) for key, value in metadata.items()]
 
 
@@ -30,7 +30,7 @@ def _tag(key: str, value: object) -> str:
 
 
 def waiting_reasons(run: Run) -> list[str]:
-    """Why its tasks wait, one word for each that does: counted by whoever takes over the shard."""
+    """One reason for each waiting task. The next owner of the shard counts them."""
     return [reason for task in run.tasks if (reason := waiting_reason(task)) is not None]
 
 
@@ -39,7 +39,7 @@ def json_text(value: object) -> str:
 
 
 def document_of(run: Run) -> dict[str, Any]:
-    """A whole run. Fields that have their default are left out, but for those that are queried."""
+    """The document of a run. Fields with their default value are omitted, except those that are queried."""
     document: dict[str, Any] = msgspec.to_builtins(run)
     document["_id"] = document.pop("id")
     document["bucket"] = ids.bucket_of(run.id)
@@ -59,7 +59,7 @@ def document_of(run: Run) -> dict[str, Any]:
 
 
 def update_of(before: Run, after: Run) -> Update:
-    """What makes the document of ``before`` that of ``after``."""
+    """The update that turns the document of ``before`` into that of ``after``."""
     changes: dict[str, Any] = {}
     for name in _CHANGING:
         if getattr(before, name) is not getattr(after, name):
@@ -97,7 +97,7 @@ def _stored_field(run: Run, name: str) -> Any:
 
 
 def run_of(document: dict[str, Any]) -> Run:
-    """The run in a document as `document_of` and `update_of` leave it. The document is used up."""
+    """The run of a document that `document_of` or `update_of` has written. The document is modified."""
     document["id"] = document.pop("_id")
     if "metadata" in document:
         document["metadata"] = msgspec.json.decode(document["metadata"])

@@ -50,7 +50,7 @@ REQUEST_TIMEOUT_S = 10.0
 """Time to start or stop a consumer."""
 
 _UNREACHABLE = (AMQPError, OSError, RuntimeError, asyncio.InvalidStateError, asyncio.CancelledError)
-"""Raised by a publish whose connection or channel is lost. aiormq raises CancelledError, because it cancels its tasks."""
+"""Raised by a publish whose connection or channel is lost. aiormq cancels its own tasks: hence the CancelledError."""
 _TRANSIENT, _PERSISTENT = 1, 2
 
 
@@ -82,7 +82,7 @@ class ChannelAcks:
         return start
 
     async def send(self) -> None:
-        """Send the frames in order, one sender at a time. A tag after a frame that covers it would close the channel."""
+        """Send the frames in order, by one sender. A tag after a frame that covers it would close the channel."""
         try:
             while self._frames:
                 tag, multiple, ack = self._frames.popleft()
@@ -274,8 +274,8 @@ class Rabbit:
         return connected
 
     async def _close_later(self, opened: AbstractRobustChannel) -> None:
-        """Retry until the channel is closed, because it may have been restored meanwhile. Nothing serves its consumer any
-        more, and on a queue with a single active consumer all others would wait behind it."""
+        """Retry until the channel is closed, because it may have been restored meanwhile. Nothing handles its
+        deliveries any more, and on a queue with a single active consumer all others would wait behind it."""
         while not await self._closed(opened):  # noqa: ASYNC110  # there is no event to await
             await asyncio.sleep(RECONNECT_INTERVAL_S)
 
@@ -318,7 +318,7 @@ class Rabbit:
                     return_exceptions=True,
                 )
                 if any(type(outcome) is DeliveryError for outcome in outcomes):
-                    # It would refuse the next messages too (see limits.UNCONFIRMED_CHANNEL_S). The robust channel reopens.
+                    # It would refuse the next ones too (see limits.UNCONFIRMED_CHANNEL_S). The robust channel reopens.
                     await channel.close(AMQPError("a message was refused"))
         except TimeoutError as error:
             raise BrokerUnavailable(f"not confirmed within {CONFIRM_TIMEOUT_S:g} s") from error

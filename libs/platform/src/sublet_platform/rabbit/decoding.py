@@ -1,9 +1,9 @@
 """Lenient decoding of AMQP values that no client library would send, but that a broker accepts.
 
-Whoever may publish an event decides about its routing key, its message id and its headers, byte by byte. The client
-library raises on bytes that are no UTF-8, on times beyond the year 9999 and on deep nesting, in the middle of its
-reader: the connection ends, the message comes again, and nothing else ever does. So what cannot be read is read as
-something that can be refused later, message by message.
+A publisher of events chooses every byte of the routing key, the message id and the headers. The client library raises
+on bytes that are not UTF-8, on times after the year 9999 and on deep nesting. It raises in its reader, so the
+connection closes, the message is redelivered, and no other message is ever received. Therefore such values are decoded
+as something that the services can refuse later, for each message alone.
 """
 
 from __future__ import annotations
