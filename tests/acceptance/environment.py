@@ -1,4 +1,4 @@
-"""What one test works with: a namespace of its own on a stack, workers, a ledger, and any AMQP client's means."""
+"""What one test works with: a namespace of its own on a stack, workers, a journal, and any AMQP client's means."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Environment:
         self.stack = stack
         self.journal = TaskJournal(directory)
         self.namespace = f"lab{uuid.uuid4().hex[:8]}_"
-        self.variables = {"SUBLET_NAMESPACE": self.namespace, "SUBLET_TEST_LEDGER": str(directory)}
+        self.variables = {"SUBLET_NAMESPACE": self.namespace, "SUBLET_TEST_JOURNAL": str(directory)}
         self._workers: list[Process] = []
         self.workflows = self._load_workflows()
 
@@ -121,11 +121,11 @@ class Environment:
 
     async def until_written(self, what: str, count: int = 1, **facts: Any) -> None:
         await eventually(
-            lambda: self.journal.count(what, **facts) >= count, f"the ledger has {count} of {what!r} {facts or ''}"
+            lambda: self.journal.count(what, **facts) >= count, f"the journal has {count} of {what!r} {facts or ''}"
         )
 
     async def unfinished(self) -> list[str]:
-        """The runs of this lab that have not ended, for whoever reads about a failure."""
+        """The unfinished runs of this environment, for the report of a failed test."""
         rows = (await self.client.runs.aio_list(statuses=[RunStatus.QUEUED, RunStatus.RUNNING], limit=1_000)).rows
         ours = [row.metadata.id for row in rows if row.workflow_name.startswith(self.namespace)]
         return [f"{await self.details(run_id)!r}" for run_id in ours]
@@ -175,7 +175,7 @@ class Environment:
             return importlib.import_module(WORKFLOWS)
 
 
-async def a_while() -> None:
+async def short_delay() -> None:
     """Long enough for what must not happen to happen, were it to; on a busy machine too."""
     await asyncio.sleep(5 * QUIET_S)
 

@@ -72,7 +72,7 @@ class Stack:
         self.mongo.stop()
         self.rabbit.stop()
 
-    # --- finding ----------------------------------------------------------------------------------------------
+    # --- lookup -----------------------------------------------------------------------------------------------
 
     def of(self, service: str) -> list[Process]:
         """The running processes of a service."""
@@ -97,7 +97,7 @@ class Stack:
             process.wait_until_ready()
 
     def show_logs(self) -> None:
-        """The end of every log, for whoever reads about a failure."""
+        """The end of every log, for the report of a failed test."""
         for process in self.processes:
             print(process.last_words())
 
@@ -123,7 +123,7 @@ class ClusterStack(Stack):
 
     @property
     def broker(self) -> RabbitServer:
-        return self.cluster.living
+        return self.cluster.live_node
 
     @property
     def variables(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ class TaskJournal:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._file = directory / "ledger.jsonl"
+        self._file = directory / "journal.jsonl"
 
     def write(self, what: str, **facts: Any) -> None:
         line = json.dumps({"what": what, "pid": os.getpid(), **facts}) + "\n"

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.real
 # --- from callers ---------------------------------------------------------------------------------------------
 
 
-async def test_running_what_no_worker_knows_is_refused_with_a_hint(environment: Environment) -> None:
+async def test_a_run_of_an_unknown_workflow_is_refused_with_advice(environment: Environment) -> None:
     with pytest.raises(UnknownWorkflowError, match="start a worker that has it"):
         await environment.client.stubs.task(name="nobody-knows-me").aio_run()
 
@@ -97,7 +97,7 @@ QUEUES = {
 
 
 @pytest.mark.parametrize("whom", QUEUES)
-async def test_a_malformed_message_goes_to_the_dead_with_a_reason_and_harms_no_other(
+async def test_a_malformed_message_is_dead_lettered_with_a_reason_and_affects_no_other(
     environment: Environment, whom: str
 ) -> None:
     await environment.worker("journey", "double", slots=1, durable_slots=1)
@@ -126,7 +126,7 @@ async def test_a_malformed_message_goes_to_the_dead_with_a_reason_and_harms_no_o
     ],
     ids=["no JSON", "no object", "no UTF-8", "too large", "too deep"],
 )
-async def test_an_event_that_is_none_goes_to_the_dead_and_those_around_it_are_heard(
+async def test_an_invalid_event_is_dead_lettered_and_the_events_around_it_are_handled(
     environment: Environment, form: bytes, reason: str
 ) -> None:
     await environment.worker("on_number", slots=1)
@@ -141,7 +141,7 @@ async def test_an_event_that_is_none_goes_to_the_dead_and_those_around_it_are_he
     assert environment.journal.count("triggered") == 2
 
 
-async def test_a_request_too_large_goes_to_the_dead_and_its_shard_works_on(environment: Environment) -> None:
+async def test_a_request_that_is_too_large_is_dead_lettered_and_its_shard_continues(environment: Environment) -> None:
     await environment.worker("double", slots=1)
     run_id, marker = str(uuid.uuid4()), uuid.uuid4().hex
     huge = json.dumps({"n": 1, "much": marker + "x" * limits.PAYLOAD_MAX_BYTES}).encode()

@@ -7,7 +7,7 @@ from collections import Counter
 import aio_pika
 import pytest
 
-from acceptance.environment import Environment, a_while, eventually
+from acceptance.environment import Environment, eventually, short_delay
 from sublet import FailedTaskRunExceptionGroup, RunCancelledError, RunStatus
 
 pytestmark = pytest.mark.real
@@ -50,7 +50,7 @@ async def test_a_task_with_parent_sleep_and_event_gets_one_ticket_when_all_have_
         await environment.until_written("reserved")
         assert tickets.count == 1, "the parent's"
         await environment.client.event.aio_push("approved", {"by": "anna"})
-        await a_while()
+        await short_delay()
         assert tickets.count == 1, "the event has come, but the parent works"
 
         environment.journal.open_gate("reserve")
@@ -67,8 +67,8 @@ async def test_a_task_takes_no_slot_while_its_conditions_are_open(environment: E
     await environment.until_written("reserved")
     async with TicketWatch(environment) as tickets:
         await environment.client.event.aio_push("approved", {"by": "bertha"})
-        await a_while()
-        await a_while()
+        await short_delay()
+        await short_delay()
         assert tickets.count == 0, "the sleep is over, the event was not the right one"
         assert (await environment.workflows.double.aio_run(environment.workflows.Number(n=4))).n == 8, (
             "the slot is free"
@@ -103,7 +103,9 @@ async def test_a_cancel_condition_cancels_its_task_and_what_depends_on_it(enviro
     assert status["exit_"] == RunStatus.COMPLETED, "what does not depend on it goes on"
 
 
-async def test_after_a_failure_the_rescue_comes_once_and_descendants_never_run(environment: Environment) -> None:
+async def test_after_a_failure_the_on_failure_task_runs_once_and_descendants_never_run(
+    environment: Environment,
+) -> None:
     await environment.worker("wreck")
     run = await environment.workflows.wreck.aio_run(wait_for_result=False)
     await environment.until_written("rescued")
@@ -118,7 +120,9 @@ async def test_after_a_failure_the_rescue_comes_once_and_descendants_never_run(e
     assert "ValueError: a leak" in (tasks["rescue-on-failure"].output or {})["first"]
 
 
-async def test_without_a_failure_the_rescue_is_skipped_and_thanks_are_given(environment: Environment) -> None:
+async def test_without_a_failure_the_on_failure_task_is_skipped_and_the_on_success_task_runs(
+    environment: Environment,
+) -> None:
     await environment.worker("order", slots=2)
     environment.journal.open_gate("reserve")
     run = await environment.workflows.order.aio_run(environment.workflows.Number(n=1), wait_for_result=False)
@@ -136,19 +140,19 @@ async def test_cancelling_a_run_ends_tasks_that_wait_for_conditions(environment:
     with pytest.raises(RunCancelledError):
         await run.aio_result()
     await environment.client.event.aio_push("approved", {"by": "anna"})
-    await a_while()
+    await short_delay()
     assert environment.journal.count("shipped") == 0
     await eventually(
         lambda: environment.stack.metric("scheduler", "sublet_slots", state="taken") == 0, "no slot is taken"
     )
 
 
-async def test_a_cancelled_run_needs_no_rescue(environment: Environment) -> None:
+async def test_a_cancelled_run_does_not_run_its_on_failure_task(environment: Environment) -> None:
     await environment.worker("wreck_in_port", slots=1)
     run = await environment.workflows.wreck_in_port.aio_run(wait_for_result=False)
     await environment.until_written("anchored")
     await environment.client.runs.aio_cancel(run.workflow_run_id)
     with pytest.raises(RunCancelledError):
         await run.aio_result()
-    await a_while()
+    await short_delay()
     assert environment.journal.count("rescued") == 0

@@ -10,7 +10,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from acceptance.environment import Environment, a_while, eventually
+from acceptance.environment import Environment, eventually, short_delay
 from sublet import BulkPushEventWithMetadata
 
 pytestmark = pytest.mark.real
@@ -40,7 +40,7 @@ async def test_events_after_the_wait_are_seen_in_order_and_each_once(environment
     assert await run.aio_result() == {"seen": [1, 2, 3, 4]}
 
 
-async def test_one_event_wakes_everybody_who_waits_for_it(environment: Environment) -> None:
+async def test_one_event_wakes_every_task_that_waits_for_it(environment: Environment) -> None:
     await environment.worker("collect", durable_slots=5)
     collect = environment.workflows.collect
     environment.journal.open_gate("collect")
@@ -51,7 +51,9 @@ async def test_one_event_wakes_everybody_who_waits_for_it(environment: Environme
     assert await asyncio.gather(*(run.aio_result() for run in runs)) == [{"seen": [7]}] * 50
 
 
-async def test_an_event_published_with_aio_pika_answers_the_one_whose_expression_fits(environment: Environment) -> None:
+async def test_an_event_published_with_aio_pika_wakes_the_task_whose_expression_matches(
+    environment: Environment,
+) -> None:
     await environment.worker("await_payment", durable_slots=1)
     await_payment, number = environment.workflows.await_payment, environment.workflows.Number
     runs = [await await_payment.aio_run(number(n=n), wait_for_result=False) for n in (1, 2)]
@@ -65,7 +67,7 @@ async def test_an_event_published_with_aio_pika_answers_the_one_whose_expression
     assert (await runs[0].aio_result()).order == 1
 
 
-async def test_a_scope_is_heard_by_those_who_want_exactly_that_one(environment: Environment) -> None:
+async def test_an_event_with_a_scope_wakes_only_waits_with_this_scope(environment: Environment) -> None:
     await environment.worker("hear_scope", durable_slots=1)
     runs = {
         name: await environment.workflows.hear_scope.aio_run(
@@ -97,7 +99,7 @@ async def test_an_event_starts_the_workflows_that_name_its_key(environment: Envi
     await environment.publish_event("letter.one", b'{"n": 3}')
     await environment.until_written("triggered", n=1)
     await environment.until_written("triggered", n=2)
-    await a_while()
+    await short_delay()
     assert sorted(environment.journal.values("triggered", "n")) == [1, 2], (
         "one run for each event, however often it is sent"
     )
@@ -114,7 +116,7 @@ async def test_an_event_starts_one_run_for_each_filter_that_lets_it_through(envi
     ]
     await environment.client.event.aio_bulk_push(events)
     await environment.until_written("measured", 3)
-    await a_while()
+    await short_delay()
     seen = sorted((entry["n"], entry["above"]) for entry in environment.journal.entries("measured"))
     assert seen == [(15, 10), (25, 10), (25, 20)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from acceptance.environment import Environment, a_while
+from acceptance.environment import Environment, short_delay
 from sublet import BulkCancelReplayOpts, RunStatus
 
 pytestmark = pytest.mark.real
@@ -34,7 +34,7 @@ async def test_sleepers_that_wake_together_share_one_durable_slot(environment: E
     assert [result.invocations for result in results] == [2] * 200
 
 
-async def test_every_kind_of_wait_gives_what_it_promises(environment: Environment) -> None:
+async def test_every_kind_of_wait_returns_its_documented_result(environment: Environment) -> None:
     await environment.worker("clockwork", durable_slots=1)
     result = await environment.workflows.clockwork.aio_run()
     assert result.same_moment, "aio_now gives the same moment at every replay"
@@ -64,7 +64,7 @@ async def test_durable_and_ordinary_tasks_never_take_each_others_slots(environme
 
     environment.journal.open_gate("durable first")
     await durable_second.aio_result()
-    await a_while()
+    await short_delay()
     assert environment.journal.count("work began", name="second") == 0, (
         "the durable slot is free, but not for an ordinary task"
     )
@@ -74,7 +74,7 @@ async def test_durable_and_ordinary_tasks_never_take_each_others_slots(environme
     await durable_work.aio_run(named(name="durable fourth"), wait_for_result=False)
     environment.journal.open_gate("first")
     await second.aio_result()
-    await a_while()
+    await short_delay()
     assert environment.journal.count("durable work began", name="durable fourth") == 0
     environment.journal.open_gate("durable fourth")
     environment.journal.open_gate("durable third")
@@ -85,7 +85,7 @@ async def test_a_task_without_an_eviction_policy_stays_on_its_worker(environment
     await environment.worker("stay", durable_slots=2)
     run = await environment.workflows.stay.aio_run(environment.workflows.Named(name="me"), wait_for_result=False)
     await environment.until_written("stay invoked")
-    await a_while()
+    await short_delay()
     (task,) = (await environment.details(run.workflow_run_id)).tasks
     assert not task.is_evicted
     await environment.client.event.aio_push("leave", {"name": "me"})
@@ -134,7 +134,7 @@ async def test_a_branch_that_works_is_never_killed_by_one_that_waits(environment
     await environment.worker("half_busy", durable_slots=1)
     run = await environment.workflows.half_busy.aio_run(wait_for_result=False)
     await environment.until_written("toil began")
-    await a_while()
+    await short_delay()
     await environment.client.event.aio_push("call", {})
     await environment.until_written("call heard")
     assert environment.journal.count("toil ended") == 0

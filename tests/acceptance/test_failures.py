@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from acceptance.environment import Environment, a_while, eventually
+from acceptance.environment import Environment, eventually, short_delay
 from acceptance.leak_checks import find_leaks
 from sublet import FailedTaskRunExceptionGroup, RunCancelledError, RunStatus, TaskRunError
 
@@ -64,7 +64,9 @@ async def test_a_task_that_takes_too_long_is_stopped_and_has_failed(environment:
     await environment.until_written("stopped")
 
 
-async def test_a_thread_that_takes_too_long_is_told_and_its_result_ignored(environment: Environment) -> None:
+async def test_a_thread_that_exceeds_its_timeout_is_cancelled_and_its_result_is_ignored(
+    environment: Environment,
+) -> None:
     await environment.worker("block_too_long", slots=1)
     run = await environment.workflows.block_too_long.aio_run(
         environment.workflows.Named(name="late"), wait_for_result=False
@@ -73,7 +75,7 @@ async def test_a_thread_that_takes_too_long_is_told_and_its_result_ignored(envir
         await run.aio_result()
     environment.journal.open_gate("late")
     await environment.until_written("noticed", cancelled=True)
-    await a_while()
+    await short_delay()
     assert (await environment.details(run.workflow_run_id)).run.status == RunStatus.FAILED
 
 
@@ -96,7 +98,7 @@ async def test_a_task_that_no_worker_takes_in_time_is_cancelled(environment: Env
         await environment.workflows.be_quick_or_never.aio_run()
     environment.journal.open_gate("first")
     await environment.until_written("work ended")
-    await a_while()
+    await short_delay()
     assert environment.journal.count("was quick") == 0
 
 
@@ -138,7 +140,7 @@ async def test_a_queued_task_is_cancelled_and_never_starts(environment: Environm
     assert await cancelled(environment, queued.workflow_run_id)
     environment.journal.open_gate("first")
     await environment.until_written("work ended", name="first")
-    await a_while()
+    await short_delay()
     assert environment.journal.count("work began", name="queued") == 0
 
 
@@ -148,8 +150,8 @@ async def test_a_task_that_waits_for_its_retry_is_cancelled_and_not_tried_again(
     await environment.until_written("attempt")
     assert await cancelled(environment, run.workflow_run_id)
     attempts = environment.journal.count("attempt")
-    await a_while()
-    await a_while()
+    await short_delay()
+    await short_delay()
     assert environment.journal.count("attempt") == attempts
 
 

@@ -1,4 +1,4 @@
-"""Whoever may publish events, and nothing else, means harm: the events of all others arrive, and services stay well."""
+"""A hostile publisher of events: the events of all others arrive, and the services stay healthy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SEED = 20_260_417
 HOSTILE = 300
 GOOD_EVERY = 10
 GROWTH_MAX_BYTES = 400 * 1_048_576
-"""Of a service under attack: what it may hold of a flood, and room for what Python does not give back."""
+"""The memory of a service under attack: its share of a flood, and memory that Python does not release."""
 
 
 def nested(levels: int) -> bytes:
@@ -83,7 +83,7 @@ def stack(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gu
         yield own
 
 
-async def test_each_odd_message_is_an_event_or_dead_with_a_reason_and_those_after_it_are_heard(
+async def test_each_unusual_message_is_an_event_or_a_dead_letter_and_the_messages_after_it_are_handled(
     environment: Environment, stack: GuardedStack
 ) -> None:
     await environment.worker("on_number", slots=1)

@@ -1,4 +1,4 @@
-"""Processes die, and others carry on where they were: nothing is lost, and nothing that is recorded is done again."""
+"""Processes die, and others resume their work: nothing is lost, and recorded operations are not repeated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from textwrap import dedent
 
 import pytest
 
-from acceptance.environment import Environment, a_while, eventually
+from acceptance.environment import Environment, eventually, short_delay
 from acceptance.stack import Stack
 from chaos.durable_dag_load import assert_all_completed, start_runs
 from sublet import FailedTaskRunExceptionGroup, RunStatus
@@ -77,13 +77,13 @@ async def test_a_worker_that_was_frozen_too_long_is_not_listened_to(environment:
     first.resume()
     environment.journal.open_gate("a")
     result = await run.aio_result()
-    await a_while()
+    await short_delay()
     assert (await environment.details(run.workflow_run_id)).run.status == RunStatus.COMPLETED
     (task,) = (await environment.details(run.workflow_run_id)).tasks
     assert task.output == {"worker": result.worker, "invocations": 0}
 
 
-async def test_a_worker_that_is_told_to_stop_lets_waiting_tasks_go_and_finishes_working_ones(
+async def test_a_worker_that_stops_evicts_waiting_tasks_and_finishes_running_ones(
     environment: Environment,
 ) -> None:
     first = await environment.worker("stay", "work", slots=1, durable_slots=1)
@@ -109,7 +109,7 @@ async def test_a_lifespan_lasts_until_the_last_task_has_ended(environment: Envir
     run = await environment.workflows.use_lifespan.aio_run(environment.workflows.Named(name="a"), wait_for_result=False)
     await environment.until_written("work began")
     worker.terminate()
-    await a_while()
+    await short_delay()
     assert environment.journal.count("lifespan ended") == 0
     environment.journal.open_gate("a")
     assert await run.aio_result() == {"pool": "of connections"}
@@ -151,7 +151,7 @@ BEFORE = """
 AFTER = BEFORE.replace('ctx.aio_wait_for_event("go on")', "double.aio_run(Number(n=1))")
 
 
-async def test_code_that_changed_between_checkpoints_is_told_what_was_recorded_and_what_it_asks(
+async def test_the_error_of_changed_code_names_the_recorded_and_the_requested_operation(
     environment: Environment, tmp_path: Path
 ) -> None:
     module = tmp_path / "changing.py"
@@ -213,7 +213,7 @@ async def test_a_scheduler_that_was_killed_alone_goes_on_when_it_is_back(
     await assert_all_completed(environment, runs)
 
 
-async def test_a_scheduler_that_is_told_to_stop_hands_over_in_good_order(
+async def test_a_scheduler_that_stops_gracefully_leaves_its_shards_to_the_other(
     environment: Environment, mended_stack: Stack
 ) -> None:
     await environment.worker("durable_dag", "double", slots=4, durable_slots=4)
@@ -228,7 +228,7 @@ async def test_a_scheduler_that_is_told_to_stop_hands_over_in_good_order(
 
 
 @pytest.mark.parametrize("service", ["timer", "event-ingest"])
-async def test_nothing_is_lost_while_a_service_is_dead(
+async def test_nothing_is_lost_while_a_service_is_down(
     environment: Environment, mended_stack: Stack, service: str
 ) -> None:
     await environment.worker("durable_dag", "double", "on_number", slots=4, durable_slots=4)
@@ -238,7 +238,7 @@ async def test_nothing_is_lost_while_a_service_is_dead(
     process.kill()
     await environment.client.event.aio_push("number.while-dead", {"n": 1})
     more = await start_runs(environment, 10, first=100)
-    await a_while()
+    await short_delay()
     process.start()
     await assert_all_completed(environment, runs | more)
     await environment.until_written("triggered", n=1)

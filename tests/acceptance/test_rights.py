@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractChannel
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelPreconditionFailed
 
-from acceptance.environment import Environment, a_while
+from acceptance.environment import Environment, short_delay
 from acceptance.restricted_users import PUBLISHER, SERVICE, WORKER, GuardedStack, guarded_stack
 from acceptance.stack import Stack
 from sublet_protocol.topology import topology
@@ -80,7 +80,7 @@ async def test_what_a_publisher_asks_for_an_answer_to_is_not_answered(stack: Gua
         await underlay.basic_consume("amq.rabbitmq.reply-to", _keep(answers), no_ack=True)
         await publish(channel, "sublet.events", "asked", b"{}", reply_to="amq.rabbitmq.reply-to", correlation_id="c")
         await publish(channel, "sublet.events", "asked", b"no JSON", reply_to="amq.rabbitmq.reply-to")
-        await a_while()
+        await short_delay()
         assert answers == []
 
 

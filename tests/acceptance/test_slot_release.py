@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from acceptance.environment import Environment, a_while, eventually
+from acceptance.environment import Environment, eventually, short_delay
 from sublet import FailedTaskRunExceptionGroup, RunCancelledError, TaskRunRef
 
 pytestmark = pytest.mark.real
@@ -65,7 +65,7 @@ async def test_a_second_release_does_nothing(environment: Environment) -> None:
     await environment.workflows.work.aio_run(named(name="waits"), wait_for_result=False)
     environment.journal.open_gate("a")
     await run.aio_result()
-    await a_while()
+    await short_delay()
     assert environment.journal.count("work began", name="waits") == 0, "the slot was released once, not twice"
     environment.journal.open_gate("holds the slot")
     await environment.until_written("work began", name="waits")
@@ -88,7 +88,7 @@ async def test_its_retry_takes_a_slot_again(environment: Environment) -> None:
     await environment.workflows.work.aio_run(environment.workflows.Named(name="holds the slot"), wait_for_result=False)
     await environment.until_written("work began", name="holds the slot")
     environment.journal.open_gate("a")
-    await a_while()
+    await short_delay()
     assert environment.journal.count("release began", name="a") == 1, "there is no slot for the second attempt"
     environment.journal.open_gate("holds the slot")
     assert (await run.aio_result()).invocations == 2
@@ -113,7 +113,7 @@ async def test_it_can_be_cancelled(environment: Environment) -> None:
         await run.aio_result()
     assert await the_only_slot_is_free(environment)
     environment.journal.open_gate("a")
-    await a_while()
+    await short_delay()
     assert (await environment.details(run.workflow_run_id)).run.status == "CANCELLED"
 
 
@@ -129,7 +129,7 @@ async def test_its_workers_death_makes_it_begin_elsewhere(environment: Environme
     assert len(set(environment.journal.values("release began", "worker"))) == 2
 
 
-async def test_a_worker_that_is_told_to_stop_finishes_what_released_its_slot(environment: Environment) -> None:
+async def test_a_worker_that_stops_finishes_tasks_that_released_their_slot(environment: Environment) -> None:
     worker = await environment.worker("release", slots=1)
     run = await release(environment, "a")
     worker.terminate()

@@ -109,7 +109,7 @@ async def test_whatever_a_worker_ran_begins_elsewhere_when(
     assert len(set(await finish(environment, runs))) == 1
 
 
-async def test_a_worker_that_is_told_to_stop_finishes_whatever_it_runs_with_or_without_a_slot(
+async def test_a_worker_that_stops_finishes_its_tasks_with_and_without_a_slot(
     environment: Environment,
 ) -> None:
     first = await a_worker(environment)
@@ -139,7 +139,9 @@ async def test_a_connection_that_is_soon_mended_costs_nothing(environment: Envir
         worker.kill()  # without its connection it could not say goodbye
 
 
-async def test_a_worker_whose_connection_stays_away_is_replaced_and_not_listened_to(environment: Environment) -> None:
+async def test_a_worker_without_a_connection_is_replaced_and_its_late_reports_are_ignored(
+    environment: Environment,
+) -> None:
     async with cuttable(environment) as (proxy, url):
         first = await a_worker(environment, SUBLET_AMQP_URL=url)
         runs = await start_one_of_each(environment)
@@ -155,7 +157,7 @@ async def test_a_worker_whose_connection_stays_away_is_replaced_and_not_listened
 
 @pytest.fixture
 def impatient_broker(mended_stack: Stack) -> Iterator[None]:
-    """Whoever opens a channel now must acknowledge soon."""
+    """Set a short acknowledgement timeout for new channels."""
     rabbit = mended_stack.rabbit
     settings = {"consumer_timeout": str(IMPATIENCE_MS), "channel_tick_interval": "500"}
     before = {name: rabbit.ctl("eval", f"element(2, application:get_env(rabbit, {name})).") for name in settings}

@@ -10,7 +10,7 @@ import pytest
 from contract.adapters import Inbox, World, new_exchange, new_queue, unique
 from sublet_platform.ports import Broker, BrokerUnavailable, Outgoing
 from sublet_protocol.topology import INBOXES
-from support.polling import a_while, until
+from support.polling import short_delay, until
 
 
 def to(queue: str, *bodies: str) -> list[Outgoing]:
@@ -127,7 +127,7 @@ async def test_an_exchange_routes_by_its_kind(
     await client.consume(queue, inbox, prefetch=100)
     client.publish_nowait([Outgoing(exchange, key, key.encode()) for key in [*fits_not, *fits]])
     await until(lambda: len(inbox) >= len(fits), "the deliveries")
-    await a_while()
+    await short_delay()
     assert inbox.bodies == [key.encode() for key in fits]
 
 
@@ -150,7 +150,7 @@ async def test_one_client_may_consume_a_queue_again_after_it_has_closed_its_cons
     await consumer.close()
     await client.consume(queue, second, prefetch=1)
     await until(lambda: second, "a delivery")
-    await a_while()
+    await short_delay()
     assert second.bodies == [b"0"]
 
 
@@ -168,11 +168,11 @@ async def test_the_prefetch_limits_the_unacknowledged_deliveries(world: World) -
     inbox = Inbox()
     await client.consume(queue, inbox, prefetch=3)
     await until(lambda: len(inbox) == 3, "the first three")
-    await a_while()
+    await short_delay()
     assert len(inbox) == 3
     client.ack(inbox[:2])
     await until(lambda: len(inbox) == 5, "two more")
-    await a_while()
+    await short_delay()
     assert len(inbox) == 5
 
 
@@ -201,7 +201,7 @@ async def test_only_acknowledged_messages_are_removed(world: World, acked: list[
     await client.consume(queue, rest, prefetch=6)
     left = [str(number).encode() for number in range(6) if number not in {index for each in acked for index in each}]
     await until(lambda: len(rest) >= len(left), "the rest")
-    await a_while()
+    await short_delay()
     assert rest.bodies == left
     assert not any(client.is_void(delivery) for delivery in rest)
 
@@ -216,7 +216,7 @@ async def test_a_requeued_message_is_redelivered_and_marked(world: World) -> Non
     assert inbox[3].body == b"1"
     assert inbox[3].redelivered
     client.ack(inbox)
-    await a_while()
+    await short_delay()
     assert len(inbox) == 4
 
 
@@ -249,7 +249,7 @@ async def test_only_one_consumer_of_a_single_active_consumer_queue_gets_messages
     await first.consume(queue, one, prefetch=2)
     await until(lambda: len(one) == 2, "deliveries")
     await second.consume(queue, two, prefetch=2)
-    await a_while()
+    await short_delay()
     assert not two
 
 
@@ -278,7 +278,7 @@ async def test_the_next_consumer_takes_over_when_the_active_one_loses_its_connec
     assert [delivery.redelivered for delivery in two] == [True, True]
     world.mend(first)
     await until(lambda: first.connected, "the reconnect")
-    await a_while()
+    await short_delay()
     assert len(one) == 2
 
 
@@ -293,7 +293,7 @@ async def test_deliveries_of_a_lost_connection_are_void_and_redelivered(world: W
     before = list(inbox)
     inbox.clear()
     client.ack([before[0]])
-    await a_while()
+    await short_delay()
     world.cut(client)
     await until(lambda: not client.connected, "the cut")
     world.mend(client)
@@ -315,7 +315,7 @@ async def test_a_consumer_closed_without_a_connection_is_not_restored_with_the_n
     await consumer.close()
     world.mend(client)
     await until(lambda: client.connected, "the reconnect")
-    await a_while()
+    await short_delay()
     await (await world.client()).consume(queue, other, prefetch=2)
     await until(lambda: len(other) == 2, "the next consumer's deliveries")
     assert len(gone) == 2
@@ -332,7 +332,7 @@ async def test_acknowledging_a_void_delivery_does_nothing(world: World) -> None:
     await until(lambda: len(inbox) == 2, "the redelivery")
     client.ack([inbox[0]])
     client.requeue([inbox[0]])
-    await a_while()
+    await short_delay()
     assert len(inbox) == 2
     assert not client.is_void(inbox[1])
     client.ack(inbox)
@@ -355,7 +355,7 @@ async def test_publishing_fails_until_the_client_is_connected_again(world: World
     await client.consume(queue, inbox, prefetch=10)
     await client.publish(to(queue, "published"))
     await until(lambda: inbox, "a delivery")
-    await a_while()
+    await short_delay()
     assert inbox.bodies == [b"published"]
 
 
@@ -443,7 +443,7 @@ async def test_an_inbox_is_restored_after_a_lost_connection_without_the_messages
     await owner.open_inbox(name, inbox)
     world.cut(owner)
     await until(lambda: not owner.connected, "the cut")
-    await a_while()
+    await short_delay()
     await sender.publish([Outgoing(INBOXES, name, b"meanwhile")])
     world.mend(owner)
     await until(lambda: owner.connected, "the reconnect")
@@ -464,5 +464,5 @@ async def test_a_closed_inbox_receives_nothing(world: World) -> None:
     consumer = await owner.open_inbox(name, inbox)
     await consumer.close()
     await sender.publish([Outgoing(INBOXES, name, b"late")])
-    await a_while()
+    await short_delay()
     assert not inbox

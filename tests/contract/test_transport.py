@@ -11,7 +11,7 @@ from sublet._amqp.transport import TicketDelivery
 from sublet._errors import TransportUnavailable
 from sublet_platform.ports import Outgoing
 from sublet_protocol.topology import INBOXES, POOL_ARGUMENTS, Queue, Topology
-from support.polling import a_while, until
+from support.polling import short_delay, until
 
 
 class Tickets(list[TicketDelivery]):
@@ -55,7 +55,7 @@ async def test_a_publish_waits_for_the_reconnect(world: World) -> None:
     world.cut_worker(worker)
     await until(lambda: not worker.connected, "the cut")
     publishing = asyncio.create_task(worker.publish("", queue, b"report"))
-    await a_while()
+    await short_delay()
     assert not publishing.done()
     world.mend_worker(worker)
     await publishing
@@ -85,7 +85,7 @@ async def test_unconfirmed_messages_are_sent_and_are_lost_without_a_connection(w
     worker.publish_nowait(INBOXES, name, b"lost")
     world.mend_worker(worker)
     await until(lambda: worker.connected, "the reconnect")
-    await a_while()
+    await short_delay()
     assert inbox.bodies == [b"claim"]
 
 
@@ -98,11 +98,11 @@ async def test_a_worker_holds_no_more_tickets_than_it_has_slots(world: World) ->
     tickets = Tickets()
     await worker.consume_pool(pool, 2, tickets)
     await until(lambda: len(tickets) == 2, "two tickets")
-    await a_while()
+    await short_delay()
     assert tickets.bodies == [b"0", b"1"]
     worker.ack(tickets[1])
     await until(lambda: len(tickets) == 3, "the third")
-    await a_while()
+    await short_delay()
     assert tickets.bodies == [b"0", b"1", b"2"]
 
 
@@ -128,7 +128,7 @@ async def test_a_cancelled_pool_consumer_gets_no_tickets_and_may_still_acknowled
     await until(lambda: len(one) == 2, "tickets")
     await consumer.cancel()
     first.ack(one[0])
-    await a_while()
+    await short_delay()
     assert len(one) == 2
     await first.close()
     await second.consume_pool(pool, 10, two)
@@ -155,7 +155,7 @@ async def test_tickets_of_a_lost_connection_are_redelivered_on_another_channel(w
     assert reconnects == [True]
     for ticket in before:
         worker.ack(ticket)
-    await a_while()
+    await short_delay()
     assert len(tickets) == 4
     assert worker.connected
 

@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 FOUND = ROOT / ".sublet" / "fuzz"
 MEMORY_MAX_BYTES = 2 * 1024**3
-"""An input that takes more than this is a finding."""
+"""An input that needs more memory is reported as a failure."""
 INPUT_MAX_BYTES = 200_000
 INPUT_MAX_S = 20
-"""One input that takes longer is a finding, too."""
+"""An input that takes longer is reported as a failure."""
 SHELL_MESSAGES_MAX = 4
 
 

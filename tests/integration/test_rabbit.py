@@ -25,7 +25,7 @@ from sublet_protocol.topology import (
     pool_queue,
     shard_queue,
 )
-from support.polling import a_while, until
+from support.polling import short_delay, until
 from support.servers import RabbitServer
 
 pytestmark = pytest.mark.real
@@ -114,7 +114,7 @@ async def test_confirmed_messages_and_consumers_survive_the_kill_of_the_broker(o
     client.ack(inbox)
     await until(lambda: len(inbox) == 5, "the last message")
     client.ack(inbox)
-    await a_while()
+    await short_delay()
     await client.close()
 
 
@@ -122,7 +122,7 @@ async def test_clients_and_topology_wait_for_a_stopped_broker(own_rabbit: Rabbit
     await asyncio.to_thread(own_rabbit.stop)
     declaring = asyncio.create_task(declare_topology(own_rabbit.url, SHARDS))
     connecting = asyncio.create_task(a_client(own_rabbit))
-    await a_while()
+    await short_delay()
     assert not declaring.done()
     assert not connecting.done()
     await asyncio.to_thread(own_rabbit.start)

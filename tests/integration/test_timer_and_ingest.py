@@ -40,7 +40,7 @@ from sublet_protocol.topology import EVENTS, INGEST, TIMERS, shard_queue, topolo
 from sublet_timer.metrics import TimerMetrics
 from sublet_timer.service import TimerService
 from support.databases import fresh_database
-from support.polling import a_while, until
+from support.polling import short_delay, until
 from support.proxies import Proxy
 from support.servers import Servers
 
@@ -188,7 +188,7 @@ async def test_a_cut_connection_loses_no_timer(stack: StackHarness) -> None:
             await stack.command(TIMERS, *(sleeper(batch * 10 + n, now + 1 + n / 10) for n in range(10)))
             if batch == 10:
                 proxy.cut()
-        await a_while()
+        await short_delay()
         proxy.mend()
         await until(lambda: len(stack.fired) == 200, "every timer fired")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ManualClock:
-    """A clock that stands still until a test moves it."""
+    """A clock that only the test advances."""
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self.time = now

@@ -1,4 +1,4 @@
-"""Three RabbitMQ nodes and three MongoDB members: processes of this machine, each of which a test may kill."""
+"""Three RabbitMQ nodes and three MongoDB members: processes on this machine that a test may kill."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ VHOST = "sublet"
 
 
 class RabbitCluster:
-    """Its nodes are told of each other before they start, and come together by themselves."""
+    """A cluster of three nodes. They know each other before the start, and join automatically."""
 
     def __init__(self, directory: Path, nodes: Sequence[Node] = ()) -> None:
-        """Without ``nodes``, all of them stand at this machine's own address."""
+        """Without ``nodes``, all nodes have the address of this machine."""
         nodes = nodes or [Node(name=f"sublet-{place}") for place in range(SIZE)]
         port = choose_ports("epmd")["epmd"]
         self._mappers = {
@@ -33,7 +33,7 @@ class RabbitCluster:
         }
         self.nodes = [
             RabbitServer(directory / node.name, node=node, mapper=self._mappers[node.address])
-            for node in together(nodes)
+            for node in with_peers(nodes)
         ]
         share_cookie(self.nodes)
 
@@ -42,25 +42,25 @@ class RabbitCluster:
         return ",".join(node.url for node in self.nodes)
 
     def start(self) -> None:
-        """Those that do not run."""
+        """Start the processes that are not running."""
         for mapper in self._mappers.values():
             mapper.start()
-        at_once([node.start for node in self.nodes])
+        in_parallel([node.start for node in self.nodes])
 
     def create_vhost(self) -> None:
-        """The one that the URL names, with queues that outlive their node."""
+        """Create the virtual host of the URL. Its queues are quorum queues."""
         self.nodes[0].ctl("add_vhost", VHOST, "--default-queue-type", "quorum")
         self.nodes[0].ctl("set_permissions", "-p", VHOST, "guest", ".*", ".*", ".*")
 
     def stop(self) -> None:
-        """At once: nobody needs what they hold any more."""
-        at_once([node.kill for node in self.nodes])
+        """Kill all processes. Their data is not needed any more."""
+        in_parallel([node.kill for node in self.nodes])
         for mapper in self._mappers.values():
             mapper.stop()
 
     @property
-    def living(self) -> RabbitServer:
-        """One that answers: a node without a majority runs, and does not."""
+    def live_node(self) -> RabbitServer:
+        """A node that answers. A node without a majority is running, but does not answer."""
         return next(node for node in self.nodes if node.health == "ok")
 
     def members(self) -> dict[str, list[str]]:
@@ -82,12 +82,12 @@ class RabbitCluster:
 
     def _list(self, what: str, *columns: str) -> list[list[str]]:
         vhost = [] if what == "list_connections" else ["-p", VHOST]
-        lines = self.living.ctl(what, *vhost, "--no-table-headers", *columns).splitlines()
+        lines = self.live_node.ctl(what, *vhost, "--no-table-headers", *columns).splitlines()
         return [line.split("\t") for line in lines if line]
 
 
 class MongoReplicaSet:
-    """Its members elect the one that takes writes."""
+    """A replica set of three members."""
 
     def __init__(self, directory: Path) -> None:
         self.members = [MongoServer(directory / f"mongodb-{number}") for number in range(SIZE)]
@@ -98,16 +98,16 @@ class MongoReplicaSet:
         return f"mongodb://{hosts}/?replicaSet=rs0"
 
     def start(self) -> None:
-        """Those that do not run."""
-        at_once([member.start_as_member for member in self.members])
+        """Start the processes that are not running."""
+        in_parallel([member.start_as_member for member in self.members])
         initiate_replica_set(self.url)
 
     def stop(self) -> None:
-        """At once: nobody needs what they hold any more."""
-        at_once([member.kill for member in self.members])
+        """Kill all processes. Their data is not needed any more."""
+        in_parallel([member.kill for member in self.members])
 
     def primary(self) -> MongoServer:
-        """The member that takes writes, as soon as there is one."""
+        """Wait for the member that accepts writes."""
         with MongoClient[Any](self.url) as client:
             client.admin.command("ping")
             assert client.primary is not None
@@ -115,13 +115,13 @@ class MongoReplicaSet:
         return next(member for member in self.members if member.port == port)
 
     def step_down(self) -> None:
-        """The primary stops being one in good order, and goes on as a member."""
+        """Make the primary step down and continue as a secondary."""
         with MongoClient[Any](self.url) as client:
             client.admin.command("replSetStepDown", 20)
 
 
-def together(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes, told of each other and of the virtual host that they are for."""
+def with_peers(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes with the settings of the cluster: their peers and the virtual host."""
     peers = "".join(
         f"cluster_formation.classic_config.nodes.{place} = {node.full_name}\n" for place, node in enumerate(nodes, 1)
     )
@@ -130,7 +130,7 @@ def together(nodes: Sequence[Node]) -> list[Node]:
 
 
 def share_cookie(nodes: Sequence[RabbitServer]) -> None:
-    """Nodes talk only to those who know their secret."""
+    """Give all nodes the same Erlang cookie, which they need to connect to each other."""
     secret = secrets.token_hex(16)
     for node in nodes:
         file = node.base_dir / ".erlang.cookie"
@@ -138,7 +138,7 @@ def share_cookie(nodes: Sequence[RabbitServer]) -> None:
         file.chmod(0o400)
 
 
-def at_once(calls: Sequence[Callable[[], None]]) -> None:
+def in_parallel(calls: Sequence[Callable[[], None]]) -> None:
     with ThreadPoolExecutor(len(calls)) as pool:
         for done in [pool.submit(call) for call in calls]:
             done.result()

@@ -19,12 +19,12 @@ START_SECONDS = 120
 
 
 class ContainersUnavailable(Exception):
-    """No engine, no image, or a server in a container that does not start."""
+    """There is no Docker engine or image, or a container does not start."""
 
 
 @contextlib.contextmanager
 def container_servers() -> Iterator[tuple[str, str]]:
-    """The AMQP and the MongoDB address of two fresh containers, removed when the block ends."""
+    """The AMQP and MongoDB addresses of two new containers, removed at the end of the block."""
     with contextlib.ExitStack() as stack:
         try:
             _do_without_absent_reaper()
@@ -35,7 +35,7 @@ def container_servers() -> Iterator[tuple[str, str]]:
 
 
 def _do_without_absent_reaper() -> None:
-    """The container that cleans up after killed tests is a convenience, and no reason to run no tests."""
+    """Disable the clean-up container if it is missing, because the tests can run without it."""
     engine = docker.from_env()
     try:
         engine.images.get(testcontainers_config.ryuk_image)

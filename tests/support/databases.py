@@ -12,7 +12,7 @@ from sublet_platform.mongo.replica_set import ensure_replica_set
 
 @contextlib.asynccontextmanager
 async def fresh_database(mongo_url: str) -> AsyncIterator[Mongo]:
-    """A database of its own, gone afterwards."""
+    """A new database, dropped at the end."""
     await ensure_replica_set(mongo_url)
     database = connect(mongo_url, f"sublet_test_{uuid.uuid4().hex}")
     try:

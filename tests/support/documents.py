@@ -1,4 +1,4 @@
-"""The READMEs and documentation pages as tests see them: blocks of code, tables, links."""
+"""The READMEs and documentation pages for tests: blocks of code, tables, links."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A broker that remembers what a client published, and answers as a test says. For tests of the SDK alone."""
+"""A fake broker that records the messages of a client and answers as the test defines. For tests of the SDK alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Published:
 
 @dataclass
 class FakeBroker:
-    """``answer`` gets every record that arrives at a shard, and gives what is sent to the client's inbox."""
+    """``answer`` receives every record for a shard, and returns the records for the inbox of the client."""
 
     answer: Answer
     published: list[Published] = field(default_factory=list)
@@ -54,7 +54,7 @@ class FakeBroker:
 
 
 class FakeTransport:
-    """`sublet.transport.Transport`, always connected. What a client does not need is not there."""
+    """A transport that is always connected. It has only the methods that a client needs."""
 
     connected = True
 
@@ -128,7 +128,7 @@ def client(answer: Answer, **options: Any) -> tuple[Sublet, FakeBroker]:
 
 
 def silent(record: Record) -> list[Record]:
-    """Answers nothing."""
+    """Give no answer."""
     return []
 
 

@@ -1,4 +1,4 @@
-"""One or more event-ingest processes on ports in memory, and what arrives at the shards."""
+"""One or more event-ingest processes on in-memory adapters, and the messages that arrive at the shards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHARDS = 2
 
 
 class Instance:
-    """One event-ingest process: its connection, and its shell."""
+    """One event-ingest process: its connection and its service."""
 
     def __init__(self, world: IngestHarness, skew_s: float = 0.0) -> None:
         self.broker = MemoryBroker(world.cluster)
@@ -59,7 +59,7 @@ async def _slow(operation: str) -> None:
 
 
 class IngestHarness:
-    """A broker, a database, and what arrives at the shards."""
+    """A broker, a database, and the messages that arrive at the shards."""
 
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
@@ -105,7 +105,7 @@ class IngestHarness:
         await self.user.publish([Outgoing(EVENTS, key, body, message_id=message_id, headers=headers)])
 
     async def publish_together(self, *messages: Outgoing) -> None:
-        """So that they are handled in one batch: while another one is under way, the next gathers."""
+        """Publish the messages so that one batch handles them: they arrive while another batch is in progress."""
         other = Outgoing("", INGEST, encode([RegisterTriggers("none", ())]))
         before = self.database.before
         self.database.before = _slow
@@ -120,7 +120,7 @@ class IngestHarness:
 
     @property
     def woken(self) -> dict[str, Any]:
-        """What each task run was told first."""
+        """The first match of each task run."""
         told: dict[str, Any] = {}
         for message in self.matched:
             told.setdefault(message.task_run_id, json.loads(bytes(message.payload)))

@@ -1,5 +1,5 @@
-"""Three places on this machine, each with a network of its own: clients reach all of them, and what joins them with
-each other can be cut. Nothing leaves the machine."""
+"""Three network namespaces on this machine. Clients reach all of them. The links between them can be cut. No packet
+leaves the machine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from deploy.localstack.rabbit import Node
 
 SIZE = 3
 DETECTED_WITHIN_S = 8
-"""Erlang takes a node for dead that was silent for about this long; its default is a minute."""
+"""Erlang considers a node down after about this time of silence. Its default is a minute."""
 
 
 class Networks:
-    """Made by the kernel's network namespaces. ``nodes`` are places for brokers."""
+    """The network namespaces. ``nodes``: the configurations of the brokers in them."""
 
     def __init__(self) -> None:
         self._name = f"sublet-{os.getpid()}-{random.randrange(1_000)}"
         self._switch = f"{self._name}-switch"
-        # Addresses that are nobody's: those between the nodes are for documentation, the others for benchmarks.
+        # Reserved addresses: those between the nodes are for documentation, those of the clients for benchmarks.
         self._clients = f"198.18.{random.randrange(256)}"
         self.nodes = [
             Node(
@@ -48,7 +48,7 @@ class Networks:
                 ip("netns", "delete", space)
 
     def cut(self, place: int) -> None:
-        """The others do not hear this one any more, nor it them. Nobody is told."""
+        """Cut the link of one node to the others, silently in both directions."""
         ip("-n", self._switch, "link", "set", f"port{place}", "down")
 
     def mend(self, place: int) -> None:
@@ -78,7 +78,7 @@ def ip(*arguments: str) -> None:
 
 
 def may_be_made() -> bool:
-    """Whether this machine has the program, and lets us."""
+    """True if this machine has the program ip and permits network namespaces."""
     trial = f"sublet-{os.getpid()}-trial"
     try:
         ip("netns", "add", trial)

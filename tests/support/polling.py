@@ -1,4 +1,4 @@
-"""Waiting for what must come true, without guessing how long that takes."""
+"""Waiting for a condition, without an assumption about its duration."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 QUIET_S = 0.2
 
 
 async def until(condition: Callable[[], object | Awaitable[object]], what: str = "the condition") -> None:
-    """Returns as soon as the condition holds; fails after `PATIENCE_S`."""
+    """Wait until the condition holds. Fail after `TIMEOUT_S`."""
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not await _holds(condition):  # noqa: ASYNC110 - any condition, not only those that can tell
                 await asyncio.sleep(0.01)
     except TimeoutError:
-        raise AssertionError(f"{what} did not come true within {PATIENCE_S:g} s") from None
+        raise AssertionError(f"{what} did not come true within {TIMEOUT_S:g} s") from None
 
 
 async def _holds(condition: Callable[[], object | Awaitable[object]]) -> bool:
@@ -25,6 +25,6 @@ async def _holds(condition: Callable[[], object | Awaitable[object]]) -> bool:
     return bool(await value if inspect.isawaitable(value) else value)
 
 
-async def a_while() -> None:
-    """Long enough for what must not happen to happen, were it to."""
+async def short_delay() -> None:
+    """Wait long enough for an event that must not happen."""
     await asyncio.sleep(QUIET_S)

@@ -1,4 +1,4 @@
-"""A TCP proxy that a test can cut: what a client sees is a network that fails, not a peer that says goodbye."""
+"""A TCP proxy that a test can cut. The client sees a failing network, not a closing peer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 class Proxy:
-    """Stands between one client and a server."""
+    """A proxy between one client and a server."""
 
     def __init__(self, url: str) -> None:
         self._parts = urlsplit(url)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def without_servers(reason: str) -> NoReturn:
-    """Skipped on a laptop, failed where servers are required."""
+    """Skip the test without servers, or fail it where servers are required."""
     if os.environ.get("SUBLET_REQUIRE_SERVERS") == "1":
         pytest.fail(f"SUBLET_REQUIRE_SERVERS=1, but {reason}")
     pytest.skip(reason)
@@ -40,7 +40,7 @@ def servers() -> Iterator[Servers]:
 
 @pytest.fixture(scope="module")
 def own_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
-    """A RabbitMQ that nobody else uses, to be stopped and killed."""
+    """A private RabbitMQ, which the test may stop and kill."""
     server = RabbitServer(tmp_path_factory.mktemp("rabbit"))
     try:
         server.start()
@@ -54,7 +54,7 @@ def own_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServe
 
 @pytest.fixture(scope="module")
 def own_mongo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServer]:
-    """A MongoDB that nobody else uses, to be stopped and killed."""
+    """A private MongoDB, which the test may stop and kill."""
     server = MongoServer(tmp_path_factory.mktemp("mongo"))
     try:
         server.start()

@@ -1,4 +1,4 @@
-"""A RabbitMQ and a MongoDB for the tests, wherever they can be had.
+"""Finds or starts a RabbitMQ and a MongoDB for the tests.
 
 `find_servers` looks, in this order, for addresses in the environment, a Docker engine, and programs installed
 on this machine. `RabbitServer` and `MongoServer` are for tests that stop, kill and restart a server.
@@ -24,12 +24,12 @@ __all__ = ["LocalError", "MongoServer", "RabbitServer", "Servers", "ServersUnava
 
 
 class ServersUnavailable(Exception):
-    """There is nothing to test against. The message says what was tried."""
+    """There are no servers for the tests. The text has what was tried."""
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Where the servers are."""
+    """The addresses of the servers."""
 
     amqp_url: str
     mongo_url: str
@@ -37,7 +37,7 @@ class Servers:
 
 @contextlib.contextmanager
 def find_servers() -> Iterator[Servers]:
-    """Servers from the first source that has them; what was started ends with the block."""
+    """Servers from the first source that has them. Those that were started stop at the end of the block."""
     amqp_url, mongo_url = (os.environ.get(f"SUBLET_TEST_{name}_URL") for name in ("AMQP", "MONGO"))
     if amqp_url and mongo_url:
         yield Servers(amqp_url, mongo_url)

@@ -1,5 +1,5 @@
-"""A shard with a store and destinations of its own: commits what a batch changed, keeps what was published, and can
-crash between any two steps. Every commit is checked against the invariants."""
+"""A shard with its own store and destinations. It commits the changes of a batch, records the published messages, and
+can crash between any two steps. Every commit is checked against the invariants."""
 
 from __future__ import annotations
 
@@ -254,6 +254,6 @@ def failed(grant: Grant, *, next: bool = False, retryable: bool = True) -> Faile
     return Failed(grant.lease, grant.ticket, error(), next=next, retryable=retryable)
 
 
-def suspended(grant: Grant, *operations: Any, next: bool = False) -> Evicted:
+def evicted(grant: Grant, *operations: Any, next: bool = False) -> Evicted:
     blocked = tuple((operation.operation_id,) for operation in operations if operation.kind != "memo")
     return Evicted(grant.lease, grant.ticket, operations, blocked, 0, next=next)

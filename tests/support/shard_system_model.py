@@ -1,8 +1,8 @@
-"""A shard among models of all that it talks to: workers, broker, timer, event-ingest, clients. Nothing happens by
-itself: every step is somebody's choice, so that a test can choose the worst.
+"""A shard among models of all that it talks to: workers, broker, timer, event-ingest, clients. Every
+step is a choice of the test, so that a test can choose the worst order.
 
-Messages from one source arrive in order; those of different sources in any. What was handled and not committed comes
-again after a crash. Hints to inboxes may get lost; what is in an outbox may not.
+Messages from one source arrive in order, those of different sources in any order. Messages that were handled but not
+committed are redelivered after a crash. Unconfirmed messages to inboxes may be lost, those of an outbox may not.
 """
 
 from __future__ import annotations

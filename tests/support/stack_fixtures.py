@@ -27,7 +27,7 @@ _FAILED = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what tries Sublet with a program that it does not need itself, where that program is not."""
+    """Skip tests that need a program which Sublet itself does not need, if it is not installed."""
     out = [
         item for item in items if not all(_is_there(name) for mark in item.iter_markers("tries") for name in mark.args)
     ]
@@ -68,7 +68,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Shared by most tests. Whoever stops a part of it uses `mended_stack`."""
+    """The stack that most tests share. A test that stops a part of it uses `mended_stack`."""
     from acceptance.stack import Stack
 
     shared = Stack(tmp_path_factory.mktemp("stack"))
@@ -85,14 +85,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def mended_stack(stack: Stack) -> Iterator[Stack]:
-    """The shared stack, made whole again after the test."""
+    """The shared stack. Its stopped parts are started again after the test."""
     yield stack
     stack.repair()
 
 
 @pytest.fixture
 def fresh_stack(stack: Stack, tmp_path: Path) -> Iterator[Stack]:
-    """A second one, nothing of which has been started yet."""
+    """A second stack, of which nothing has been started."""
     from acceptance.stack import Stack
 
     fresh = Stack(tmp_path / "stack")

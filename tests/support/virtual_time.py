@@ -1,4 +1,4 @@
-"""An event loop whose time jumps to the next thing to do, so that hours pass in milliseconds and always alike."""
+"""An event loop in virtual time. Time jumps to the next timer, so hours pass in milliseconds, deterministically."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Instead of waiting for a time it lets the time pass."""
+    """A selector that advances the virtual time instead of waiting."""
 
     def __init__(self, jump: Callable[[float], None]) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualClock:
-    """The wall's clock in virtual time; ``skew_s`` sets it wrong."""
+    """The wall clock in virtual time. ``skew_s``: its error in seconds."""
 
     def __init__(self, skew_s: float = 0.0) -> None:
         self.skew_s = skew_s
@@ -51,7 +51,7 @@ class VirtualClock:
 
 
 def in_virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Run an asynchronous test on a loop of its own, in virtual time."""
+    """Run an asynchronous test on a loop of its own in virtual time."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:

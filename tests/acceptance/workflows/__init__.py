@@ -1,4 +1,4 @@
-"""The workflows under test. They write into the ledger what they did, and work for as long as a gate is shut."""
+"""The workflows under test. They write into the journal what they did, and work for as long as a gate is shut."""
 
 from acceptance.workflows.base import *  # noqa: F403
 from acceptance.workflows.children import *  # noqa: F403

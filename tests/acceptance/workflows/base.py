@@ -1,4 +1,4 @@
-"""What all workflows under test share: the client, the ledger, small types, and tasks that are children of others."""
+"""What all workflows under test share: the client, the journal, small types, and tasks that are children of others."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from acceptance.task_journal import TaskJournal
 from sublet import Context, Sublet
 
 client = Sublet()
-journal = TaskJournal(Path(os.environ["SUBLET_TEST_LEDGER"]))
+journal = TaskJournal(Path(os.environ["SUBLET_TEST_JOURNAL"]))
 
 AN_HOUR = timedelta(hours=1)
 A_MOMENT = timedelta(milliseconds=200)
 
 
 class Named(BaseModel):
-    """``name`` tells runs apart, in the ledger and in the names of gates."""
+    """``name`` tells runs apart, in the journal and in the names of gates."""
 
     name: str = ""
 

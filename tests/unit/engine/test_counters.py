@@ -7,7 +7,7 @@ import pytest
 from sublet_protocol import limits
 from sublet_protocol.specs import TaskSpec
 from support.engine_builders import memo_op, sleep, wait_op, workflow
-from support.shard_harness import ShardHarness, suspended
+from support.shard_harness import ShardHarness, evicted
 
 
 def shard_with_checkpoint(entries: int) -> ShardHarness:
@@ -18,7 +18,7 @@ def shard_with_checkpoint(entries: int) -> ShardHarness:
     grant = harness.claim(harness.tickets(kind="durable")[0], kind="durable")
     assert grant is not None
     memos = [memo_op(f"memo-{number}") for number in range(entries - 1)]
-    harness.handle(suspended(grant, *memos, wait_op("wait", sleep())))
+    harness.handle(evicted(grant, *memos, wait_op("wait", sleep())))
     return harness
 
 

@@ -12,7 +12,7 @@ def never_unclear(run_id: str, task: TaskRun, at: float) -> bool:
     return False
 
 
-def test_deadlines_strike_in_order_and_only_if_they_still_stand() -> None:
+def test_deadlines_expire_in_order_and_only_if_they_are_current() -> None:
     tasks = {"a": ready("a", 10.0), "b": ready("b", 5.0), "c": ready("c", 7.0)}
     deadlines = Deadlines(lambda run_id, name: tasks.get(name))
     for task in tasks.values():
@@ -25,7 +25,7 @@ def test_deadlines_strike_in_order_and_only_if_they_still_stand() -> None:
     assert struck == ["b", "a"]
 
 
-def test_a_deadline_that_is_unclear_strikes_the_next_time() -> None:
+def test_an_undecided_deadline_expires_the_next_time() -> None:
     task = ready("a", 10.0)
     deadlines = Deadlines(lambda run_id, name: task)
     deadlines.add("run", task)
@@ -33,7 +33,7 @@ def test_a_deadline_that_is_unclear_strikes_the_next_time() -> None:
     assert [run_id for run_id, _ in deadlines.expire(13.0, never_unclear)] == ["run"]
 
 
-def test_deadlines_that_were_met_do_not_pile_up() -> None:
+def test_deadlines_that_were_met_are_removed() -> None:
     tasks = {"stays": ready("stays", 1e9)}
     deadlines = Deadlines(lambda run_id, name: tasks.get(name), slack=100)
     deadlines.add("run", tasks["stays"])

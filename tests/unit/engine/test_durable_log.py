@@ -90,7 +90,7 @@ def test_a_wait_that_ended_before_the_checkpoint_arrived_makes_the_task_ready_at
     assert bench.status() == "READY"
 
 
-def test_a_sleep_of_no_length_is_over_when_it_is_asked_for() -> None:
+def test_a_sleep_of_zero_length_is_completed_at_once() -> None:
     bench = sleeping(0)
     assert bench.status() == "READY"
     assert not bench.sent(SetTimer)
@@ -245,7 +245,7 @@ def test_a_wait_ends_when_each_of_its_groups_has_something_true(sizes: list[int]
 
 
 @pytest.mark.parametrize("again", ["same condition", "other condition", "unknown node"])
-def test_what_comes_true_for_a_wait_that_is_over_changes_nothing(again: str) -> None:
+def test_a_condition_of_a_closed_wait_changes_nothing(again: str) -> None:
     bench = RunHarness(DURABLE)
     bench.evict(bench.grant(), wait_op("0", either(event("a"), event("b"))), wait_op("1", sleep()))
     bench.match("0", "a")
@@ -294,7 +294,7 @@ def test_two_operations_with_one_child_key_share_one_child_and_both_get_its_resu
     assert bench.status() == "READY"
 
 
-def test_a_child_that_failed_gives_its_error_again_on_every_replay() -> None:
+def test_every_replay_gets_the_error_of_a_failed_child() -> None:
     bench, child = waiting_for_child()
     bench.child_ended("0", child, failed=error("KeyError", "gone"))
     bench.fail(bench.grant())
@@ -323,7 +323,7 @@ def test_the_children_of_a_cancelled_task_go_on_and_their_ends_are_ignored() -> 
 # --- staying resident -------------------------------------------------------------------------------------------
 
 
-def test_a_resident_task_is_told_how_its_waits_ended_in_order() -> None:
+def test_a_resident_task_receives_the_completions_of_its_waits_in_order() -> None:
     bench = RunHarness(DURABLE)
     lease = bench.grant()
     bench.record(lease, wait_op("0", sleep()), wait_op("1", event()), number=1, waiting=True)
@@ -395,7 +395,7 @@ def test_the_clock_of_a_resident_task_stands_while_it_waits() -> None:
     assert bench.held().deadline == bench.now + 50
 
 
-def test_the_clock_does_not_stop_for_a_wait_that_is_over_at_once() -> None:
+def test_the_execution_clock_does_not_stop_for_a_wait_that_completes_at_once() -> None:
     bench = RunHarness(TaskSpec("task", durable=True, execution_timeout_s=60))
     bench.record(bench.grant(), wait_op("0", sleep(0)), number=1, waiting=True)
     assert bench.held().deadline == NOW + 60
@@ -454,7 +454,7 @@ def test_after_an_event_the_next_wait_listens_from_that_event() -> None:
     assert ended_at(bench, "0") == 150
 
 
-def test_after_several_events_the_next_wait_listens_from_the_last_of_them_in_whatever_order_they_were_told() -> None:
+def test_after_several_events_the_next_wait_listens_from_the_last_one_in_any_order_of_arrival() -> None:
     bench = RunHarness(DURABLE)
     bench.evict(bench.grant(), wait_op("0", both(event("a"), event("b")), since=100))
     bench.match("0", "b", seq=200)

@@ -62,7 +62,7 @@ def test_an_evicted_task_names_what_it_waits_for(operation: object, told: str) -
     assert why(evicted(operation)) == f"evicted since {SINCE}, holds no slot; waits for {told}"
 
 
-def test_an_evicted_task_names_its_child_and_leaves_out_what_came_true() -> None:
+def test_the_explanation_of_an_evicted_task_names_its_child_and_omits_met_conditions() -> None:
     assert "child run" in why(evicted(run_op("0")))
     bench = evicted(wait_op("0", both(event("a"), event("b"))))
     bench.match("0", "a")

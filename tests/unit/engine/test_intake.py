@@ -120,7 +120,7 @@ def test_any_body_is_either_an_event_or_refused(body: bytes) -> None:
 
 
 @given(st.lists(st.floats(0, 10), min_size=1))
-def test_places_increase_even_if_the_clock_does_not(times: list[float]) -> None:
+def test_positions_increase_even_if_the_clock_does_not(times: list[float]) -> None:
     sequence = Sequence()
     sequence.advance_past(3_000_000)
     places = [sequence.next(now) for now in times]

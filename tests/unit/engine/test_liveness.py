@@ -1,4 +1,4 @@
-"""Workers: who lives, which leases they hold, what they missed, where their pools take work from, and deadlines."""
+"""Workers: liveness, their leases, lost messages, the routing of tasks to pools, and deadlines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sublet_protocol.messages import (
 )
 from sublet_protocol.specs import TaskSpec
 from support.engine_builders import POOL, event, memo_op, raw, run_op, wait_op, workflow
-from support.shard_harness import ShardHarness, claim, failed, finished, heartbeat, inbox_of, suspended
+from support.shard_harness import ShardHarness, claim, evicted, failed, finished, heartbeat, inbox_of
 
 FLOW = workflow("task")
 DURABLE = workflow(TaskSpec("task", durable=True), name="durable")
@@ -69,7 +69,7 @@ def test_a_silent_worker_loses_its_leases_after_a_while_and_another_takes_over()
     assert again.lease != grant.lease
 
 
-def test_a_worker_that_comes_back_too_late_is_told_to_stop_and_its_result_is_ignored() -> None:
+def test_a_lost_worker_that_returns_gets_a_revocation_and_its_result_is_ignored() -> None:
     there = world()
     grant = there.granted("a")
     there.tick(limits.WORKER_LOST_S + 1)
@@ -144,7 +144,7 @@ def test_a_lease_that_has_ended_is_revoked_when_its_worker_still_lists_it() -> N
     assert there.heartbeat("w1", grant.lease).of(Revoked) == [Revoked(grant.lease, "superseded")]
 
 
-def test_a_lease_of_a_run_that_is_over_and_forgotten_is_revoked_too() -> None:
+def test_a_lease_of_a_finished_run_that_is_not_in_memory_is_revoked() -> None:
     there = world()
     grant = there.granted("a")
     there.cancel("a")
@@ -255,7 +255,7 @@ def test_work_goes_to_the_latest_pool_that_lives() -> None:
     assert there.tickets("old-pool") == []
 
 
-def test_work_of_a_pool_that_has_gone_moves_to_one_that_can_run_it() -> None:
+def test_ready_tasks_of_a_lost_pool_move_to_a_pool_that_can_run_them() -> None:
     there = ShardHarness(FLOW)
     there.hello("old", "old-pool", at=1)
     there.hello("new", "new-pool", at=2)
@@ -322,7 +322,7 @@ def test_the_first_shard_registers_triggers_and_saves_workers() -> None:
     assert [change.gone for change in there.commit().workers] == [True]
 
 
-def test_a_worker_that_only_earlier_owners_knew_is_saved_as_gone_with_a_time() -> None:
+def test_a_worker_known_to_earlier_owners_only_is_saved_as_gone_with_a_time() -> None:
     there = world()
     there.granted("a")
     there.take_over()
@@ -346,7 +346,7 @@ def test_a_task_that_runs_for_too_long_is_stopped_by_the_scheduler_in_the_end() 
     assert there.task("a").error.type == "TimeoutError"  # type: ignore[union-attr]
 
 
-def test_a_worker_that_dies_shortly_before_a_deadline_is_a_lost_worker_and_no_timeout() -> None:
+def test_a_worker_lost_shortly_before_a_deadline_is_no_timeout() -> None:
     there = ShardHarness(workflow(TaskSpec("task", execution_timeout_s=20)))
     there.hello()
     there.granted("a")
@@ -354,7 +354,7 @@ def test_a_worker_that_dies_shortly_before_a_deadline_is_a_lost_worker_and_no_ti
     assert there.task("a").status == "READY"
 
 
-def test_a_grant_that_got_lost_is_given_again_although_its_deadline_passes_and_is_no_timeout() -> None:
+def test_a_lost_grant_is_sent_again_after_its_deadline_and_is_no_timeout() -> None:
     """Takeovers forget since when the worker does not list it: so the deadline comes first."""
     there = ShardHarness(workflow(TaskSpec("task", execution_timeout_s=20)))
     there.hello()
@@ -369,7 +369,7 @@ def test_a_grant_that_got_lost_is_given_again_although_its_deadline_passes_and_i
     assert (there.task("a").status, there.task("a").losses) == ("READY", 1)
 
 
-def test_a_report_that_arrived_before_the_deadline_counts_although_we_read_it_late() -> None:
+def test_a_report_that_arrived_before_the_deadline_counts_although_it_is_handled_late() -> None:
     there = ShardHarness(workflow(TaskSpec("task", execution_timeout_s=20)))
     there.hello()
     grant = there.granted("a")
@@ -400,7 +400,7 @@ def test_a_task_without_a_slot_is_cancelled_at_its_schedule_timeout() -> None:
     assert result.status == "CANCELLED"
 
 
-def test_a_deadline_that_moved_strikes_at_its_new_time_only() -> None:
+def test_a_moved_deadline_expires_at_its_new_time_only() -> None:
     there = ShardHarness(workflow(TaskSpec("task", execution_timeout_s=20)))
     there.hello()
     grant = there.granted("a")
@@ -485,7 +485,7 @@ def test_a_run_that_is_not_finished_is_not_replayed_and_the_reply_says_why() -> 
 def test_a_child_of_the_same_shard_wakes_its_parent() -> None:
     there = world()
     grant = durable_grant(there, "parent")
-    sent = there.handle(suspended(grant, run_op("0", "flow")))
+    sent = there.handle(evicted(grant, run_op("0", "flow")))
     (request,) = sent.of(RunRequest)
     assert request.parent == ParentLink("parent.task", "0")
     there.handle(request)

@@ -45,7 +45,7 @@ def test_what_an_owner_wrote_that_never_committed_its_run_does_not_count() -> No
     assert entries["1"].done is None
 
 
-def test_the_ids_of_two_owners_records_differ_although_their_places_are_the_same() -> None:
+def test_log_records_of_two_owners_have_different_ids_at_the_same_seq() -> None:
     bench = RunHarness(DURABLE)
     bench.evict(bench.grant(), wait_op("0", sleep()))
     committed = bench.run
@@ -57,14 +57,14 @@ def test_the_ids_of_two_owners_records_differ_although_their_places_are_the_same
     assert first[0].id != bench.log[0].id
 
 
-def test_a_log_with_a_hole_is_not_taken_for_whole() -> None:
+def test_a_log_with_a_missing_record_is_not_complete() -> None:
     bench = RunHarness(DURABLE)
     bench.evict(bench.grant(), memo_op("0"), memo_op("1"))
     with pytest.raises(AssertionError, match="log has 1 of 2 entries"):
         durable_log.committed(bench.task(), bench.whole_log[1:])
 
 
-def test_every_record_says_who_wrote_it_and_when() -> None:
+def test_every_log_record_has_its_owner_term_and_its_time() -> None:
     bench = RunHarness(DURABLE)
     bench.grant()
     bench.worker_lost(bench.lease())
@@ -97,7 +97,7 @@ def _write(bench: RunHarness, operation_id: str) -> None:
     bench.record(lease, memo_op(operation_id), number=bench.task().reports + 1)
 
 
-def test_leftovers_are_passed_over_in_whatever_order_the_store_gives_them() -> None:
+def test_leftover_records_are_ignored_in_any_order_of_the_store() -> None:
     task = RunHarness(DURABLE).task()
     records = [_memo(0, "a"), _memo(1, "a"), _memo(2, "a"), _memo(2, "b"), _memo(3, "b"), _memo(3, "a")]
     segments = (LogSegment(0, "a"), LogSegment(2, "b"))

@@ -135,7 +135,7 @@ def test_a_wait_with_a_bad_expression_is_refused_when_it_is_indexed_and_harmless
 
 
 @pytest.mark.parametrize(("since", "expected"), [(99, True), (100, False), (101, False)])
-def test_a_wait_sees_only_events_after_its_place(since: int, expected: bool) -> None:
+def test_a_wait_gets_only_events_after_its_position(since: int, expected: bool) -> None:
     assert bool(completed_count([wait(condition(), since=since)], parsed_event(seq=100))) is expected
 
 
@@ -154,7 +154,7 @@ def test_one_event_satisfies_many_waits_and_a_wait_is_satisfied_once() -> None:
     assert not waits
 
 
-def test_the_task_is_told_the_payload_as_it_came_and_the_place_of_the_event() -> None:
+def test_the_task_gets_the_unchanged_payload_and_the_position_of_the_event() -> None:
     event = AnEvent(payload='{"n":1.50}', seq=7)
     message = event_matched(Subscribe("w", "run.task", "3", condition(), 0), event)
     assert (message.task_run_id, message.operation_id, message.key, message.seq) == ("run.task", "3", "c", 7)

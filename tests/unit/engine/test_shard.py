@@ -24,7 +24,7 @@ from sublet_protocol.messages import (
 )
 from sublet_protocol.specs import TaskSpec
 from support.engine_builders import NOW, POOL, event, raw, run_op, sleep, wait_op, workflow
-from support.shard_harness import Sent, ShardHarness, claim, failed, finished, heartbeat, inbox_of, suspended
+from support.shard_harness import Sent, ShardHarness, claim, evicted, failed, finished, heartbeat, inbox_of
 
 FLOW = workflow("task")
 DURABLE = workflow(TaskSpec("task", durable=True), name="durable")
@@ -114,7 +114,7 @@ def test_a_grant_that_was_never_committed_never_was() -> None:
     assert grant.lease == "a.task@1"
 
 
-def test_a_message_for_a_run_whose_definition_was_not_loaded_is_not_taken_as_handled() -> None:
+def test_a_message_for_a_run_whose_definition_is_not_loaded_is_not_acknowledged() -> None:
     there = world()
     grant = there.granted("a")
     there._workflows.clear()
@@ -123,7 +123,7 @@ def test_a_message_for_a_run_whose_definition_was_not_loaded_is_not_taken_as_han
         there.finish(grant)
 
 
-def test_deadlines_are_known_to_the_next_owner_and_struck_once_it_has_listened() -> None:
+def test_the_next_owner_knows_the_deadlines_and_expires_them_after_it_has_listened() -> None:
     there = world()
     grant = there.granted("a", workflow="retried")
     there.now += 60
@@ -138,7 +138,7 @@ def test_deadlines_are_known_to_the_next_owner_and_struck_once_it_has_listened()
 
 
 @pytest.mark.parametrize("taken_over", [False, True])
-def test_the_last_words_of_a_dead_worker_that_are_heard_late_do_not_make_its_task_a_timeout(taken_over: bool) -> None:
+def test_delayed_heartbeats_of_a_lost_worker_do_not_make_its_task_a_timeout(taken_over: bool) -> None:
     """They were said before the outage in which it died, and stood in the queue with it."""
     there = world()
     grant = there.granted("a", workflow="retried")
@@ -153,7 +153,7 @@ def test_the_last_words_of_a_dead_worker_that_are_heard_late_do_not_make_its_tas
     assert (there.task("a").status, there.task("a").losses) == ("READY", 1)
 
 
-def test_a_kept_ticket_goes_on_under_the_next_owner() -> None:
+def test_a_retained_ticket_remains_valid_under_the_next_owner() -> None:
     there = world()
     grant = there.granted("a")
     there.request("b")
@@ -190,7 +190,7 @@ def cause(there: ShardHarness, what: str) -> ShardMessage:
     durable_grant = there.claim(there.tickets(kind="durable")[0], kind="durable")
     assert durable_grant is not None
     operation = {"a sleep": wait_op("0", sleep()), "an event wait": wait_op("0", event()), "a child": run_op("0")}[what]
-    return suspended(durable_grant, operation)
+    return evicted(durable_grant, operation)
 
 
 @pytest.mark.parametrize("what", REPEATED)
@@ -298,7 +298,7 @@ def test_what_was_never_committed_is_not_published() -> None:
     assert there.finish(grant).of(RunResult, Inbox("me"))
 
 
-def test_hints_are_not_stored() -> None:
+def test_unconfirmed_messages_are_not_stored() -> None:
     there = world()
     there.granted("a")
     run = there.run("a")

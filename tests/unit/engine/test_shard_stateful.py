@@ -108,7 +108,7 @@ class Storm(RuleBasedStateMachine):
 
     @precondition(has_workers)
     @rule(pick=PICKS)
-    def a_hint_gets_lost(self, pick: int) -> None:
+    def an_unconfirmed_message_is_lost(self, pick: int) -> None:
         inbox = self.worker(pick).inbox
         if inbox:
             inbox.popleft()

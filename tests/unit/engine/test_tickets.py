@@ -9,7 +9,7 @@ from sublet_protocol.destinations import Inbox
 from sublet_protocol.messages import Grant, GrantDeclined, NoTask, Ping, Revoked, RunRequest, SlotReleased, Ticket
 from sublet_protocol.specs import SlotKind, TaskSpec
 from support.engine_builders import both, event, sleep, wait_op, workflow
-from support.shard_harness import ShardHarness, claim, failed, finished, inbox_of, suspended
+from support.shard_harness import ShardHarness, claim, evicted, failed, finished, inbox_of
 
 FLOW = workflow("task")
 DURABLE = workflow(TaskSpec("task", durable=True), name="durable")
@@ -25,7 +25,7 @@ def world(slots: int = 1, workers: int = 1) -> ShardHarness:
 # --- tickets ----------------------------------------------------------------------------------------------------
 
 
-def test_a_ready_task_gives_one_ticket() -> None:
+def test_one_ticket_is_issued_for_a_ready_task() -> None:
     there = world(slots=5)
     there.request("a")
     assert len(there.tickets()) == 1
@@ -33,7 +33,7 @@ def test_a_ready_task_gives_one_ticket() -> None:
     assert there.tickets() == []
 
 
-def test_a_task_that_cannot_run_yet_gives_no_ticket() -> None:
+def test_no_ticket_is_issued_for_a_task_that_is_not_ready() -> None:
     there = ShardHarness(workflow(TaskSpec("a", wait_for=both(event())), TaskSpec("b", parents=("a",))))
     there.hello()
     there.request("a")
@@ -100,7 +100,7 @@ def test_a_ticket_that_waits_for_slots_which_others_have_taken_is_not_found_lost
 # --- claims -----------------------------------------------------------------------------------------------------
 
 
-def test_a_claim_without_work_is_told_that_there_is_nothing_to_do() -> None:
+def test_a_claim_without_a_ready_task_is_answered_with_no_task() -> None:
     assert world().claim("stale") is None
 
 
@@ -130,7 +130,7 @@ def test_two_claims_of_one_ticket_in_one_batch_are_one_grant() -> None:
     assert grants[0] == grants[1]
 
 
-def test_a_claim_for_a_cancelled_task_gives_nothing() -> None:
+def test_a_claim_for_a_cancelled_task_gets_no_grant() -> None:
     there = world()
     there.request("a")
     (ticket,) = there.tickets()
@@ -175,7 +175,7 @@ def test_a_report_that_asks_for_more_is_answered_with_the_next_task_under_the_sa
     assert there.tickets() == []
 
 
-def test_a_report_that_asks_for_more_is_told_when_there_is_nothing() -> None:
+def test_a_report_that_requests_the_next_task_is_answered_with_no_task_if_none_is_ready() -> None:
     there = world()
     grant = there.granted("a")
     assert there.finish(grant, next=True).of(NoTask) == [NoTask(grant.ticket)]
@@ -200,7 +200,7 @@ def test_a_chain_runs_on_under_one_ticket() -> None:
     assert there.run("run").status == "COMPLETED"  # type: ignore[union-attr]
 
 
-def test_a_kept_ticket_goes_back_after_so_many_tasks_and_the_rest_gets_another(
+def test_a_retained_ticket_is_acknowledged_after_its_maximum_of_tasks_and_a_new_one_is_issued(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "TICKET_REUSE_MAX", 3)
@@ -218,7 +218,7 @@ def test_a_kept_ticket_goes_back_after_so_many_tasks_and_the_rest_gets_another(
     assert there.claim(standing[0]) is not None
 
 
-def test_a_kept_ticket_goes_back_after_so_long_a_time() -> None:
+def test_a_retained_ticket_is_acknowledged_after_its_maximum_time() -> None:
     there = world()
     there.handle(*(_request(f"run-{n}") for n in range(5)))
     grant = there.claim(there.tickets()[0])
@@ -246,13 +246,13 @@ def test_the_answer_to_a_report_can_be_asked_for_again_with_a_claim() -> None:
     assert there.claim(grant.ticket) == lost
 
 
-def test_a_task_that_waits_gives_its_ticket_to_the_next() -> None:
+def test_an_evicted_task_leaves_its_ticket_to_the_next_task() -> None:
     there = world()
     there.request("a", "durable")
     grant = there.claim(there.tickets(kind="durable")[0], kind="durable")
     assert grant is not None
     there.request("b", "durable")
-    (following,) = there.handle(suspended(grant, wait_op("0", sleep()), next=True)).of(Grant)
+    (following,) = there.handle(evicted(grant, wait_op("0", sleep()), next=True)).of(Grant)
     assert following.lease == "b.task@1"
 
 
@@ -268,7 +268,7 @@ def test_a_released_slot_is_free_for_another_task() -> None:
     assert there.task("a").status == there.task("b").status == "COMPLETED"
 
 
-def test_a_grant_that_was_handed_back_is_granted_again() -> None:
+def test_a_declined_grant_is_granted_again() -> None:
     there = world()
     grant = there.granted("a")
     there.handle(GrantDeclined(grant.lease, grant.ticket))
@@ -324,7 +324,7 @@ def test_the_lease_under_a_ticket_that_moved_on_ends_without_harm_to_the_new_one
     assert there.task("b").status == "COMPLETED"
 
 
-def test_a_worker_whose_own_ticket_comes_again_gets_the_grant_that_it_missed() -> None:
+def test_a_worker_whose_ticket_is_redelivered_gets_the_lost_grant() -> None:
     there = world()
     missed = there.granted("a")
     there.request("b")
@@ -358,7 +358,7 @@ def test_a_worker_that_is_leaving_gets_nothing() -> None:
     assert there.task("b").status == "READY"
 
 
-def test_a_claim_of_an_unknown_worker_is_served_and_it_is_asked_who_it_is() -> None:
+def test_a_claim_of_an_unknown_worker_is_served_and_its_registration_is_requested() -> None:
     there = world()
     there.request("a")
     sent = there.handle(claim("t2", "stranger", pool="other"))
@@ -384,7 +384,7 @@ def _request(run_id: str) -> RunRequest:
 # --- tickets that are kept although nothing is ready ---------------------------------------------------------------
 
 
-def test_an_idle_ticket_is_kept_and_what_comes_next_is_granted_with_its_creation() -> None:
+def test_an_idle_ticket_is_retained_and_the_next_run_is_granted_with_its_creation() -> None:
     there = world(slots=4)
     grant = there.granted("a")
     there.finish(grant, next=True)
@@ -412,7 +412,7 @@ def test_tickets_for_at_most_half_of_a_pool_are_retained() -> None:
     assert len(dismissed) == 2
 
 
-def test_a_worker_that_leaves_gets_its_idle_tickets_back() -> None:
+def test_a_worker_that_stops_is_told_to_acknowledge_its_retained_tickets() -> None:
     there = world(slots=4)
     grant = there.granted("a")
     there.finish(grant, next=True)

@@ -59,7 +59,7 @@ ENDS_OF_A_LEASE = ["finish", "fail", "retry", "lose", "hand back", "time out", "
 # --- creation ---------------------------------------------------------------------------------------------------
 
 
-def test_a_run_of_an_unknown_workflow_fails_and_says_so_to_all_who_wait() -> None:
+def test_a_run_of_an_unknown_workflow_fails_and_client_and_parent_are_notified() -> None:
     effects = Effects(NOW)
     run = transitions.create(RunRequest(RUN_ID, "ghost", reply_to="me", parent=PARENT), None, effects)
     assert run.status == "FAILED"
@@ -108,7 +108,7 @@ def test_a_failure_is_retried_at_once_as_often_as_the_task_says() -> None:
     assert bench.run.status == "FAILED"
 
 
-def test_nobody_is_told_of_a_failure_that_is_retried() -> None:
+def test_a_failure_that_is_retried_is_not_announced() -> None:
     bench = RunHarness(TaskSpec("task", retries=1), reply_to="me", parent=PARENT)
     bench.fail(bench.grant())
     assert not bench.messages
@@ -213,7 +213,7 @@ def test_losses_are_counted_from_the_last_new_checkpoint_on() -> None:
     assert bench.task().losses == 0
 
 
-def test_a_grant_that_was_handed_back_counts_for_nothing() -> None:
+def test_a_declined_grant_counts_as_no_attempt() -> None:
     bench = RunHarness("task")
     bench.grant_declined(bench.grant())
     assert bench.status() == "READY"
@@ -288,7 +288,7 @@ def test_an_extension_counts_once_and_for_its_own_attempt_only() -> None:
 # --- timeouts ---------------------------------------------------------------------------------------------------
 
 
-def test_a_task_that_runs_for_too_long_fails_and_its_worker_is_told_to_stop() -> None:
+def test_a_task_that_exceeds_its_timeout_fails_and_its_lease_is_revoked() -> None:
     bench = RunHarness(TaskSpec("task", execution_timeout_s=60))
     lease = bench.grant()
     bench.time_out()
@@ -421,7 +421,7 @@ def test_a_sleep_before_a_task_counts_anew_after_a_replay_and_the_timer_of_befor
     assert bench.status() == "READY"
 
 
-def test_a_replay_gives_every_attempt_again_and_a_new_lease() -> None:
+def test_a_replay_resets_the_attempts_and_needs_a_new_lease() -> None:
     bench = RunHarness(TaskSpec("task", retries=1))
     bench.fail(bench.grant())
     old = bench.grant()
@@ -435,7 +435,7 @@ def test_a_replay_gives_every_attempt_again_and_a_new_lease() -> None:
 # --- who is told ------------------------------------------------------------------------------------------------
 
 
-def test_whoever_asks_for_a_finished_run_is_answered_at_once() -> None:
+def test_a_request_for_a_finished_run_is_answered_at_once() -> None:
     bench = RunHarness("task")
     bench.run_task("task")
     bench.watch("late")
@@ -453,7 +453,7 @@ def test_a_second_request_for_a_run_adds_its_watcher_and_starts_nothing() -> Non
     ]
 
 
-def test_a_parent_that_waits_is_told_how_its_child_ended() -> None:
+def test_a_waiting_parent_gets_the_result_of_its_child() -> None:
     bench = RunHarness("task", parent=PARENT)
     bench.run_task("task", {"n": 1})
     (told,) = bench.sent(ChildFinished)
@@ -461,13 +461,13 @@ def test_a_parent_that_waits_is_told_how_its_child_ended() -> None:
     assert bytes(told.output) == b'{"n":1}'
 
 
-def test_a_parent_that_does_not_wait_is_not_told() -> None:
+def test_a_parent_that_does_not_wait_gets_no_result() -> None:
     bench = RunHarness("task", parent=PARENT, notify_parent=False)
     bench.run_task("task")
     assert not bench.sent(ChildFinished)
 
 
-def test_a_parent_that_asks_for_a_child_that_has_ended_is_told_at_once() -> None:
+def test_a_parent_that_requests_a_finished_child_gets_its_result_at_once() -> None:
     bench = RunHarness("task")
     bench.run_task("task")
     bench.add_interest(parent=PARENT)
@@ -491,7 +491,7 @@ def test_a_parent_gets_the_error_of_a_child_that_failed_or_was_cancelled(how: st
     assert told.error.type == kind
 
 
-def test_results_are_given_once_when_every_task_has_ended() -> None:
+def test_the_result_is_sent_once_when_every_task_has_ended() -> None:
     bench = RunHarness("a", "b", reply_to="me")
     bench.run_task("a")
     assert not bench.sent(RunResult)

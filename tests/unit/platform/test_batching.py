@@ -14,7 +14,7 @@ from sublet_platform.memory import MemoryBroker, MemoryCluster
 from sublet_platform.metrics import ServiceMetrics
 from sublet_platform.ports import BrokerUnavailable, Delivery, Outgoing, RevisionConflict, StoreUnavailable
 from sublet_protocol.topology import DEAD, Queue, topology
-from support.polling import a_while, until
+from support.polling import short_delay, until
 
 QUEUE = "work"
 
@@ -102,11 +102,11 @@ async def test_who_rests_finishes_what_is_under_way_and_begins_nothing_else(benc
     await until(lambda: bench.batches == [[b"1"]], "the first batch")
     await bench.send("2", "3")
     resting = asyncio.create_task(bench.loop.rest())
-    await a_while()
+    await short_delay()
     assert not resting.done()
     gate.set()
     await resting
-    await a_while()
+    await short_delay()
     assert bench.batches == [[b"1"]]
     assert bench.unsettled == 2
     bench.loop.resume()
@@ -223,7 +223,7 @@ async def test_a_dead_letter_waits_for_a_broker_that_does_not_confirm(bench: Ben
     bench.behave = choke
     await bench.send("poison")
     await until(lambda: bench.batches, "the attempt")
-    await a_while()
+    await short_delay()
     assert bench.unsettled == 1
     bench.cluster.declare(topology(shards=1))
     dead = await bench.dead()
@@ -257,7 +257,7 @@ async def test_a_stop_handles_what_has_arrived(bench: Bench) -> None:
     await bench.send("1")
     await until(lambda: bench.batches, "the first batch")
     await bench.send("2")
-    await a_while()
+    await short_delay()
     gate.set()
     await bench.loop.stop()
     assert bench.batches == [[b"1"], [b"2"]]
@@ -272,5 +272,5 @@ async def test_a_stop_does_not_wait_for_a_server_that_is_away(bench: Bench) -> N
     await bench.send("1", "2")
     await until(lambda: len(bench.batches) > 1, "some attempts")
     await bench.loop.stop()
-    await a_while()
+    await short_delay()
     assert bench.unsettled == 2

@@ -14,7 +14,7 @@ from sublet_platform.memory import MemoryBroker, MemoryCluster, MemoryDatabase, 
 from sublet_platform.ports import BrokerUnavailable, Outgoing, RevisionConflict, RunChange, StoreUnavailable
 from sublet_protocol.topology import INBOXES, Queue
 from support.clocks import ManualClock
-from support.polling import a_while, until
+from support.polling import short_delay, until
 from support.virtual_time import in_virtual_time
 
 QUEUE = "work"
@@ -56,7 +56,7 @@ async def test_a_message_that_was_under_way_when_the_connection_broke_is_lost_an
     asyncio.get_running_loop().call_soon(client.kill_connection)
     with pytest.raises(BrokerUnavailable):
         await publishing
-    await a_while()
+    await short_delay()
     assert not inbox
     assert client.connected
 
@@ -100,14 +100,14 @@ async def test_a_broker_that_restarts_keeps_persistent_messages_and_loses_the_ot
     await client.publish([*to_queue("kept"), *to_queue("lost", persistent=False)])
     cluster.stop()
     assert not client.connected
-    await a_while()
+    await short_delay()
     assert not client.connected
     cluster.start()
     await until(lambda: client.connected, "the reconnect")
     inbox = Inbox()
     await client.consume(QUEUE, inbox, prefetch=10)
     await until(lambda: inbox, "the message")
-    await a_while()
+    await short_delay()
     assert inbox.bodies == [b"kept"]
 
 

@@ -32,5 +32,5 @@ def test_a_message_larger_than_a_body_travels_alone() -> None:
     assert [[m.id for m in decode_for_timer(body)] for _, body in bodies] == [[each] for each in ids]
 
 
-def test_nothing_gives_nothing() -> None:
+def test_no_messages_give_no_bodies() -> None:
     assert list(pack([])) == []

@@ -20,7 +20,7 @@ from sublet_protocol.messages import Finished, Goodbye
 from sublet_worker.app import BadApp, load_worker
 from sublet_worker.main import WorkerService
 from sublet_worker.settings import WorkerSettings
-from support.polling import PATIENCE_S, until
+from support.polling import TIMEOUT_S, until
 from support.worker_harness import WorkerHarness, client
 
 APP = """
@@ -104,7 +104,7 @@ async def get(port: int, path: str) -> tuple[int, str]:
 
 
 async def until_it_listens(port: int) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while await get(port, "/health/live") == (0, ""):  # noqa: ASYNC110 - it has no other way to tell
             await asyncio.sleep(0.01)
 

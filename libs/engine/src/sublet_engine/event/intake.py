@@ -24,7 +24,7 @@ class InvalidEvent(ValueError):
 
 
 class Event(Protocol):
-    """An event that is stored. ``payload`` is JSON text; times in epoch seconds."""
+    """An event that is stored. ``payload`` is JSON text. Times are Unix seconds."""
 
     @property
     def id(self) -> str: ...
