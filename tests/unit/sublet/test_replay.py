@@ -256,7 +256,7 @@ async def test_code_that_asks_for_something_else_fails_with_what_was_recorded_an
         bench.run(changing)
         failed = await bench.failed()
         assert failed.error.type == "NonDeterminismError"
-        assert "node 1 " in failed.error.message
+        assert "operation 1 " in failed.error.message
         assert "a sleep of 30 s" in failed.error.message
         assert "a sleep of 40 s" in failed.error.message
 
