@@ -15,7 +15,7 @@ THREAD_END_MAX_S = 5.0
 """Seconds that `BackgroundLoop.stop` waits for its thread. A hanging thread must not block the program for longer."""
 
 CLOSE_AT_EXIT_MAX_S = 2.0
-"""Seconds that the end of a program waits until the connection is closed. RabbitMQ notices the end also without that."""
+"""Seconds that the end of a program waits until the connection is closed. Without a close RabbitMQ notices it too."""
 
 
 class Loop(Protocol):
