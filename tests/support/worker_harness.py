@@ -57,7 +57,7 @@ class BenchTransport:
         self.confirming.set()
         self.failures = 0
         self.unacked: dict[int, tuple[str, TicketDelivery]] = {}
-        self.given_back: list[Ticket] = []
+        self.requeued: list[Ticket] = []
         self.acked: list[Ticket] = []
         self.closed = False
         self._on_message: Callable[[bytes], None] = lambda body: None
@@ -120,7 +120,7 @@ class BenchTransport:
 
     def requeue(self, ticket: TicketDelivery) -> None:
         if self.unacked.pop(ticket.tag, None) is not None:
-            self.given_back.append(msgspec.json.decode(ticket.body, type=Ticket))
+            self.requeued.append(msgspec.json.decode(ticket.body, type=Ticket))
             self._push_all()
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
@@ -275,7 +275,7 @@ class WorkerHarness:
         for _ in range(rounds):
             await asyncio.sleep(0)
 
-    async def suspended(self, number: int = 1) -> Evicted:
+    async def evicted(self, number: int = 1) -> Evicted:
         await self.until(lambda: len(self.of(Evicted)) >= number)
         last: Evicted = self.of(Evicted)[number - 1]
         return last

@@ -1,4 +1,4 @@
-"""Waiting for results: lost messages, reconnects, long waits, silence."""
+"""`Connection`: lost messages, reconnects, long waits, and queries without an answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def waiting(sublet: Sublet) -> asyncio.Task[dict[str, Any]]:
 
 
 @in_virtual_time
-async def test_a_result_that_was_lost_is_asked_for_again() -> None:
+async def test_a_lost_result_is_requested_again() -> None:
     def answer(record: Record) -> list[Record]:
         return [completed(record.run_id, {"t": b"{}"})] if isinstance(record, WatchRun) else []
 
@@ -49,7 +49,7 @@ async def test_a_result_that_was_lost_is_asked_for_again() -> None:
 
 
 @in_virtual_time
-async def test_a_long_wait_asks_less_and_less_often() -> None:
+async def test_the_pause_between_requests_of_a_result_grows() -> None:
     sublet, broker = here(silent)
     run = waiting(sublet)
     await asyncio.sleep(3600)
@@ -62,7 +62,7 @@ async def test_a_long_wait_asks_less_and_less_often() -> None:
 
 
 @in_virtual_time
-async def test_after_a_reconnect_every_open_result_is_asked_for() -> None:
+async def test_a_reconnect_requests_every_pending_result() -> None:
     sublet, broker = here(silent)
     runs = [waiting(sublet) for _ in range(5)]
     await asyncio.sleep(1)
@@ -75,7 +75,7 @@ async def test_after_a_reconnect_every_open_result_is_asked_for() -> None:
 
 
 @in_virtual_time
-async def test_two_who_wait_for_one_run_both_get_its_result() -> None:
+async def test_two_callers_that_wait_for_one_run_both_get_its_result() -> None:
     sublet, broker = here(silent)
     ref = sublet.runs.get_run_ref("r1")
     first, second = (asyncio.create_task(ref.aio_result()) for _ in range(2))
@@ -87,7 +87,7 @@ async def test_two_who_wait_for_one_run_both_get_its_result() -> None:
 
 
 @in_virtual_time
-async def test_a_second_result_and_an_unreadable_message_are_harmless() -> None:
+async def test_a_second_result_and_an_unreadable_message_are_ignored() -> None:
     sublet, broker = here(silent)
     run = waiting(sublet)
     await asyncio.sleep(1)
@@ -99,7 +99,7 @@ async def test_a_second_result_and_an_unreadable_message_are_harmless() -> None:
 
 
 @in_virtual_time
-async def test_closing_ends_every_wait_with_an_error() -> None:
+async def test_close_raises_in_every_waiting_caller() -> None:
     sublet, broker = here(silent)
     run = waiting(sublet)
     await asyncio.sleep(1)
@@ -118,7 +118,7 @@ def test_a_closed_client_connects_again_when_it_is_used() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_client_that_was_used_before_a_fork_works_on_both_sides() -> None:
+def test_a_client_that_was_used_before_a_fork_works_in_parent_and_child() -> None:
     sublet, broker = client(echo)
     flow = sublet.stubs.workflow(name="flow")
     flow.run()
@@ -132,7 +132,7 @@ def test_a_client_that_was_used_before_a_fork_works_on_both_sides() -> None:
 
 
 @in_virtual_time
-async def test_a_broker_that_cannot_be_reached_is_told_after_the_timeout_and_tried_further() -> None:
+async def test_an_unreachable_broker_raises_after_the_timeout_and_connecting_continues() -> None:
     sublet, broker = here(echo)
 
     def late(config: ClientConfig) -> Any:
@@ -166,11 +166,11 @@ def test_an_event_is_json_with_an_id_and_headers() -> None:
     assert dict(published.headers) == {"a": [1], "scope": "s", "priority": 2}
     assert (event.event_id, event.key, event.payload) == (published.message_id, "ns_order.paid", '{"id":1}')
     assert (event.additional_metadata, event.scope) == ('{"a":[1]}', "s")
-    assert not broker.transports[0].inboxes  # whoever only publishes needs no right to read
+    assert not broker.transports[0].inboxes  # a client that only publishes needs no right to read
     sublet.close()
 
 
-async def test_many_events_are_published_together_each_with_its_own_id() -> None:
+async def test_bulk_push_gives_each_event_its_own_id() -> None:
     sublet, broker = client(silent)
     events = await sublet.event.aio_bulk_push(
         [BulkPushEventWithMetadata(key=f"k{n}", payload={"n": n}) for n in range(50)]
@@ -191,7 +191,7 @@ async def test_many_events_are_published_together_each_with_its_own_id() -> None
         ("k", {}, {"scope": "s"}, "must not have an entry 'scope'"),
     ],
 )
-def test_an_event_that_nobody_could_take_is_refused(
+def test_an_event_that_is_not_valid_is_refused(
     key: str, payload: dict[str, Any], metadata: dict[str, Any], message: str
 ) -> None:
     sublet, broker = client(silent)
@@ -223,7 +223,7 @@ def answering(value: Any) -> Callable[[Record], list[Record]]:
 
 
 @in_virtual_time
-async def test_a_run_can_be_looked_at() -> None:
+async def test_get_returns_the_run_and_its_tasks() -> None:
     sublet, broker = here(answering(RUN))
     details = await sublet.runs.aio_get("r1")
     assert (details.run.metadata.id, details.run.status, details.run.input) == ("r1", RunStatus.FAILED, {"x": 1})
@@ -241,7 +241,7 @@ async def test_a_run_can_be_looked_at() -> None:
 
 
 @in_virtual_time
-async def test_a_run_requested_a_moment_ago_is_looked_for_again() -> None:
+async def test_get_repeats_the_query_for_a_run_that_is_not_stored_yet() -> None:
     answers = iter([None, None, RUN])
 
     def answer(record: Record) -> list[Record]:
@@ -255,7 +255,7 @@ async def test_a_run_requested_a_moment_ago_is_looked_for_again() -> None:
 
 
 @in_virtual_time
-async def test_a_list_asks_for_what_it_was_told() -> None:
+async def test_list_sends_every_filter_to_the_scheduler() -> None:
     sublet, broker = here(answering({"rows": [{k: v for k, v in RUN.items() if k != "tasks"}]}))
     page = await sublet.runs.aio_list(
         limit=5, statuses=[RunStatus.FAILED], workflow_ids=["flow"], additional_metadata={"m": 1}
@@ -274,7 +274,7 @@ async def test_a_list_asks_for_what_it_was_told() -> None:
 
 
 @in_virtual_time
-async def test_a_question_that_got_lost_is_asked_again() -> None:
+async def test_a_lost_query_is_published_again() -> None:
     asked = 0
 
     def answer(record: Record) -> list[Record]:
@@ -288,7 +288,7 @@ async def test_a_question_that_got_lost_is_asked_again() -> None:
 
 
 @in_virtual_time
-async def test_a_question_that_nobody_answers_says_so() -> None:
+async def test_a_query_without_an_answer_raises_after_its_timeout() -> None:
     sublet, _ = here(silent)
     with pytest.raises(
         TransportUnavailable, match=r"looking up run r1: no answer within 15 s. Is a scheduler running\?"
@@ -297,7 +297,7 @@ async def test_a_question_that_nobody_answers_says_so() -> None:
 
 
 @in_virtual_time
-async def test_runs_and_tasks_are_cancelled_and_runs_replayed() -> None:
+async def test_cancel_and_replay_send_requests_to_the_shard_of_the_run() -> None:
     sublet, broker = here(answering(None))
     await sublet.runs.aio_cancel("r1")
     await sublet.runs.aio_cancel("r1.step")
@@ -313,7 +313,7 @@ async def test_runs_and_tasks_are_cancelled_and_runs_replayed() -> None:
 
 
 @in_virtual_time
-async def test_what_cannot_be_replayed_raises_the_reason() -> None:
+async def test_replay_raises_the_reason_of_the_scheduler() -> None:
     def answer(record: Record) -> list[Record]:
         assert isinstance(record, ReplayRun)
         return [reply(record.correlation_id, error="run r1 is still RUNNING")]
@@ -324,7 +324,7 @@ async def test_what_cannot_be_replayed_raises_the_reason() -> None:
 
 
 @in_virtual_time
-async def test_a_replay_is_sent_once_even_if_nobody_answers() -> None:
+async def test_a_replay_without_an_answer_is_not_repeated() -> None:
     sublet, broker = here(silent)
     with pytest.raises(TransportUnavailable, match="replaying run r1: no answer"):
         await sublet.runs.aio_replay("r1")
@@ -332,7 +332,7 @@ async def test_a_replay_is_sent_once_even_if_nobody_answers() -> None:
 
 
 @in_virtual_time
-async def test_a_bulk_cancel_tries_all_and_raises_the_first_error() -> None:
+async def test_bulk_cancel_tries_all_runs_and_raises_the_first_error() -> None:
     def answer(record: Record) -> list[Record]:
         assert isinstance(record, CancelRun)
         return [reply(record.correlation_id, error="no such run" if record.run_id == "r1" else None)]
@@ -344,7 +344,7 @@ async def test_a_bulk_cancel_tries_all_and_raises_the_first_error() -> None:
 
 
 @in_virtual_time
-async def test_a_bulk_cancel_by_filter_finds_every_page() -> None:
+async def test_bulk_cancel_by_filter_reads_every_page() -> None:
     def answer(record: Record) -> list[Record]:
         if isinstance(record, CancelRun):
             return [reply(record.correlation_id)]
@@ -360,12 +360,12 @@ async def test_a_bulk_cancel_by_filter_finds_every_page() -> None:
     assert cancelled == {f"r{n}" for n in range(1_100)}
 
 
-def test_a_bulk_takes_either_ids_or_a_filter() -> None:
+def test_bulk_cancel_takes_either_ids_or_a_filter() -> None:
     with pytest.raises(ValueError, match="exactly one of ids and filters"):
         BulkCancelReplayOpts()
 
 
-async def test_questions_work_in_both_worlds() -> None:
+async def test_queries_work_in_sync_and_async_code() -> None:
     sublet, _ = client(answering(RUN))
     assert sublet.runs.get_status("r1") is await sublet.runs.aio_get_status("r1")
     sublet.close()

@@ -1,4 +1,4 @@
-"""Lifelines: who holds one is told when it is cut, and nobody else's cancellation is swallowed."""
+"""`ConnectionScope`: its end interrupts guarded code, and cancellations by others are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ async def for_ever(line: ConnectionScope) -> None:
         await asyncio.Event().wait()
 
 
-async def test_a_wait_ends_when_the_line_is_cut() -> None:
+async def test_a_guarded_wait_ends_when_the_scope_is_closed() -> None:
     line = ConnectionScope()
     waits = [asyncio.create_task(for_ever(line)) for _ in range(3)]
     await asyncio.sleep(0)
@@ -25,14 +25,14 @@ async def test_a_wait_ends_when_the_line_is_cut() -> None:
             await wait
 
 
-async def test_a_line_that_was_cut_cannot_be_held() -> None:
+async def test_a_closed_scope_refuses_new_guards() -> None:
     line = ConnectionScope()
     line.close()
     with pytest.raises(ConnectionScopeClosed):
         await for_ever(line)
 
 
-async def test_who_has_left_is_not_disturbed() -> None:
+async def test_code_that_left_its_guard_is_not_interrupted() -> None:
     line = ConnectionScope()
 
     async def passing() -> str:
@@ -47,7 +47,7 @@ async def test_who_has_left_is_not_disturbed() -> None:
     assert await task == "done"
 
 
-async def test_a_cancelled_task_is_cancelled() -> None:
+async def test_a_cancelled_task_gets_its_cancellation() -> None:
     task = asyncio.create_task(for_ever(ConnectionScope()))
     await asyncio.sleep(0)
     task.cancel()
@@ -55,7 +55,7 @@ async def test_a_cancelled_task_is_cancelled() -> None:
         await task
 
 
-async def test_a_task_that_is_cancelled_and_cut_off_at_once_is_cancelled() -> None:
+async def test_a_cancellation_at_the_same_time_as_the_close_wins() -> None:
     for cancel_first in (True, False):
         line = ConnectionScope()
         task = asyncio.create_task(for_ever(line))
@@ -66,17 +66,17 @@ async def test_a_task_that_is_cancelled_and_cut_off_at_once_is_cancelled() -> No
             await task
 
 
-async def test_a_stray_cancellation_from_inside_is_an_error() -> None:
+async def test_a_cancellation_by_the_library_becomes_scope_closed() -> None:
     with pytest.raises(ConnectionScopeClosed), ConnectionScope().held():
         raise asyncio.CancelledError
 
 
-async def test_other_errors_pass() -> None:
+async def test_other_errors_pass_through_the_guard() -> None:
     with pytest.raises(KeyError), ConnectionScope().held():
         raise KeyError
 
 
-async def test_after_a_cut_the_task_can_wait_again_and_time_out_as_ever() -> None:
+async def test_after_scope_closed_the_task_can_use_timeouts_again() -> None:
     line = ConnectionScope()
 
     async def again() -> str:
@@ -93,7 +93,7 @@ async def test_after_a_cut_the_task_can_wait_again_and_time_out_as_ever() -> Non
     assert await task == "fine"
 
 
-async def test_who_cuts_the_line_that_it_holds_goes_on() -> None:
+async def test_code_that_closes_its_own_scope_is_not_interrupted() -> None:
     line = ConnectionScope()
     with line.held():
         line.close()

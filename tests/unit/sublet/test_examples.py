@@ -17,7 +17,7 @@ from sublet.testing import SubletTestEnvironment
 TASK_LOG = "sublet.task"
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the tasks wrote by ``ctx.log``."""
     return [record.message for record in caplog.records if record.name == TASK_LOG]
 
@@ -62,10 +62,10 @@ async def test_a_purchase_that_nobody_decides_expires_after_a_mail_to_the_manage
         began = env.now
         assert (await (await ask()).aio_result()).model_dump() == {"outcome": "expired", "mails": 4}
         assert timedelta(days=4) <= env.now - began < timedelta(days=4, minutes=1)
-    assert [line.split(":")[0] for line in told(caplog)] == ["To ann", "To ann", "To ann", "To bo"]
+    assert [line.split(":")[0] for line in log_lines(caplog)] == ["To ann", "To ann", "To ann", "To bo"]
 
 
-async def test_an_answer_that_comes_while_a_mail_is_sent_again_counts() -> None:
+async def test_an_answer_that_comes_while_a_mail_is_retried_counts() -> None:
     async with approving() as env:
         run = await ask()
         await env.skip(hours=23)
@@ -131,7 +131,7 @@ async def test_the_agent_asks_again_when_a_tool_fails() -> None:
         assert (await run.aio_result()).text == "The evening flight is booked."
 
 
-async def test_the_agent_decides_by_itself_when_nobody_answers() -> None:
+async def test_the_agent_decides_alone_when_no_answer_comes() -> None:
     async with acting() as env:
         began = env.now
         assert (await agent.agent.aio_run(GOAL)).text == "The morning flight is booked."
@@ -185,7 +185,7 @@ async def view(http: httpx.AsyncClient, order_id: str) -> tuple[str, object]:
     return shown["status"], shown["result"]
 
 
-async def test_an_order_is_shipped_when_the_webhook_tells_of_the_whole_payment() -> None:
+async def test_an_order_is_shipped_when_the_webhook_reports_the_whole_payment() -> None:
     async with selling() as env, browser() as http:
         order_id = await order(http)
         await pay(http, order_id, 1199)
@@ -236,7 +236,7 @@ async def test_the_report_counts_the_imported_rows_and_names_the_failed_ones() -
     assert report.failed == ["row 101: 'many' is not a quantity", "row 102: '' is not a quantity"]
 
 
-async def test_a_row_whose_import_fails_for_a_while_is_imported_all_the_same() -> None:
+async def test_a_row_whose_import_fails_at_first_is_imported_by_a_retry() -> None:
     async with importing() as env:
         env.fail_next(fan_out.import_row, ConnectionError("the database is down"), times=5)
         report = await fan_out.import_file.aio_run(fan_out.File(rows=["bolt,1200", "nut,900"]))
@@ -255,7 +255,7 @@ async def test_a_trip_is_booked(caplog: pytest.LogCaptureFixture) -> None:
     async with travelling():
         outcome = await saga.book_trip.aio_run(saga.Trip(trip_id="1", city="Lisbon"))
     assert outcome == saga.Outcome(booked=list(saga.Service))
-    assert told(caplog) == ["Book a flight in Lisbon", "Book a hotel in Lisbon", "Book a car in Lisbon"]
+    assert log_lines(caplog) == ["Book a flight in Lisbon", "Book a hotel in Lisbon", "Book a car in Lisbon"]
 
 
 async def test_a_trip_without_a_car_is_cancelled_in_reverse_order(caplog: pytest.LogCaptureFixture) -> None:
@@ -264,10 +264,14 @@ async def test_a_trip_without_a_car_is_cancelled_in_reverse_order(caplog: pytest
         outcome = await saga.book_trip.aio_run(saga.Trip(trip_id="2", city="Venice"))
     backwards = list(reversed(saga.Service))
     assert outcome == saga.Outcome(cancelled=backwards, reason="there are no cars in Venice")
-    assert told(caplog)[3:] == ["Cancel the car in Venice", "Cancel the hotel in Venice", "Cancel the flight in Venice"]
+    assert log_lines(caplog)[3:] == [
+        "Cancel the car in Venice",
+        "Cancel the hotel in Venice",
+        "Cancel the flight in Venice",
+    ]
 
 
-async def test_a_cancellation_is_repeated_until_the_provider_answers() -> None:
+async def test_a_cancellation_is_retried_until_the_provider_answers() -> None:
     async with travelling() as env:
         env.fail_next(saga.cancel, ConnectionError("the provider is down"), times=20)
         outcome = await saga.book_trip.aio_run(saga.Trip(trip_id="3", city="Venice"))

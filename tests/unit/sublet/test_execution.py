@@ -1,4 +1,4 @@
-"""Ordinary tasks on a bench: how they run, end, fail, are cancelled and timed out, and what their context tells."""
+"""Ordinary tasks on a worker: outputs, failures, cancellation, timeouts, and the context."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_no_output_is_null() -> None:
         (asyncio.CancelledError("no luck"), True),
     ],
 )
-async def test_what_a_task_raises_is_its_failure(error: BaseException, retryable: bool) -> None:
+async def test_an_exception_of_the_task_is_reported_as_failed(error: BaseException, retryable: bool) -> None:
     @client.task(name="failing")
     async def failing(input: EmptyModel, ctx: Context) -> None:
         raise error
@@ -110,7 +110,7 @@ async def test_what_a_task_raises_is_its_failure(error: BaseException, retryable
         assert failed.error.task_run_id == "run.failing"
 
 
-async def test_the_error_of_a_child_keeps_its_type_and_endless_texts_are_cut() -> None:
+async def test_the_error_of_a_child_keeps_its_type_and_long_texts_are_cut() -> None:
     @client.task(name="failing")
     async def failing(input: EmptyModel, ctx: Context) -> None:
         raise TaskRunError("x" * 1_000_000, "KeyError", "y" * 1_000_000)
@@ -163,7 +163,7 @@ async def test_a_task_that_takes_too_long_fails_and_is_cancelled() -> None:
 
 
 @in_virtual_time
-async def test_more_time_can_be_asked_for() -> None:
+async def test_refresh_timeout_extends_the_execution_timeout() -> None:
     @client.task(name="slow")
     async def slow(input: EmptyModel, ctx: Context) -> None:
         await ctx.aio_refresh_timeout("10s")
@@ -197,7 +197,7 @@ async def test_the_late_result_of_a_thread_that_took_too_long_is_ignored() -> No
 
 
 @in_virtual_time
-async def test_a_revoked_task_sees_it_then_is_cancelled_and_its_slot_is_free() -> None:
+async def test_a_revoked_task_sees_is_cancelled_before_it_is_cancelled_and_frees_its_slot() -> None:
     steps: list[tuple[str, bool]] = []
 
     @client.task(name="endless")
@@ -223,7 +223,7 @@ async def test_a_revoked_task_sees_it_then_is_cancelled_and_its_slot_is_free() -
         assert bench.reports == []
 
 
-async def test_a_revoked_task_that_returns_in_time_is_not_reported_either() -> None:
+async def test_a_revoked_task_that_returns_is_not_reported() -> None:
     @client.task(name="watchful")
     async def watchful(input: EmptyModel, ctx: Context) -> dict[str, Any]:
         while not ctx.is_cancelled:  # noqa: ASYNC110 - as users write it
@@ -249,7 +249,7 @@ async def test_a_task_can_cancel_itself() -> None:
         assert bench.of(CancelRun) == [CancelRun("run", "run.resigning")]
 
 
-async def test_the_context_tells_who_the_task_is() -> None:
+async def test_the_context_has_the_ids_and_options_of_the_task() -> None:
     told: dict[str, Any] = {
         "workflow_run_id": "run",
         "task_run_id": "run.curious",
@@ -293,7 +293,7 @@ async def test_the_context_tells_who_the_task_is() -> None:
         assert seen == {**told, "worker_id": bench.worker.id}
 
 
-def test_outputs_and_errors_of_other_tasks() -> None:
+def test_the_context_has_outputs_and_errors_of_other_tasks() -> None:
     dag = client.workflow(name="dag")
 
     @dag.task()
@@ -354,7 +354,7 @@ async def test_log_lines_carry_the_ids_of_run_and_task(caplog: pytest.LogCapture
     assert records[0].__dict__["task_run_id"] == "run.talking"
 
 
-async def test_the_lifespan_gives_its_value_and_ends_after_the_last_task() -> None:
+async def test_the_lifespan_yields_its_value_and_ends_after_the_last_task() -> None:
     steps: list[str] = []
 
     async def lifespan() -> AsyncGenerator[str, None]:
@@ -375,7 +375,7 @@ async def test_the_lifespan_gives_its_value_and_ends_after_the_last_task() -> No
     assert steps == ["begin", "pool", "end"]
 
 
-async def test_a_lifespan_that_fails_keeps_the_worker_from_starting() -> None:
+async def test_a_failed_lifespan_stops_the_start_of_the_worker() -> None:
     async def lifespan() -> AsyncGenerator[None, None]:
         raise RuntimeError("no database")
         yield

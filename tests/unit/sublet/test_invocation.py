@@ -1,4 +1,4 @@
-"""When a durable task leaves its worker, when it stays, and that a dropped one is over for good."""
+"""`DurableInvocation`: when a durable task is evicted, when it stays, and how its code is dropped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sublet._declare.types import EmptyModel, EvictionPolicy
-from sublet._durable import invocation as stay_module
+from sublet._durable import invocation as invocation_module
 from sublet._durable.context import DurableContext
 from sublet_protocol.messages import Evicted, Failed, Finished, Record, Recorded, Revoked, TimeoutExtended
 from support.virtual_time import in_virtual_time
@@ -18,7 +18,7 @@ from support.worker_harness import WorkerHarness, client
 TEN_SECONDS = EvictionPolicy(ttl=timedelta(seconds=10))
 
 
-async def test_work_in_another_branch_is_never_thrown_away() -> None:
+async def test_a_task_is_not_evicted_while_a_branch_works() -> None:
     finished_work: list[int] = []
 
     @client.durable_task()
@@ -34,13 +34,13 @@ async def test_work_in_another_branch_is_never_thrown_away() -> None:
         await bench.until(lambda: bench.of(Recorded))
         assert [o.operation_id for o in bench.of(Recorded)[0].operations] == ["t0.1"]
         assert not finished_work
-        suspended = await bench.suspended()
+        evicted = await bench.evicted()
         assert finished_work == [1]
-        assert suspended.operations == ()
-        assert suspended.blocked == (("t0.1",),)
+        assert evicted.operations == ()
+        assert evicted.blocked == (("t0.1",),)
 
 
-async def test_a_waiting_task_with_a_timeout_around_it_stays_until_the_timeout_strikes() -> None:
+async def test_a_waiting_task_with_a_timeout_stays_until_the_timeout_expires() -> None:
     @client.durable_task()
     async def impatient(input: EmptyModel, ctx: DurableContext) -> dict[str, Any]:
         try:
@@ -57,7 +57,7 @@ async def test_a_waiting_task_with_a_timeout_around_it_stays_until_the_timeout_s
 
 
 @in_virtual_time
-async def test_a_policy_keeps_the_task_for_its_ttl_and_its_clock_stands_still() -> None:
+async def test_a_waiting_task_stays_for_its_ttl_and_its_clock_is_paused() -> None:
     @client.durable_task(eviction_policy=TEN_SECONDS, execution_timeout="5s")
     async def patient(input: EmptyModel, ctx: DurableContext) -> None:
         await asyncio.sleep(1)
@@ -70,15 +70,15 @@ async def test_a_policy_keeps_the_task_for_its_ttl_and_its_clock_stands_still() 
         await bench.until(lambda: bench.of(Recorded))
         assert bench.of(Recorded)[0].waiting
         assert bench.worker.held == {"waiting": 1}
-        suspended = await bench.suspended()
+        evicted = await bench.evicted()
         assert 11 <= loop.time() - began < 12
-        assert suspended.cause == "ttl_exceeded"
-        assert 0.99 <= suspended.active_s < 2
+        assert evicted.cause == "ttl_exceeded"
+        assert 0.99 <= evicted.active_s < 2
         assert not bench.of(Failed)
 
 
 @in_virtual_time
-async def test_a_result_within_the_ttl_lets_the_task_go_on_where_it_is() -> None:
+async def test_a_result_within_the_ttl_resumes_the_task_without_an_eviction() -> None:
     @client.durable_task(eviction_policy=TEN_SECONDS)
     async def patient(input: EmptyModel, ctx: DurableContext) -> dict[str, Any]:
         await ctx.aio_sleep_for("1s")
@@ -96,7 +96,7 @@ async def test_a_result_within_the_ttl_lets_the_task_go_on_where_it_is() -> None
 
 
 @in_virtual_time
-async def test_a_result_that_is_not_enough_is_answered_by_saying_again_that_all_wait() -> None:
+async def test_a_result_that_wakes_no_branch_is_followed_by_another_waiting_report() -> None:
     @client.durable_task(eviction_policy=None)
     async def waiting(input: EmptyModel, ctx: DurableContext) -> None:
         await child.aio_run_many([child.create_bulk_run_item() for _ in range(2)])
@@ -115,7 +115,7 @@ async def test_a_result_that_is_not_enough_is_answered_by_saying_again_that_all_
 
 
 @in_virtual_time
-async def test_without_a_policy_a_task_is_never_evicted_while_its_worker_lives() -> None:
+async def test_without_a_policy_a_task_is_evicted_only_by_a_drain() -> None:
     @client.durable_task(eviction_policy=None)
     async def settled(input: EmptyModel, ctx: DurableContext) -> None:
         await ctx.aio_sleep_for("1000h")
@@ -129,7 +129,7 @@ async def test_without_a_policy_a_task_is_never_evicted_while_its_worker_lives()
 
 
 @in_virtual_time
-async def test_when_slots_run_short_the_least_important_of_those_that_may_go_leaves() -> None:
+async def test_capacity_pressure_evicts_the_waiting_task_of_lowest_priority() -> None:
     def waiting_task(name: str, policy: EvictionPolicy | None) -> Any:
         @client.durable_task(name=name, eviction_policy=policy)
         async def waiting(input: EmptyModel, ctx: DurableContext) -> None:
@@ -148,14 +148,14 @@ async def test_when_slots_run_short_the_least_important_of_those_that_may_go_lea
         await bench.until(lambda: len(bench.of(Recorded)) == 3)
         assert not bench.of(Evicted)
         bench.run(unimportant, run="run4")
-        suspended = await bench.suspended()
-        assert (suspended.lease, suspended.cause) == ("run4.unimportant@1", "capacity_pressure")
+        evicted = await bench.evicted()
+        assert (evicted.lease, evicted.cause) == ("run4.unimportant@1", "capacity_pressure")
         bench.run(unimportant, run="run5")
-        await bench.suspended(2)
+        await bench.evicted(2)
         assert bench.transport.taken("durable") == 3
 
 
-async def test_a_result_that_comes_while_the_checkpoint_is_under_way_is_left_to_the_next_invocation() -> None:
+async def test_a_result_during_the_checkpoint_is_left_to_the_next_invocation() -> None:
     went_on: list[int] = []
 
     @client.durable_task()
@@ -176,8 +176,8 @@ async def test_a_result_that_comes_while_the_checkpoint_is_under_way_is_left_to_
         assert went_on == [2]
 
 
-async def test_a_dropped_task_cannot_go_on_by_swallowing_its_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stay_module, "CANCEL_PAUSE_S", 0.01)
+async def test_a_dropped_task_that_catches_its_cancellation_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(invocation_module, "CANCEL_PAUSE_S", 0.01)
     refused: list[str] = []
 
     @client.durable_task()
@@ -191,13 +191,13 @@ async def test_a_dropped_task_cannot_go_on_by_swallowing_its_cancellation(monkey
 
     async with WorkerHarness(stubborn) as bench:
         bench.run(stubborn)
-        await bench.suspended()
-        await bench.until(lambda: len(refused) > stay_module.REFUSALS_MAX)
+        await bench.evicted()
+        await bench.until(lambda: len(refused) > invocation_module.REFUSALS_MAX)
         await bench.settled()
         reports = list(bench.reports)
         await asyncio.sleep(0.1)
         assert bench.reports == reports
-        assert len(refused) == stay_module.REFUSALS_MAX + 1
+        assert len(refused) == invocation_module.REFUSALS_MAX + 1
         assert not bench.of(Finished)
         assert set(refused) == {"CancelledError"}
         assert bench.transport.taken("durable") == 0
@@ -223,7 +223,7 @@ async def test_a_dropped_task_that_returns_something_is_not_reported() -> None:
         assert not bench.of(TimeoutExtended)
 
 
-async def test_clean_up_of_dropped_code_may_take_its_time() -> None:
+async def test_dropped_code_has_time_to_clean_up() -> None:
     cleaned: list[str] = []
 
     @client.durable_task()
@@ -239,7 +239,7 @@ async def test_clean_up_of_dropped_code_may_take_its_time() -> None:
         await bench.until(lambda: cleaned)
 
 
-async def test_a_task_that_returns_while_operations_are_open_just_finishes() -> None:
+async def test_a_task_that_returns_with_open_operations_finishes() -> None:
     given_up: list[str] = []
 
     @client.durable_task()
@@ -263,7 +263,7 @@ async def test_a_task_that_returns_while_operations_are_open_just_finishes() -> 
 
 
 @in_virtual_time
-async def test_a_cancelled_task_sees_it_first_and_is_then_dropped_without_a_report() -> None:
+async def test_a_cancelled_task_sees_is_cancelled_and_is_dropped_without_a_report() -> None:
     seen: list[bool] = []
 
     @client.durable_task(eviction_policy=None)
@@ -287,7 +287,7 @@ async def test_a_cancelled_task_sees_it_first_and_is_then_dropped_without_a_repo
 
 
 @in_virtual_time
-async def test_active_time_alone_counts_for_the_timeout() -> None:
+async def test_the_execution_timeout_counts_active_time_only() -> None:
     @client.durable_task(eviction_policy=None)
     async def working(input: EmptyModel, ctx: DurableContext) -> None:
         await ctx.aio_sleep_for("1h")
@@ -306,7 +306,7 @@ async def test_active_time_alone_counts_for_the_timeout() -> None:
         assert (failed.error.type, failed.retryable) == ("TimeoutError", True)
 
 
-async def test_results_reach_only_the_invocation_that_they_are_meant_for() -> None:
+async def test_results_for_another_lease_are_ignored() -> None:
     @client.durable_task(eviction_policy=None)
     async def waiting(input: EmptyModel, ctx: DurableContext) -> None:
         await ctx.aio_sleep_for("1h")

@@ -1,4 +1,4 @@
-"""Calling the function of a task by itself."""
+"""`mock_run`: calls the function of a task without a worker."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ async def sleeper(input: EmptyModel, ctx: DurableContext) -> None:
     await ctx.aio_sleep_for(timedelta(seconds=1))
 
 
-def test_a_sync_function_is_called_with_a_context_that_needs_nobody() -> None:
+def test_mock_run_calls_a_sync_function_with_a_context_without_a_worker() -> None:
     assert plain.mock_run(Order(id=3)) == {"id": 3, "run": "mock-", "same": True, "cancelled": True}
     assert plain.mock_run() == {"id": 7, "run": "mock-", "same": True, "cancelled": True}
     assert sublet.current_context is None
 
 
-async def test_the_context_shows_what_is_given() -> None:
+async def test_the_mock_context_has_the_given_values() -> None:
     shown = await second.aio_mock_run(
         Order(),
         additional_metadata={"by": "test"},

@@ -1,4 +1,4 @@
-"""Durable tasks on a bench: what they record, how they are replayed, and in which order results come."""
+"""Durable tasks on a worker: recorded operations, replay, and the order of results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def event(key: str, payload: object) -> dict[str, Any]:
     return {"CREATE": {key: [payload]}}
 
 
-async def test_a_sleep_evicts_at_once_and_the_next_invocation_goes_on_after_it() -> None:
+async def test_a_sleep_evicts_at_once_and_the_next_invocation_continues_after_it() -> None:
     began = []
 
     @client.durable_task()
@@ -33,10 +33,10 @@ async def test_a_sleep_evicts_at_once_and_the_next_invocation_goes_on_after_it()
 
     async with WorkerHarness(sleeper) as bench:
         task_run = bench.run(sleeper)
-        suspended = await bench.suspended()
-        assert [(o.operation_id, o.kind, o.label) for o in suspended.operations] == [("1", "wait", "nap")]
-        assert suspended.blocked == (("1",),)
-        assert suspended.delivered == 0
+        evicted = await bench.evicted()
+        assert [(o.operation_id, o.kind, o.label) for o in evicted.operations] == [("1", "wait", "nap")]
+        assert evicted.blocked == (("1",),)
+        assert evicted.delivered == 0
         await bench.until(lambda: bench.transport.acked)
         bench.sleep_over(task_run, "1")
         bench.run(sleeper)
@@ -45,7 +45,7 @@ async def test_a_sleep_evicts_at_once_and_the_next_invocation_goes_on_after_it()
         assert bench.transport.taken("durable") == 0
 
 
-async def test_the_slot_is_given_away_only_after_the_broker_has_the_checkpoint() -> None:
+async def test_the_slot_is_free_only_after_the_checkpoint_is_confirmed() -> None:
     ended = []
 
     @client.durable_task()
@@ -67,7 +67,7 @@ async def test_the_slot_is_given_away_only_after_the_broker_has_the_checkpoint()
         await bench.until(lambda: ended)
 
 
-async def test_branches_keep_their_nodes_and_their_order_on_replay() -> None:
+async def test_branches_keep_their_operation_ids_and_their_order_on_replay() -> None:
     seen: list[list[str]] = []
 
     @client.durable_task()
@@ -86,13 +86,13 @@ async def test_branches_keep_their_nodes_and_their_order_on_replay() -> None:
 
     async with WorkerHarness(racing) as bench:
         task_run = bench.run(racing)
-        first = await bench.suspended(1)
+        first = await bench.evicted(1)
         assert {o.operation_id for o in first.operations} == {"t0.1", "t1.1", "t2.1"}
         assert sorted(first.blocked) == [("t0.1",), ("t1.1",), ("t2.1",)]
         for operation_id in ("t2.1", "t0.1", "t1.1"):
             bench.sleep_over(task_run, operation_id)
         bench.run(racing)
-        second = await bench.suspended(2)
+        second = await bench.evicted(2)
         assert second.delivered == 3
         assert [o.operation_id for o in second.operations] == ["t2.2", "t0.2", "t1.2"]
         for operation_id in ("t1.2", "t2.2", "t0.2"):
@@ -102,7 +102,7 @@ async def test_branches_keep_their_nodes_and_their_order_on_replay() -> None:
         assert seen[1] == ["c1", "a1", "b1"]
 
 
-async def test_results_that_come_while_the_task_stays_are_delivered_in_the_order_in_which_they_came_true() -> None:
+async def test_results_on_the_worker_are_delivered_in_the_order_of_their_completion() -> None:
     order: list[str] = []
 
     @client.durable_task(eviction_policy=None)
@@ -127,7 +127,7 @@ async def test_results_that_come_while_the_task_stays_are_delivered_in_the_order
         assert not bench.of(Evicted)
 
 
-async def test_a_missing_result_holds_back_those_after_it() -> None:
+async def test_a_missing_result_delays_the_results_after_it() -> None:
     order: list[str] = []
 
     @client.durable_task(eviction_policy=None)
@@ -179,12 +179,12 @@ async def test_a_branch_that_waits_for_another_by_a_plain_event_does_not_stop_th
 
     async with WorkerHarness(handing_over) as bench:
         task_run = bench.run(handing_over)
-        # One branch is suspended on something unknown, so the task stays; what the other waits for is armed.
+        # One branch is evicted on something unknown, so the task stays; what the other waits for is armed.
         await bench.until(lambda: bench.of(Recorded))
         assert not bench.of(Recorded)[0].waiting
         bench.sleep_over(task_run, "t1.1")
-        suspended = await bench.suspended()
-        assert sorted(o.operation_id for o in suspended.operations) == ["t0.1", "t1.2"]
+        evicted = await bench.evicted()
+        assert sorted(o.operation_id for o in evicted.operations) == ["t0.1", "t1.2"]
         bench.sleep_over(task_run, "t1.2")
         bench.sleep_over(task_run, "t0.1")
         bench.run(handing_over)
@@ -213,7 +213,7 @@ async def test_a_branch_that_polls_without_a_pause_does_not_stop_the_replay() ->
         assert await bench.finished() == {"slept": True}
 
 
-async def test_a_slower_branch_is_waited_for_when_it_was_first_before() -> None:
+async def test_replay_waits_for_a_slower_branch_that_was_first_before() -> None:
     order: list[str] = []
     pauses = [0.0, 0.3]
 
@@ -234,7 +234,7 @@ async def test_a_slower_branch_is_waited_for_when_it_was_first_before() -> None:
 
     async with WorkerHarness(uneven) as bench:
         task_run = bench.run(uneven)
-        await bench.suspended()
+        await bench.evicted()
         bench.sleep_over(task_run, "t0.1")
         bench.sleep_over(task_run, "t1.1")
         bench.run(uneven)
@@ -242,7 +242,7 @@ async def test_a_slower_branch_is_waited_for_when_it_was_first_before() -> None:
         assert order == ["slow", "quick"]
 
 
-async def test_code_that_asks_for_something_else_fails_with_what_was_recorded_and_what_is_asked() -> None:
+async def test_a_divergence_names_the_recorded_and_the_requested_operation() -> None:
     asks = ["30s", "40s"]
 
     @client.durable_task()
@@ -251,17 +251,17 @@ async def test_code_that_asks_for_something_else_fails_with_what_was_recorded_an
 
     async with WorkerHarness(changing) as bench:
         task_run = bench.run(changing)
-        await bench.suspended()
+        await bench.evicted()
         bench.sleep_over(task_run, "1")
         bench.run(changing)
         failed = await bench.failed()
         assert failed.error.type == "NonDeterminismError"
-        assert "node 1 " in failed.error.message
+        assert "operation 1 " in failed.error.message
         assert "a sleep of 30 s" in failed.error.message
         assert "a sleep of 40 s" in failed.error.message
 
 
-async def test_non_determinism_can_be_caught_at_the_await_and_tells_its_node() -> None:
+async def test_a_non_determinism_error_is_raised_at_the_await_with_its_operation_id() -> None:
     caught: list[NonDeterminismError] = []
 
     @client.durable_task()
@@ -273,7 +273,7 @@ async def test_non_determinism_can_be_caught_at_the_await_and_tells_its_node() -
 
     async with WorkerHarness(changing) as bench:
         task_run = bench.run(changing)
-        await bench.suspended()
+        await bench.evicted()
         bench.end(task_run, "1", event("a", {}))
         bench.run(changing)
         await bench.finished()
@@ -281,7 +281,7 @@ async def test_non_determinism_can_be_caught_at_the_await_and_tells_its_node() -
         assert len(bench.log(task_run)) == 1
 
 
-async def test_conditions_may_change_places_but_not_groups() -> None:
+async def test_conditions_may_change_their_order_but_not_their_groups() -> None:
     first = UserEventCondition("paid", "input.amount > 1")
     second = SleepCondition("1h")
     asked: list[list[Any]] = [[or_(first, second)], [or_(second, first)], [first, second]]
@@ -292,17 +292,17 @@ async def test_conditions_may_change_places_but_not_groups() -> None:
 
     async with WorkerHarness(choosing) as bench:
         task_run = bench.run(choosing)
-        suspended = await bench.suspended()
-        assert len(suspended.operations[0].groups) == 1
+        evicted = await bench.evicted()
+        assert len(evicted.operations[0].groups) == 1
         bench.run(choosing)
-        await bench.suspended(2)
+        await bench.evicted(2)
         assert not bench.of(Evicted)[1].operations
         bench.end(task_run, "1", event("paid", {"amount": 2}))
         bench.run(choosing)
         assert (await bench.failed()).error.type == "NonDeterminismError"
 
 
-async def test_now_is_remembered_and_travels_with_the_next_report() -> None:
+async def test_now_is_a_memo_that_is_recorded_with_the_next_report() -> None:
     moments: list[datetime] = []
 
     @client.durable_task()
@@ -314,8 +314,8 @@ async def test_now_is_remembered_and_travels_with_the_next_report() -> None:
     times = iter([1_000.0, 1_010.0, 2_000.0, 3_000.0, 4_000.0])
     async with WorkerHarness(clock, now=lambda: next(times, 9_000.0)) as bench:
         task_run = bench.run(clock)
-        suspended = await bench.suspended()
-        assert [(o.operation_id, o.kind) for o in suspended.operations] == [("1", "memo"), ("2", "memo"), ("3", "wait")]
+        evicted = await bench.evicted()
+        assert [(o.operation_id, o.kind) for o in evicted.operations] == [("1", "memo"), ("2", "memo"), ("3", "wait")]
         bench.sleep_over(task_run, "3")
         bench.run(clock)
         await bench.finished()
@@ -323,7 +323,7 @@ async def test_now_is_remembered_and_travels_with_the_next_report() -> None:
         assert moments[2] > moments[0]
 
 
-async def test_a_memo_is_recorded_before_the_code_goes_on_and_not_called_again() -> None:
+async def test_a_memo_is_recorded_before_the_code_continues_and_is_not_called_again() -> None:
     calls: list[tuple[int, str]] = []
 
     async def fetch(number: int, *, name: str) -> dict[str, Any]:
@@ -342,7 +342,7 @@ async def test_a_memo_is_recorded_before_the_code_goes_on_and_not_called_again()
 
     async with WorkerHarness(remembering) as bench:
         task_run = bench.run(remembering)
-        await bench.suspended()
+        await bench.evicted()
         assert [o.operation_id for r in bench.of(Recorded) for o in r.operations] == ["1", "2"]
         assert [r.number for r in bench.of(Recorded)] == [1, 2]
         bench.sleep_over(task_run, "3")
@@ -351,7 +351,7 @@ async def test_a_memo_is_recorded_before_the_code_goes_on_and_not_called_again()
         assert calls == [(7, "x"), (0, "")]
 
 
-async def test_two_memos_with_equal_arguments_but_other_functions_are_not_the_same() -> None:
+async def test_memos_of_different_functions_differ() -> None:
     def one() -> int:
         return 1
 
@@ -365,13 +365,13 @@ async def test_two_memos_with_equal_arguments_but_other_functions_are_not_the_sa
 
     async with WorkerHarness(remembering) as bench:
         task_run = bench.run(remembering)
-        await bench.suspended()
+        await bench.evicted()
         bench.sleep_over(task_run, "2")
         bench.run(remembering)
         assert (await bench.failed()).error.type == "NonDeterminismError"
 
 
-async def test_children_are_one_wait_and_their_outputs_come_in_request_order() -> None:
+async def test_outputs_of_children_are_in_the_order_of_the_requests() -> None:
     @client.task(name="child")
     async def child(input: EmptyModel, ctx: Any) -> dict[str, Any]:
         return {}
@@ -384,16 +384,16 @@ async def test_children_are_one_wait_and_their_outputs_come_in_request_order() -
 
     async with WorkerHarness(parent) as bench:
         task_run = bench.run(parent)
-        suspended = await bench.suspended()
-        assert suspended.blocked == (("1", "2", "3"),)
-        assert [bytes(o.child.input) for o in suspended.operations if o.child] == [b'{"n":0}', b'{"n":1}', b'{"n":2}']
+        evicted = await bench.evicted()
+        assert evicted.blocked == (("1", "2", "3"),)
+        assert [bytes(o.child.input) for o in evicted.operations if o.child] == [b'{"n":0}', b'{"n":1}', b'{"n":2}']
         for operation_id in ("3", "1", "2"):
             bench.end(task_run, operation_id, {"n": int(operation_id) * 10})
         bench.run(parent)
         assert await bench.finished() == {"outputs": [10, 20, 30]}
 
 
-async def test_a_checkpoint_that_is_too_large_for_one_message_travels_in_several(
+async def test_a_large_checkpoint_is_split_into_several_messages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "REPORT_MAX_BYTES", 250_000)
@@ -408,13 +408,13 @@ async def test_a_checkpoint_that_is_too_large_for_one_message_travels_in_several
 
     async with WorkerHarness(parent) as bench:
         bench.run(parent)
-        suspended = await bench.suspended()
-        parts = [*bench.of(Recorded), suspended]
+        evicted = await bench.evicted()
+        parts = [*bench.of(Recorded), evicted]
         assert [[o.operation_id for o in part.operations] for part in parts] == [["1", "2"], ["3", "4"], ["5", "6"]]
-        assert suspended.blocked == (("1", "2", "3", "4", "5", "6"),)
+        assert evicted.blocked == (("1", "2", "3", "4", "5", "6"),)
 
 
-async def test_a_failed_child_raises_at_its_await_again_and_again() -> None:
+async def test_a_failed_child_raises_at_its_await_on_every_replay() -> None:
     @client.task(name="child")
     async def child(input: EmptyModel, ctx: Any) -> dict[str, Any]:
         return {}
@@ -431,10 +431,10 @@ async def test_a_failed_child_raises_at_its_await_again_and_again() -> None:
 
     async with WorkerHarness(parent) as bench:
         task_run = bench.run(parent)
-        await bench.suspended()
+        await bench.evicted()
         bench.end(task_run, "1", error=TaskError("ValueError", "no luck", "trace", "child-run.child"))
         bench.run(parent)
-        await bench.suspended(2)
+        await bench.evicted(2)
         bench.sleep_over(task_run, "2")
         bench.run(parent)
         await bench.finished()
@@ -443,7 +443,7 @@ async def test_a_failed_child_raises_at_its_await_again_and_again() -> None:
         ] * 2
 
 
-async def test_a_child_that_is_not_awaited_is_recorded_before_the_code_goes_on() -> None:
+async def test_a_child_that_is_not_awaited_is_recorded_before_the_code_continues() -> None:
     @client.task(name="child")
     async def child(input: EmptyModel, ctx: Any) -> dict[str, Any]:
         return {}
@@ -457,9 +457,9 @@ async def test_a_child_that_is_not_awaited_is_recorded_before_the_code_goes_on()
 
     async with WorkerHarness(parent) as bench:
         task_run = bench.run(parent)
-        suspended = await bench.suspended()
+        evicted = await bench.evicted()
         assert [o.operation_id for r in bench.of(Recorded) for o in r.operations] == ["1"]
-        assert suspended.blocked == (("2",),)
+        assert evicted.blocked == (("2",),)
         bench.end(task_run, "1", {})
         bench.sleep_over(task_run, "2")
         bench.run(parent)
@@ -467,7 +467,7 @@ async def test_a_child_that_is_not_awaited_is_recorded_before_the_code_goes_on()
         assert refs[0] == refs[1]
 
 
-async def test_an_event_wait_listens_from_where_its_branch_has_seen_everything() -> None:
+async def test_an_event_wait_listens_from_the_position_of_its_branch() -> None:
     @client.durable_task()
     async def listening(input: EmptyModel, ctx: DurableContext) -> None:
         await ctx.aio_wait_for_event("a")
@@ -477,25 +477,25 @@ async def test_an_event_wait_listens_from_where_its_branch_has_seen_everything()
 
     async with WorkerHarness(listening) as bench:
         task_run = bench.run(listening, position=5)
-        assert (await bench.suspended(1)).operations[0].since == 5
+        assert (await bench.evicted(1)).operations[0].since == 5
         bench.end(task_run, "1", event("a", {}), position=10)
         bench.run(listening, position=5)
-        assert {o.since for o in (await bench.suspended(2)).operations} == {10}
+        assert {o.since for o in (await bench.evicted(2)).operations} == {10}
         bench.end(task_run, "t0.1", event("b", {}), position=20)
         bench.sleep_over(task_run, "t1.1", position=30)
         bench.run(listening, position=5)
-        assert [o.since for o in (await bench.suspended(3)).operations] == [30]
+        assert [o.since for o in (await bench.evicted(3)).operations] == [30]
 
 
-async def test_lookback_begins_at_the_remembered_time() -> None:
+async def test_the_lookback_begins_at_the_recorded_time() -> None:
     @client.durable_task()
     async def looking_back(input: EmptyModel, ctx: DurableContext) -> dict[str, Any]:
         return await ctx.aio_wait_for_event("k", scope="s", lookback_window=timedelta(seconds=100))
 
     async with WorkerHarness(looking_back, now=lambda: 5_000.0) as bench:
         task_run = bench.run(looking_back)
-        suspended = await bench.suspended()
-        (condition,) = suspended.operations[1].groups[0]
+        evicted = await bench.evicted()
+        (condition,) = evicted.operations[1].groups[0]
         assert isinstance(condition, EventCondition)
         assert (condition.since_s, condition.scope) == (4_900.0, "s")
         bench.end(task_run, "2", event("k", {"x": 1}))
@@ -503,7 +503,7 @@ async def test_lookback_begins_at_the_remembered_time() -> None:
         assert await bench.finished() == {"x": 1}
 
 
-async def test_a_payload_is_given_as_the_type_that_was_asked_for() -> None:
+async def test_a_payload_has_the_type_of_its_validator() -> None:
     class Paid(EmptyModel):
         amount: int
 
@@ -515,13 +515,13 @@ async def test_a_payload_is_given_as_the_type_that_was_asked_for() -> None:
 
     async with WorkerHarness(paying) as bench:
         task_run = bench.run(paying)
-        await bench.suspended()
+        await bench.evicted()
         bench.end(task_run, "1", event("paid", {"amount": "12"}))
         bench.run(paying)
         assert await bench.finished() == {"amount": 12}
 
 
-async def test_a_long_log_is_replayed_whole() -> None:
+async def test_a_long_log_is_replayed_completely() -> None:
     @client.durable_task()
     async def long(input: EmptyModel, ctx: DurableContext) -> dict[str, Any]:
         for _ in range(700):
@@ -530,12 +530,12 @@ async def test_a_long_log_is_replayed_whole() -> None:
 
     async with WorkerHarness(long, durable_slots=1) as bench:
         task_run = bench.run(long)
-        await bench.suspended()
-        suspended = bench.of(Evicted)[0]
+        await bench.evicted()
+        evicted = bench.of(Evicted)[0]
         entry = bench.log(task_run)["1"]
         for number in range(1, 701):
             bench.log(task_run)[str(number)] = type(entry)(
-                str(number), "wait", suspended.operations[0].fingerprint, entry.asked
+                str(number), "wait", evicted.operations[0].fingerprint, entry.asked
             )
             bench.sleep_over(task_run, str(number))
         bench.run(long)

@@ -1,4 +1,4 @@
-"""Running workflows: what is sent, what comes back, inside and outside of tasks."""
+"""Running workflows: requests, results and children."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_without_background_everything_runs_on_the_callers_loop() -> None:
     assert broker.transports[0].closed
 
 
-def test_a_client_connects_only_when_it_has_to() -> None:
+def test_a_client_connects_at_its_first_use() -> None:
     sublet, broker = client(echo)
     echo_task(sublet)
     assert not broker.transports
@@ -117,7 +117,7 @@ def test_a_client_connects_only_when_it_has_to() -> None:
 # --- what is sent ----------------------------------------------------------------------------------------------------
 
 
-def test_a_request_goes_persistent_to_the_slot_of_its_run() -> None:
+def test_a_request_is_persistent_and_goes_to_the_bucket_of_its_run() -> None:
     sublet, broker = client(echo)
     with closing(sublet):
         echo_task(sublet).run(Number(x=1))
@@ -137,7 +137,7 @@ async def test_runs_started_at_the_same_time_share_messages() -> None:
     assert len(broker.published) <= 2 * ids.BUCKETS
 
 
-def test_a_bulk_sends_one_message_for_each_slot() -> None:
+def test_a_bulk_sends_one_message_for_each_bucket() -> None:
     sublet, broker = client(echo)
     with closing(sublet):
         task = echo_task(sublet)
@@ -146,7 +146,7 @@ def test_a_bulk_sends_one_message_for_each_slot() -> None:
     assert len(broker.published) == len({published.routing_key for published in broker.published}) <= ids.BUCKETS
 
 
-def test_a_bulk_of_large_items_is_cut_at_the_limit() -> None:
+def test_a_bulk_of_large_items_is_split_at_the_limit() -> None:
     sublet, broker = client(echo, new_id=lambda: "all-in-one-slot")
     with closing(sublet):
         task = sublet.stubs.task(name="big", input_validator=dict, output_validator=dict)
@@ -155,7 +155,7 @@ def test_a_bulk_of_large_items_is_cut_at_the_limit() -> None:
     assert [len(msgspec.json.decode(p.body)) for p in broker.published] == [2, 2, 1]
 
 
-def test_options_reach_the_request_and_direct_arguments_win() -> None:
+def test_direct_arguments_override_options_in_the_request() -> None:
     sublet, broker = client(echo)
     with closing(sublet):
         task = echo_task(sublet, default_additional_metadata={"a": 1, "b": 1})
@@ -169,7 +169,7 @@ def test_options_reach_the_request_and_direct_arguments_win() -> None:
     assert (request.metadata, request.priority) == ({"a": 1, "b": 2, "c": 3}, 3)
 
 
-def test_a_stub_runs_what_lives_elsewhere() -> None:
+def test_a_stub_runs_a_workflow_of_another_program() -> None:
     sublet, broker = client(echo, config=ClientConfig(namespace="ns"))
     with closing(sublet):
         stub = sublet.stubs.task(name="Double", input_validator=Number, output_validator=Number)
@@ -231,7 +231,7 @@ async def test_a_failed_run_raises_the_error_of_every_task() -> None:
             await task.aio_run(Number(x=1))
 
 
-async def test_a_cancelled_run_raises_in_both_worlds() -> None:
+async def test_a_cancelled_run_raises_in_sync_and_async_code() -> None:
     sublet, _ = client(ending(status="CANCELLED", cancelled_reason="by hand"))
     with closing(sublet):
         task = echo_task(sublet)
@@ -241,14 +241,14 @@ async def test_a_cancelled_run_raises_in_both_worlds() -> None:
             await task.aio_run(Number(x=1))
 
 
-def test_an_unknown_workflow_says_what_to_do() -> None:
+def test_the_error_for_an_unknown_workflow_names_the_cure() -> None:
     error = TaskError("UnknownWorkflow", "no worker has registered 'Double': start one")
     sublet, _ = client(ending(status="FAILED", errors=(error,)))
     with closing(sublet), pytest.raises(UnknownWorkflowError, match=r"run .* cannot begin: no worker .* start one"):
         echo_task(sublet).run(Number(x=1))
 
 
-def test_a_run_that_does_not_exist_is_not_waited_for() -> None:
+def test_the_result_of_a_run_that_does_not_exist_raises_at_once() -> None:
     sublet, _ = client(ending(status=None))
     with closing(sublet), pytest.raises(RunNotFoundError, match="There is no workflow run nowhere"):
         echo_task(sublet).get_run_ref("nowhere").result()
@@ -286,7 +286,7 @@ def test_return_exceptions_gives_each_run_its_own_outcome() -> None:
             task.run_many(items)
 
 
-def test_without_waiting_a_handle_comes_back_that_finds_the_result_later(sublet: Sublet) -> None:
+def test_run_without_waiting_returns_a_handle_of_the_result(sublet: Sublet) -> None:
     seen: dict[str, bytes] = {}
 
     def answer(record: Record) -> list[Record]:
@@ -308,7 +308,7 @@ def test_without_waiting_a_handle_comes_back_that_finds_the_result_later(sublet:
         assert [ref.result().x for ref in refs] == [0, 1, 2]
 
 
-async def test_a_caller_that_gives_up_is_not_waited_for_any_more() -> None:
+async def test_a_cancelled_caller_ends_the_wait_for_its_result() -> None:
     sublet, broker = client(silent)
     with closing(sublet):
         with pytest.raises(TimeoutError):
@@ -350,7 +350,7 @@ def running(context: ParentContext) -> Iterator[None]:
     current_context.reset(token)
 
 
-def test_children_are_linked_numbered_and_inherit_metadata() -> None:
+def test_children_have_a_parent_an_index_and_inherited_metadata() -> None:
     sublet, broker = client(echo)
     with closing(sublet), running(ParentContext()):
         assert sublet.current_context is not None
@@ -366,7 +366,7 @@ def test_children_are_linked_numbered_and_inherit_metadata() -> None:
     assert not first.notify_parent
 
 
-async def test_a_retried_parent_finds_its_earlier_children() -> None:
+async def test_a_retried_parent_gets_the_run_ids_of_its_earlier_children() -> None:
     sublet, broker = client(echo)
     with closing(sublet):
         for _ in range(2):
@@ -378,7 +378,7 @@ async def test_a_retried_parent_finds_its_earlier_children() -> None:
     assert len(set(run_ids)) == 2
 
 
-def test_two_children_of_one_key_in_a_bulk_are_one_run_with_two_results() -> None:
+def test_two_children_with_one_key_are_one_run_with_two_results() -> None:
     sublet, broker = client(echo)
     with closing(sublet), running(ParentContext()):
         task = echo_task(sublet)
@@ -426,7 +426,7 @@ async def test_a_dag_as_a_durable_child_gives_a_dictionary() -> None:
 
 
 @pytest.mark.parametrize("trace", ["", "Traceback:\n  line\nValueError: no"])
-def test_a_task_error_survives_its_text_form(trace: str) -> None:
+def test_a_task_error_is_read_from_its_text(trace: str) -> None:
     error = TaskRunError("no: really", "ValueError", trace, "r.t")
     again = TaskRunError.deserialize(error.serialize(include_metadata=True))
     assert (again.exc, again.exc_type, again.trace, again.task_run_external_id) == (
@@ -438,7 +438,7 @@ def test_a_task_error_survives_its_text_form(trace: str) -> None:
     assert str(error) == error.serialize(include_metadata=False)
 
 
-def test_a_text_that_is_no_task_error_becomes_its_message() -> None:
+def test_another_text_becomes_the_message_of_a_task_error() -> None:
     error = TaskRunError.deserialize("something broke")
     assert (error.exc_type, error.exc) == ("SubletError", "something broke")
 
@@ -457,5 +457,5 @@ def test_a_task_error_is_made_from_an_exception() -> None:
     "member",
     ["is_durable", "task_run_id", "workflow_run_id", "additional_metadata", "_next_child_index", "_aio_spawn"],
 )
-def test_real_contexts_have_what_the_fake_one_has(member: str) -> None:
+def test_the_real_context_has_every_member_of_the_fake_one(member: str) -> None:
     assert hasattr(DurableContext, member)

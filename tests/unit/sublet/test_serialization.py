@@ -1,4 +1,4 @@
-"""Inputs and outputs: to JSON, back, and what is refused."""
+"""Inputs and outputs as JSON, and values that are refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_outputs_come_back_as_the_annotated_type(annotation: Any, value: Any) ->
 
 
 @pytest.mark.parametrize("value", [None, {}])
-def test_nothing_is_no_output(value: Any) -> None:
+def test_none_and_empty_values_are_no_output(value: Any) -> None:
     assert task_returning(dict).encode_output(value) is None
 
 
@@ -108,7 +108,7 @@ def test_a_task_must_return_an_object(value: Any) -> None:
         task_returning(dict).encode_output(value)
 
 
-def test_a_value_that_is_no_json_is_refused() -> None:
+def test_a_value_that_cannot_be_written_as_json_is_refused() -> None:
     with pytest.raises(IllegalTaskOutputError, match="output of task 't' cannot be written as JSON"):
         task_returning(dict).encode_output({"x": object()})
     circular: dict[str, Any] = {}
@@ -130,14 +130,14 @@ def test_a_serializer_that_fails_is_an_illegal_output_too() -> None:
 
 
 @pytest.mark.parametrize("text", ["\0", "a\0b", "\\\0", "\\\\\0"])
-def test_a_nul_character_is_refused_with_its_cure(text: str) -> None:
+def test_a_nul_character_is_refused_and_the_error_names_the_cure(text: str) -> None:
     with pytest.raises(IllegalTaskOutputError, match="remove_null_unicode_character"):
         task_returning(dict).encode_output({"x": text})
     assert task_returning(dict).encode_output(remove_null_unicode_character({"x": text})) is not None
 
 
 @pytest.mark.parametrize("text", ["\\u0000", "a\\\\u0000"])
-def test_what_only_looks_like_a_nul_character_passes(text: str) -> None:
+def test_an_escaped_backslash_is_not_a_nul_character(text: str) -> None:
     task = task_returning(dict[str, str])
     assert task.decode_output(task.encode_output({"x": text})) == {"x": text}
 
@@ -153,7 +153,7 @@ def test_nul_characters_are_removed_at_any_depth() -> None:
     assert cleaned == {"a?": ["b?", ("c?", 1)], "d": None}
 
 
-def test_models_can_tell_that_sublet_is_writing_them() -> None:
+def test_models_see_in_the_context_that_sublet_serializes_them() -> None:
     class Careful(BaseModel):
         secret: str
 

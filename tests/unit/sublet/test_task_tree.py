@@ -1,4 +1,4 @@
-"""The tree of asyncio tasks: names, positions, and whether it still works."""
+"""The tree of branches: operation ids, positions, and whether every branch waits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sublet._durable.task_tree import Branch, BranchTask, Tree, current_branch, 
 Code = Callable[[], Coroutine[Any, Any, Any]]
 
 
-class Grove:
+class BranchTree:
     """Grows one tree, and cuts it down at the end."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Grove:
         return self.tree.start(code(), contextvars.copy_context())
 
     async def durably(self) -> str:
-        """Wait as for a durable operation; returns its node."""
+        """Wait as for a durable operation; returns its operation id."""
         branch = current_branch()
         assert branch is not None
         operation_id = branch.next_operation_id()
@@ -42,7 +42,7 @@ class Grove:
         await wait
         return operation_id
 
-    async def standing(self) -> TreeState:
+    async def state(self) -> TreeState:
         for _ in range(10):
             await asyncio.sleep(0)
         return tree_state(self.tree.live)
@@ -53,21 +53,21 @@ class Grove:
 
 
 @pytest_asyncio.fixture
-async def grove() -> AsyncIterator[Grove]:
-    grove = Grove()
-    yield grove
-    for task in list(grove.tree.live):
+async def tree() -> AsyncIterator[BranchTree]:
+    tree = BranchTree()
+    yield tree
+    for task in list(tree.tree.live):
         task.cancel()
-    await asyncio.gather(*grove.tree.live, return_exceptions=True)
+    await asyncio.gather(*tree.tree.live, return_exceptions=True)
 
 
-async def test_nodes_are_named_by_their_place_in_the_tree(grove: Grove) -> None:
+async def test_operation_ids_follow_the_tree_of_branches(tree: BranchTree) -> None:
     async def leaf() -> None:
-        await grove.durably()
+        await tree.durably()
 
     async def twig() -> None:
-        grove.waits.clear()
-        await asyncio.gather(leaf(), grove.durably())
+        tree.waits.clear()
+        await asyncio.gather(leaf(), tree.durably())
 
     async def code() -> None:
         branch = current_branch()
@@ -77,12 +77,12 @@ async def test_nodes_are_named_by_their_place_in_the_tree(grove: Grove) -> None:
             group.create_task(asyncio.sleep(0))
             group.create_task(twig())
 
-    grove.spawn(code)
-    await grove.standing()
-    assert grove.operation_ids == {"t1.t0.1", "t1.t1.1"}
+    tree.spawn(code)
+    await tree.state()
+    assert tree.operation_ids == {"t1.t0.1", "t1.t1.1"}
 
 
-async def test_tasks_that_are_started_with_an_empty_context_are_no_branches(grove: Grove) -> None:
+async def test_tasks_with_an_empty_context_are_not_branches(tree: BranchTree) -> None:
     seen: list[Branch | None] = []
 
     async def ours() -> None:
@@ -91,32 +91,32 @@ async def test_tasks_that_are_started_with_an_empty_context_are_no_branches(grov
     async def code() -> None:
         loop = asyncio.get_running_loop()
         await loop.create_task(ours(), context=contextvars.Context())
-        await grove.durably()
+        await tree.durably()
 
-    grove.spawn(code)
-    await grove.standing()
+    tree.spawn(code)
+    await tree.state()
     assert seen == [None]
-    assert len(grove.tree.live) == 1
+    assert len(tree.tree.live) == 1
 
 
-async def test_tasks_outside_of_any_tree_are_left_alone(grove: Grove) -> None:
+async def test_tasks_outside_of_a_tree_are_plain_asyncio_tasks(tree: BranchTree) -> None:
     task = asyncio.create_task(asyncio.sleep(0))
     await task
     assert not isinstance(task, BranchTask)
 
 
-async def test_a_task_that_a_callback_starts_belongs_to_the_branch_that_asked_for_the_callback(grove: Grove) -> None:
+async def test_a_task_started_by_a_callback_belongs_to_the_branch_that_added_the_callback(tree: BranchTree) -> None:
     async def code() -> None:
         loop = asyncio.get_running_loop()
-        loop.call_soon(lambda: asyncio.ensure_future(grove.durably()))
-        await grove.durably()
+        loop.call_soon(lambda: asyncio.ensure_future(tree.durably()))
+        await tree.durably()
 
-    grove.spawn(code)
-    await grove.standing()
-    assert grove.operation_ids == {"1", "t0.1"}
+    tree.spawn(code)
+    await tree.state()
+    assert tree.operation_ids == {"1", "t0.1"}
 
 
-async def test_who_takes_a_result_has_seen_what_its_branch_saw(grove: Grove) -> None:
+async def test_taking_the_result_of_a_branch_advances_the_position(tree: BranchTree) -> None:
     positions: list[int] = []
 
     async def leg(position: int) -> None:
@@ -135,11 +135,11 @@ async def test_who_takes_a_result_has_seen_what_its_branch_saw(grove: Grove) -> 
         await background
         positions.append(branch.position)
 
-    await grove.spawn(code)
+    await tree.spawn(code)
     assert positions == [30, 30, 90]
 
 
-async def test_who_leaves_a_task_group_has_seen_what_its_branches_saw(grove: Grove) -> None:
+async def test_leaving_a_task_group_advances_the_position(tree: BranchTree) -> None:
     positions: list[int] = []
 
     async def leg(position: int) -> None:
@@ -160,99 +160,99 @@ async def test_who_leaves_a_task_group_has_seen_what_its_branches_saw(grove: Gro
         branch.next_operation_id()
         positions.append(branch.position)
 
-    await grove.spawn(code)
+    await tree.spawn(code)
     assert positions == [7, 20]
 
 
-# --- standing -----------------------------------------------------------------------------------------------------
+# --- state -----------------------------------------------------------------------------------------------------
 
 
-async def gathered(grove: Grove) -> None:
-    await asyncio.gather(grove.durably(), grove.durably(), return_exceptions=True)
+async def gathered(tree: BranchTree) -> None:
+    await asyncio.gather(tree.durably(), tree.durably(), return_exceptions=True)
 
 
-async def grouped(grove: Grove) -> None:
+async def grouped(tree: BranchTree) -> None:
     async with asyncio.TaskGroup() as group:
-        group.create_task(grove.durably())
-        group.create_task(gathered(grove))
+        group.create_task(tree.durably())
+        group.create_task(gathered(tree))
 
 
-async def awaited(grove: Grove) -> None:
-    await asyncio.create_task(grove.durably())
+async def awaited(tree: BranchTree) -> None:
+    await asyncio.create_task(tree.durably())
 
 
-async def waited(grove: Grove) -> None:
-    await asyncio.wait([asyncio.create_task(grove.durably()), asyncio.create_task(awaited(grove))])
+async def waited(tree: BranchTree) -> None:
+    await asyncio.wait([asyncio.create_task(tree.durably()), asyncio.create_task(awaited(tree))])
 
 
-async def waited_for_the_first(grove: Grove) -> None:
-    tasks = [asyncio.create_task(grove.durably()) for _ in range(2)]
+async def waited_for_the_first(tree: BranchTree) -> None:
+    tasks = [asyncio.create_task(tree.durably()) for _ in range(2)]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def shielded(grove: Grove) -> None:
-    await asyncio.shield(asyncio.create_task(grove.durably()))
+async def shielded(tree: BranchTree) -> None:
+    await asyncio.shield(asyncio.create_task(tree.durably()))
 
 
-async def one_by_one(grove: Grove) -> None:
-    for first in asyncio.as_completed([grove.durably(), grove.durably()]):
+async def one_by_one(tree: BranchTree) -> None:
+    for first in asyncio.as_completed([tree.durably(), tree.durably()]):
         await first
 
 
-async def gathered_in_part(grove: Grove) -> None:
-    await asyncio.gather(asyncio.sleep(0), grove.durably())
+async def gathered_in_part(tree: BranchTree) -> None:
+    await asyncio.gather(asyncio.sleep(0), tree.durably())
 
 
 @pytest.mark.parametrize(
     "code", [gathered, grouped, awaited, waited, waited_for_the_first, shielded, gathered_in_part, one_by_one]
 )
 async def test_a_tree_is_blocked_when_every_branch_waits_for_an_operation(
-    grove: Grove, code: Callable[[Grove], Coroutine[Any, Any, None]]
+    tree: BranchTree, code: Callable[[BranchTree], Coroutine[Any, Any, None]]
 ) -> None:
-    root = grove.spawn(lambda: code(grove))
-    assert await grove.standing() is TreeState.BLOCKED
-    for wait in list(grove.waits):
+    root = tree.spawn(lambda: code(tree))
+    assert await tree.state() is TreeState.BLOCKED
+    for wait in list(tree.waits):
         wait.set_result(None)
     await root
 
 
-async def with_a_timeout(grove: Grove) -> None:
+async def with_a_timeout(tree: BranchTree) -> None:
     async with asyncio.timeout(60):
-        await grove.durably()
+        await tree.durably()
 
 
-async def with_wait_for(grove: Grove) -> None:
-    await asyncio.wait_for(grove.durably(), 60)
+async def with_wait_for(tree: BranchTree) -> None:
+    await asyncio.wait_for(tree.durably(), 60)
 
 
-async def waiting_with_timeout(grove: Grove) -> None:
-    await asyncio.wait([asyncio.create_task(grove.durably())], timeout=60)
+async def waiting_with_timeout(tree: BranchTree) -> None:
+    await asyncio.wait([asyncio.create_task(tree.durably())], timeout=60)
 
 
-async def sleeping(grove: Grove) -> None:
-    await asyncio.gather(grove.durably(), asyncio.sleep(60))
+async def sleeping(tree: BranchTree) -> None:
+    await asyncio.gather(tree.durably(), asyncio.sleep(60))
 
 
-async def for_a_thread(grove: Grove) -> None:
-    await asyncio.gather(grove.durably(), asyncio.to_thread(time.sleep, 0.5))
+async def for_a_thread(tree: BranchTree) -> None:
+    await asyncio.gather(tree.durably(), asyncio.to_thread(time.sleep, 0.5))
 
 
-async def one_by_one_with_timeout(grove: Grove) -> None:
-    for first in asyncio.as_completed([grove.durably()], timeout=60):
+async def one_by_one_with_timeout(tree: BranchTree) -> None:
+    for first in asyncio.as_completed([tree.durably()], timeout=60):
         await first
 
 
-async def one_by_one_with_a_stranger(grove: Grove) -> None:
+async def one_by_one_with_a_stranger(tree: BranchTree) -> None:
     loop = asyncio.get_running_loop()
     stranger = loop.create_task(asyncio.sleep(60), context=contextvars.Context())
-    for first in asyncio.as_completed([grove.durably(), stranger]):
+    for first in asyncio.as_completed([tree.durably(), stranger]):
         await first
 
 
-async def for_a_stranger(grove: Grove) -> None:
+async def for_a_stranger(tree: BranchTree) -> None:
     loop = asyncio.get_running_loop()
     stranger = loop.create_task(asyncio.sleep(60), context=contextvars.Context())
-    await asyncio.gather(grove.durably(), stranger)
+    await asyncio.gather(tree.durably(), stranger)
 
 
 @pytest.mark.parametrize(
@@ -268,78 +268,78 @@ async def for_a_stranger(grove: Grove) -> None:
         for_a_stranger,
     ],
 )
-async def test_anything_that_may_go_on_by_itself_counts_as_work(
-    grove: Grove, code: Callable[[Grove], Coroutine[Any, Any, None]]
+async def test_a_branch_that_awaits_something_unknown_is_working(
+    tree: BranchTree, code: Callable[[BranchTree], Coroutine[Any, Any, None]]
 ) -> None:
-    grove.spawn(lambda: code(grove))
-    assert await grove.standing() is TreeState.WORKING
+    tree.spawn(lambda: code(tree))
+    assert await tree.state() is TreeState.WORKING
 
 
-async def for_a_lock(grove: Grove) -> None:
+async def for_a_lock(tree: BranchTree) -> None:
     lock = asyncio.Lock()
     await lock.acquire()
-    await asyncio.gather(grove.durably(), lock.acquire())
+    await asyncio.gather(tree.durably(), lock.acquire())
 
 
-async def for_an_event(grove: Grove) -> None:
-    await asyncio.gather(grove.durably(), asyncio.Event().wait())
+async def for_an_event(tree: BranchTree) -> None:
+    await asyncio.gather(tree.durably(), asyncio.Event().wait())
 
 
-async def for_a_queue(grove: Grove) -> None:
-    await asyncio.gather(grove.durably(), asyncio.Queue[int]().get())
+async def for_a_queue(tree: BranchTree) -> None:
+    await asyncio.gather(tree.durably(), asyncio.Queue[int]().get())
 
 
 @pytest.mark.parametrize("code", [for_a_lock, for_an_event, for_a_queue])
-async def test_a_branch_that_waits_for_something_of_this_process_is_parked(
-    grove: Grove, code: Callable[[Grove], Coroutine[Any, Any, None]]
+async def test_a_branch_that_awaits_a_lock_or_the_like_is_blocked_locally(
+    tree: BranchTree, code: Callable[[BranchTree], Coroutine[Any, Any, None]]
 ) -> None:
-    grove.spawn(lambda: code(grove))
-    assert await grove.standing() is TreeState.BLOCKED_LOCALLY
+    tree.spawn(lambda: code(tree))
+    assert await tree.state() is TreeState.BLOCKED_LOCALLY
 
 
-async def test_a_timeout_that_is_over_does_not_count(grove: Grove) -> None:
+async def test_an_expired_timeout_does_not_count_as_work(tree: BranchTree) -> None:
     async def code() -> None:
         async with asyncio.timeout(60):
             await asyncio.sleep(0)
-        await grove.durably()
+        await tree.durably()
 
-    grove.spawn(code)
-    assert await grove.standing() is TreeState.BLOCKED
+    tree.spawn(code)
+    assert await tree.state() is TreeState.BLOCKED
 
 
-async def test_a_branch_that_is_about_to_run_is_runnable(grove: Grove) -> None:
+async def test_a_branch_that_is_about_to_run_is_runnable(tree: BranchTree) -> None:
     async def code() -> None:
-        await asyncio.gather(grove.durably(), grove.durably())
+        await asyncio.gather(tree.durably(), tree.durably())
 
-    grove.spawn(code)
-    assert tree_state(grove.tree.live) is TreeState.RUNNABLE
-    assert await grove.standing() is TreeState.BLOCKED
-    grove.waits[0].set_result(None)
-    assert tree_state(grove.tree.live) is TreeState.RUNNABLE
+    tree.spawn(code)
+    assert tree_state(tree.tree.live) is TreeState.RUNNABLE
+    assert await tree.state() is TreeState.BLOCKED
+    tree.waits[0].set_result(None)
+    assert tree_state(tree.tree.live) is TreeState.RUNNABLE
 
 
-async def test_the_end_of_each_branch_is_told(grove: Grove) -> None:
+async def test_on_end_is_called_for_each_branch(tree: BranchTree) -> None:
     async def code() -> None:
         await asyncio.gather(asyncio.sleep(0), asyncio.sleep(0))
 
-    await grove.spawn(code)
+    await tree.spawn(code)
     await asyncio.sleep(0)
-    assert grove.ended == 3
-    assert not grove.tree.live
+    assert tree.ended == 3
+    assert not tree.tree.live
 
 
-async def test_who_waits_for_the_first_of_several_goes_on_before_the_next_is_given_out(grove: Grove) -> None:
+async def test_a_branch_that_awaits_the_first_result_continues_before_the_next_delivery(tree: BranchTree) -> None:
     went_on: list[bool] = []
 
     async def code() -> None:
-        both = [asyncio.create_task(grove.durably()) for _ in range(2)]
+        both = [asyncio.create_task(tree.durably()) for _ in range(2)]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         went_on.append(True)
-        await grove.durably()
+        await tree.durably()
 
-    grove.spawn(code)
-    assert await grove.standing() is TreeState.BLOCKED
-    grove.waits[0].set_result(None)
+    tree.spawn(code)
+    assert await tree.state() is TreeState.BLOCKED
+    tree.waits[0].set_result(None)
     while not went_on:
-        assert tree_state(grove.tree.live) is TreeState.RUNNABLE
+        assert tree_state(tree.tree.live) is TreeState.RUNNABLE
         await asyncio.sleep(0)

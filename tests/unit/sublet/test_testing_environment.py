@@ -1,4 +1,4 @@
-"""The test kit for users: workflows in memory, on a clock that jumps."""
+"""`SubletTestEnvironment`: workflows in memory, with virtual time."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_an_event_in_time_ends_a_wait_and_without_it_the_deadline_does() -
         assert timedelta(0) <= env.now - datetime(2030, 1, 4, tzinfo=UTC) < timedelta(seconds=1)
 
 
-async def test_what_is_due_at_the_end_of_a_skip_has_happened_and_what_is_due_later_has_not() -> None:
+async def test_skip_runs_everything_that_is_due_until_its_end() -> None:
     async with SubletTestEnvironment(sublet, [rest]) as env:
         soon = await rest.aio_run({"days": 1}, wait_for_result=False)
         later = await rest.aio_run({"days": 1.001}, wait_for_result=False)
@@ -86,7 +86,7 @@ async def test_time_stands_still_while_the_test_does_something_else() -> None:
         await ref.aio_result()
 
 
-async def test_the_code_of_the_test_goes_before_the_passing_of_time() -> None:
+async def test_time_passes_only_when_the_code_of_the_test_waits() -> None:
     async def pay(env: SubletTestEnvironment) -> None:
         for _ in range(20):
             await asyncio.sleep(0)
@@ -160,7 +160,7 @@ async def test_the_sync_methods_of_the_client_work_in_the_test_too() -> None:
         assert env.now >= datetime(2030, 1, 3, tzinfo=UTC)
 
 
-async def test_test_and_tasks_can_meet_at_asyncio_events() -> None:
+async def test_a_test_and_its_tasks_can_share_asyncio_events() -> None:
     began, go = asyncio.Event(), asyncio.Event()
 
     @sublet.task(input_validator=dict)
@@ -176,7 +176,7 @@ async def test_test_and_tasks_can_meet_at_asyncio_events() -> None:
         assert await ref.aio_result() == {"met": True}
 
 
-async def test_a_result_that_will_never_come_is_told_with_its_reason() -> None:
+async def test_waiting_for_a_run_that_cannot_end_raises_with_the_reason() -> None:
     @sublet.durable_task(input_validator=dict)
     async def patient(input: dict[str, Any], ctx: DurableContext) -> None:
         await ctx.aio_wait_for_event("godot")
@@ -188,7 +188,7 @@ async def test_a_result_that_will_never_come_is_told_with_its_reason() -> None:
             patient.run({})
 
 
-async def test_always_evict_finds_what_a_task_that_stays_would_hide() -> None:
+async def test_always_evict_finds_code_that_depends_on_staying_on_the_worker() -> None:
     count = itertools.count()
 
     @sublet.durable_task(input_validator=dict, eviction_policy=None)
@@ -216,7 +216,7 @@ async def test_a_task_fails_on_demand_and_is_retried() -> None:
             await brittle.aio_run({})
 
 
-async def test_another_worker_takes_over_from_one_that_was_killed() -> None:
+async def test_another_worker_runs_the_tasks_of_a_killed_worker() -> None:
     seen: list[str] = []
 
     @sublet.task(input_validator=dict)
@@ -239,7 +239,7 @@ async def test_another_worker_takes_over_from_one_that_was_killed() -> None:
         assert not first.is_alive
 
 
-async def test_a_worker_dies_as_it_begins_a_task_and_the_next_one_runs_it() -> None:
+async def test_a_task_whose_worker_dies_at_its_start_is_run_by_the_next_worker() -> None:
     async with SubletTestEnvironment(sublet, [double]) as env:
         env.kill_at_next(double)
         ref = await double.aio_run({"n": 4}, wait_for_result=False)
@@ -249,7 +249,7 @@ async def test_a_worker_dies_as_it_begins_a_task_and_the_next_one_runs_it() -> N
         assert await ref.aio_result() == {"n": 8}
 
 
-async def test_a_worker_that_stops_finishes_what_runs() -> None:
+async def test_a_worker_that_stops_finishes_its_running_tasks() -> None:
     @sublet.task(input_validator=dict)
     async def long(input: dict[str, Any], ctx: Context) -> dict[str, bool]:
         await asyncio.sleep(30)
@@ -277,7 +277,7 @@ async def test_slots_are_those_that_were_given() -> None:
     assert max(most) == 2
 
 
-async def test_every_run_of_a_test_is_like_the_other() -> None:
+async def test_two_runs_of_one_test_are_equal() -> None:
     async def durable_dag() -> list[Any]:
         async with SubletTestEnvironment(sublet, [order, rest, double]) as env:
             refs = [await order.aio_run({"id": n}, wait_for_result=False) for n in range(5)]
@@ -288,14 +288,14 @@ async def test_every_run_of_a_test_is_like_the_other() -> None:
     assert await durable_dag() == await durable_dag()
 
 
-async def test_afterwards_the_client_is_as_it_was() -> None:
+async def test_the_end_of_the_environment_restores_the_client() -> None:
     before = vars(sublet._connection).copy()
     async with SubletTestEnvironment(sublet, [double]):
         await double.aio_run({"n": 1})
     assert vars(sublet._connection) == before
 
 
-async def test_what_is_unfinished_at_the_end_frees_what_it_holds() -> None:
+async def test_the_end_of_the_environment_cleans_up_unfinished_tasks() -> None:
     freed: list[str] = []
 
     async def pool() -> AsyncGenerator[str, None]:

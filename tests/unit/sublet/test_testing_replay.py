@@ -1,4 +1,4 @@
-"""Replaying durable logs against today's code."""
+"""`replay`: the current code against a durable log."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def recorded(task: Standalone[Any, Any], *, paid: bool = True) -> dict[str
     return log
 
 
-async def test_the_same_code_replays_and_nothing_is_run_for_real() -> None:
+async def test_the_same_code_replays_without_running_children_or_memos() -> None:
     report = replay(await recorded(durable(ship)), durable(ship))
     assert report.ok
     assert (report.recorded, report.replayed, report.outcome) == (6, 6, "returned")
@@ -64,7 +64,7 @@ async def test_the_same_code_replays_and_nothing_is_run_for_real() -> None:
     assert "OK, 6 of 6 recorded operations replayed; the code returned" in str(report)
 
 
-async def test_a_log_of_a_run_that_waits_replays_up_to_there() -> None:
+async def test_the_log_of_a_waiting_run_replays_up_to_its_wait() -> None:
     report = replay(await recorded(durable(ship), paid=False), durable(ship))
     assert report.ok
     assert "waits for what the recorded run waited for" in str(report)
@@ -82,7 +82,7 @@ async def test_a_log_without_its_input_is_given_one() -> None:
     assert replay(entries, durable(ship), input={"amount": 5})
 
 
-async def test_another_operation_is_told_with_its_node_and_both_sides() -> None:
+async def test_a_divergence_names_the_operation_id_and_both_operations() -> None:
     async def changed(input: dict[str, Any], ctx: DurableContext) -> None:
         await ctx.aio_memo(charge, str, input["amount"] + 1)
 
@@ -96,7 +96,7 @@ async def test_another_operation_is_told_with_its_node_and_both_sides() -> None:
     assert called == []
 
 
-async def test_an_operation_that_is_left_out_is_told() -> None:
+async def test_a_missing_operation_is_a_divergence() -> None:
     async def shorter(input: dict[str, Any], ctx: DurableContext) -> None:
         await ctx.aio_memo(charge, str, input["amount"])
 
@@ -116,7 +116,7 @@ async def test_an_operation_after_the_end_of_a_completed_run_is_a_divergence() -
     assert called == []
 
 
-async def test_a_run_that_has_not_got_there_may_go_on_as_the_new_code_says() -> None:
+async def test_new_operations_after_the_log_of_a_waiting_run_are_no_divergence() -> None:
     log = await recorded(durable(ship))
     log["entries"] = log["entries"][:2]
     log["status"] = "EVICTED"
@@ -126,7 +126,7 @@ async def test_a_run_that_has_not_got_there_may_go_on_as_the_new_code_says() -> 
     assert called == []
 
 
-async def test_code_that_raises_where_the_recorded_run_completed_ended_otherwise() -> None:
+async def test_code_that_raises_although_the_recorded_run_completed_ended_otherwise() -> None:
     async def broken(input: dict[str, Any], ctx: DurableContext) -> None:
         await ship(input, ctx)
         raise KeyError("new bug")

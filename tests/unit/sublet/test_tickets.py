@@ -1,4 +1,4 @@
-"""Slots on a bench: what RabbitMQ counts as taken is what is truly taken, whatever happens to the connection."""
+"""`Tickets`: the slots that RabbitMQ counts as taken are those in which tasks run, also after a reconnect."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_a_ticket_becomes_a_claim_to_the_scheduler_that_it_names() -> None
         assert bench.of(Finished)[0].lease == f"{task_run}@1"
 
 
-async def test_nothing_to_do_frees_the_slot() -> None:
+async def test_no_task_acknowledges_the_ticket() -> None:
     gate = Gate()
     async with WorkerHarness(gate.task) as bench:
         bench.offer()
@@ -75,7 +75,7 @@ async def test_nothing_to_do_frees_the_slot() -> None:
         assert bench.transport.taken("task") == 0
 
 
-async def test_a_kept_ticket_runs_one_task_after_the_other() -> None:
+async def test_a_retained_ticket_runs_one_task_after_the_other() -> None:
     @client.task(name="quick")
     async def quick(input: EmptyModel, ctx: Context) -> None: ...
 
@@ -89,7 +89,7 @@ async def test_a_kept_ticket_runs_one_task_after_the_other() -> None:
         assert len(bench.claims) == 1
 
 
-async def test_reports_for_one_shard_gather_while_one_is_under_way() -> None:
+async def test_reports_for_one_shard_share_a_message_while_one_is_unconfirmed() -> None:
     @client.task(name="quick")
     async def quick(input: EmptyModel, ctx: Context) -> None: ...
 
@@ -107,7 +107,7 @@ async def test_reports_for_one_shard_gather_while_one_is_under_way() -> None:
 
 
 @in_virtual_time
-async def test_a_lease_is_listed_until_the_broker_has_its_end_and_the_ticket_is_kept_as_long() -> None:
+async def test_lease_and_ticket_are_held_until_the_end_is_confirmed() -> None:
     gate = Gate()
     async with WorkerHarness(gate.task) as bench:
         task_run = bench.run(gate.task)
@@ -145,7 +145,7 @@ async def test_an_unanswered_claim_is_repeated_to_the_queue_of_the_shard() -> No
 
 
 @in_virtual_time
-async def test_a_kept_ticket_is_claimed_when_its_report_is_not_answered() -> None:
+async def test_a_retained_ticket_is_claimed_when_its_report_has_no_answer() -> None:
     gate = Gate()
     async with WorkerHarness(gate.task) as bench:
         bench.run(gate.task)
@@ -185,7 +185,7 @@ async def test_a_task_that_is_cancelled_before_its_grant_comes_does_not_run() ->
         assert not gate.running
 
 
-async def test_a_doubled_ticket_is_dropped() -> None:
+async def test_a_duplicate_of_a_ticket_is_acknowledged() -> None:
     gate = Gate()
     async with WorkerHarness(gate.task, slots=5) as bench:
         bench.run(gate.task)
@@ -195,7 +195,7 @@ async def test_a_doubled_ticket_is_dropped() -> None:
         assert bench.transport.taken("task") == 1
 
 
-async def test_a_lost_connection_leaves_tasks_running_and_their_tickets_are_made_up_for() -> None:
+async def test_tasks_of_a_lost_connection_continue_and_adopt_new_tickets() -> None:
     for callback_first in (True, False):
         gate = Gate()
         async with WorkerHarness(gate.task, slots=3) as bench:
@@ -218,7 +218,7 @@ async def test_a_lost_connection_leaves_tasks_running_and_their_tickets_are_made
             assert [r.redelivered for r in bench.claims].count(True) == 2
 
 
-async def test_an_orphan_that_ends_lets_the_ticket_that_stood_for_it_be_used() -> None:
+async def test_the_end_of_an_orphan_claims_its_adopted_ticket() -> None:
     gate = Gate()
     async with WorkerHarness(gate.task, slots=1) as bench:
         bench.run(gate.task)
@@ -234,7 +234,7 @@ async def test_an_orphan_that_ends_lets_the_ticket_that_stood_for_it_be_used() -
         assert gate.most == 1
 
 
-async def test_two_losses_in_a_row_do_not_multiply_anything() -> None:
+async def test_two_lost_connections_in_a_row_count_each_orphan_once() -> None:
     gate = Gate()
     async with WorkerHarness(gate.task, slots=2) as bench:
         bench.run(gate.task)
@@ -250,7 +250,7 @@ async def test_two_losses_in_a_row_do_not_multiply_anything() -> None:
         await bench.until(lambda: len(bench.of(Finished)) == 2)
 
 
-async def test_a_grant_for_a_ticket_that_was_lost_runs_if_there_is_room_and_is_handed_back_if_not() -> None:
+async def test_a_grant_for_a_void_ticket_runs_in_a_free_slot_or_is_declined() -> None:
     gate = Gate()
     async with WorkerHarness(gate.task, slots=1) as bench:
         bench.put_up(gate.task, run="one")
@@ -269,7 +269,7 @@ async def test_a_grant_for_a_ticket_that_was_lost_runs_if_there_is_room_and_is_h
         assert len(bench.claims) == 1
 
 
-async def test_kinds_of_slots_never_mix() -> None:
+async def test_ordinary_and_durable_slots_are_counted_separately() -> None:
     gate = Gate()
 
     @client.durable_task()
@@ -289,7 +289,7 @@ async def test_kinds_of_slots_never_mix() -> None:
 # --- release ------------------------------------------------------------------------------------------------------
 
 
-async def test_released_means_reported_then_confirmed_then_free_and_the_task_goes_on() -> None:
+async def test_a_slot_is_free_when_its_release_is_confirmed_and_the_task_continues() -> None:
     steps: list[str] = []
     resume = asyncio.Event()
 
@@ -332,7 +332,7 @@ def releasing_until(resume: asyncio.Event) -> Any:
     return releasing
 
 
-async def test_a_release_that_is_not_confirmed_makes_no_room_yet() -> None:
+async def test_an_unconfirmed_release_does_not_free_the_slot() -> None:
     gate = Gate()
     resume = asyncio.Event()
     releasing = releasing_until(resume)
@@ -350,7 +350,7 @@ async def test_a_release_that_is_not_confirmed_makes_no_room_yet() -> None:
         await bench.until(lambda: bench.of(Finished))
 
 
-async def test_a_released_slot_runs_the_next_task_while_the_first_goes_on() -> None:
+async def test_a_released_slot_runs_the_next_task_while_the_first_continues() -> None:
     gate = Gate()
     resume = asyncio.Event()
     releasing = releasing_until(resume)
@@ -404,7 +404,7 @@ async def test_a_task_that_ends_before_its_release_is_confirmed_frees_its_slot_o
         assert len(bench.transport.acked) == 3
 
 
-async def test_released_tasks_cannot_pile_up(monkeypatch: Any) -> None:
+async def test_the_number_of_released_tasks_is_limited(monkeypatch: Any) -> None:
     monkeypatch.setattr(limits, "RELEASED_MAX_PER_WORKER", 2)
     resume = asyncio.Event()
     releasing = releasing_until(resume)

@@ -1,4 +1,4 @@
-"""Leaving in good order, and being alive until then."""
+"""`Worker`: hello, heartbeats, and a graceful stop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def slow(input: EmptyModel, ctx: Any) -> dict[str, Any]:
 
 
 @in_virtual_time
-async def test_a_worker_introduces_itself_before_its_first_claim_and_beats_every_few_seconds() -> None:
+async def test_a_worker_sends_hello_before_its_first_claim_and_then_heartbeats() -> None:
     async with WorkerHarness(slow, waiting, labels={"zone": "a"}) as bench:
         bench.run(slow)
         await asyncio.sleep(9)
@@ -62,7 +62,7 @@ async def test_a_worker_introduces_itself_before_its_first_claim_and_beats_every
 
 
 @in_virtual_time
-async def test_a_stop_finishes_what_runs_while_beating_and_says_goodbye() -> None:
+async def test_stop_finishes_running_tasks_with_heartbeats_and_sends_goodbye() -> None:
     bench = WorkerHarness(slow)
     await bench.worker.aio_start()
     bench.run(slow)
@@ -84,7 +84,7 @@ async def test_a_stop_finishes_what_runs_while_beating_and_says_goodbye() -> Non
 
 
 @in_virtual_time
-async def test_a_stop_evicts_whatever_waits_or_begins_to_wait_later() -> None:
+async def test_stop_evicts_tasks_that_wait_or_begin_to_wait() -> None:
     @client.durable_task(name="later", eviction_policy=None)
     async def later(input: EmptyModel, ctx: DurableContext) -> None:
         await asyncio.sleep(30)
@@ -104,7 +104,7 @@ async def test_a_stop_evicts_whatever_waits_or_begins_to_wait_later() -> None:
 
 
 @in_virtual_time
-async def test_a_stop_does_not_wait_for_a_branch_that_waits_for_another_and_lets_it_begin_again_at_once() -> None:
+async def test_stop_evicts_a_task_whose_branches_wait_for_each_other_as_ready() -> None:
     @client.durable_task(name="limited")
     async def limited(input: EmptyModel, ctx: DurableContext) -> None:
         two_at_a_time = asyncio.Semaphore(2)
@@ -122,12 +122,12 @@ async def test_a_stop_does_not_wait_for_a_branch_that_waits_for_another_and_lets
     await asyncio.sleep(60)
     assert not bench.of(Evicted)
     await bench.worker.stop()
-    (suspended,) = bench.of(Evicted)
-    assert (suspended.blocked, suspended.cause) == ((), "worker_shutdown")
+    (evicted,) = bench.of(Evicted)
+    assert (evicted.blocked, evicted.cause) == ((), "worker_shutdown")
 
 
 @in_virtual_time
-async def test_a_grant_that_comes_while_leaving_is_handed_back_with_its_ticket() -> None:
+async def test_a_draining_worker_declines_a_grant_and_requeues_its_ticket() -> None:
     bench = WorkerHarness(slow)
     await bench.worker.aio_start()
     bench.answering = False
@@ -139,12 +139,12 @@ async def test_a_grant_that_comes_while_leaving_is_handed_back_with_its_ticket()
     bench.answer("ticket-1")
     await stopping
     assert bench.of(GrantDeclined) == [GrantDeclined("run.slow@1", "ticket-1")]
-    assert [ticket.id for ticket in bench.transport.given_back] == ["ticket-1"]
+    assert [ticket.id for ticket in bench.transport.requeued] == ["ticket-1"]
     assert not bench.of(Finished)
 
 
 @in_virtual_time
-async def test_a_ticket_that_nobody_answers_is_given_back_in_the_end() -> None:
+async def test_a_draining_worker_requeues_a_ticket_without_an_answer() -> None:
     bench = WorkerHarness(slow)
     await bench.worker.aio_start()
     bench.answering = False
@@ -153,11 +153,11 @@ async def test_a_ticket_that_nobody_answers_is_given_back_in_the_end() -> None:
     began = asyncio.get_running_loop().time()
     await bench.worker.stop()
     assert asyncio.get_running_loop().time() - began < CLAIM_REPEATED_S + 1
-    assert [ticket.id for ticket in bench.transport.given_back] == ["ticket-1"]
+    assert [ticket.id for ticket in bench.transport.requeued] == ["ticket-1"]
 
 
 @in_virtual_time
-async def test_nothing_leaves_before_the_broker_has_the_last_report() -> None:
+async def test_stop_returns_after_the_last_report_is_confirmed() -> None:
     bench = WorkerHarness(slow)
     await bench.worker.aio_start()
     bench.run(slow)

@@ -1,4 +1,4 @@
-"""What a declaration becomes, and what is refused when it is made."""
+"""Declarations: their specs, and arguments that are refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_defaults_are_the_documented_ones(sublet: Sublet) -> None:
     assert sublet.task()(noop).spec().default_priority == Priority.LOW
 
 
-def test_everything_declared_reaches_the_spec(sublet: Sublet) -> None:
+def test_the_spec_has_every_declared_option(sublet: Sublet) -> None:
     task = sublet.task(
         name="t",
         on_events=["order.*"],
@@ -119,7 +119,7 @@ def test_equal_declarations_have_equal_versions_and_others_not(sublet: Sublet) -
         ({"on_events": [""]}, "an event key in on_events must not be empty"),
     ],
 )
-def test_a_task_that_cannot_work_is_refused_with_its_name(
+def test_the_error_for_a_task_that_is_not_valid_names_the_task(
     sublet: Sublet, options: dict[str, Any], message: str
 ) -> None:
     declare: Any = sublet.task
@@ -135,7 +135,7 @@ def test_a_bad_filter_is_refused_when_it_is_made() -> None:
 # --- workflows ------------------------------------------------------------------------------------------------------
 
 
-def test_a_dag_has_its_tasks_parents_first(sublet: Sublet) -> None:
+def test_the_spec_of_a_dag_lists_parents_before_children(sublet: Sublet) -> None:
     flow = sublet.workflow(name="Flow", input_validator=Order)
     first = flow.task()(noop)
     second = flow.task(name="Second", parents=[first])(noop)
@@ -199,7 +199,7 @@ def test_there_is_only_one_on_failure_and_one_on_success_task(sublet: Sublet) ->
         flow.on_success_task(name="another")
 
 
-def test_task_defaults_fill_what_a_task_leaves_open(sublet: Sublet) -> None:
+def test_task_defaults_apply_to_options_that_a_task_does_not_set(sublet: Sublet) -> None:
     flow = sublet.workflow(name="flow", task_defaults=TaskDefaults(retries=4, execution_timeout="10m"))
     flow.task(name="open")(noop)
     flow.task(name="own", retries=1, execution_timeout="5s")(noop)
@@ -210,7 +210,7 @@ def test_task_defaults_fill_what_a_task_leaves_open(sublet: Sublet) -> None:
 # --- conditions -----------------------------------------------------------------------------------------------------
 
 
-def test_conditions_travel_as_and_of_or_groups(sublet: Sublet) -> None:
+def test_the_spec_has_conditions_as_or_groups(sublet: Sublet) -> None:
     flow = sublet.workflow(name="flow")
     start = flow.task(name="start")(noop)
     since = datetime(2026, 1, 1, tzinfo=UTC)
@@ -268,7 +268,7 @@ def test_an_or_group_needs_conditions() -> None:
         or_("sleep")  # type: ignore[arg-type]
 
 
-def test_something_else_than_a_condition_is_refused(sublet: Sublet) -> None:
+def test_an_argument_that_is_not_a_condition_is_refused(sublet: Sublet) -> None:
     with pytest.raises(TypeError, match="expected a condition"):
         sublet.workflow(name="flow").task(wait_for=["paid"])(noop)  # type: ignore[list-item]
 
@@ -324,7 +324,7 @@ def test_other_durations_are_refused_with_examples(duration: str) -> None:
         ("1h30m", "1h30m"),
     ],
 )
-def test_durations_name_their_sleeps(duration: timedelta | str, text: str) -> None:
+def test_a_sleep_condition_is_named_by_its_duration(duration: timedelta | str, text: str) -> None:
     assert text_of(duration) == text
 
 

@@ -26,7 +26,7 @@ from aio_pika.exceptions import (
 )
 
 from sublet._amqp.connection_scope import ConnectionScope
-from sublet._amqp.transport import TicketDelivery
+from sublet._amqp.transport import PREFETCH_MAX, TicketDelivery
 from sublet._errors import TransportUnavailable
 from sublet_protocol import limits
 from sublet_protocol.addresses import CONNECT_TIMEOUT_S, addresses, with_heartbeat
@@ -41,6 +41,8 @@ REPUBLISH_PAUSE_S = 0.05
 """Seconds before a message is published again. Pauses double up to `REPUBLISH_PAUSE_MAX_S`."""
 REPUBLISH_PAUSE_MAX_S = 1.0
 """A caller waits for the confirm, so this is shorter than the pause between attempts to connect."""
+CLOSE_SEND_MAX_S = 1.0
+"""Seconds that `close` waits until pending acknowledgements are sent. RabbitMQ delivers the other tickets again."""
 RESTORE_PAUSE_S = 1.0
 """Seconds before a session whose consumers could not be restored is replaced, so that the log is not flooded."""
 TOPOLOGY_CHECK_INTERVAL_S = 0.5
@@ -198,7 +200,7 @@ class AmqpTransport:
             TransportUnavailable: RabbitMQ refuses the user, the password or the virtual host.
         """
         try:
-            session = await self._open_session(give_up=_REFUSED)
+            session = await self._open_session(fatal=_REFUSED)
         except _REFUSED as error:
             raise TransportUnavailable(
                 f"RabbitMQ at {self._shown_url()} refuses this user or password: {error}"
@@ -213,7 +215,7 @@ class AmqpTransport:
         """Send pending acknowledgements, then close the connection."""
         if self._session is not None and self._pending_sends:
             try:
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(CLOSE_SEND_MAX_S):
                     await self._sends_done.wait()
             except TimeoutError:
                 logger.warning(
@@ -284,8 +286,8 @@ class AmqpTransport:
     async def consume_pool(
         self, queue: str, prefetch: int, on_ticket: Callable[[TicketDelivery], None]
     ) -> _PoolConsumer:
-        if not 1 <= prefetch <= 65_535:
-            raise ValueError(f"a worker has 1 to 65,535 slots of a kind, not {prefetch:,}")
+        if not 1 <= prefetch <= PREFETCH_MAX:
+            raise ValueError(f"a worker has 1 to {PREFETCH_MAX:,} slots of a kind, not {prefetch:,}")
         consumer = _PoolConsumer(self._consumers, queue, prefetch, on_ticket)
         await self._consume(queue, consumer.start)
         return consumer
@@ -334,14 +336,14 @@ class AmqpTransport:
             await self._changed.wait()
         return self._session
 
-    async def _open_session(self, give_up: tuple[type[Exception], ...] = ()) -> _Session:
+    async def _open_session(self, fatal: tuple[type[Exception], ...] = ()) -> _Session:
         backoff = Backoff(CONNECT_PAUSE_S, CONNECT_PAUSE_MAX_S)
         while True:
             url = with_heartbeat(self._url)
             try:
                 with ConnectionScope().held():
                     return _Session(await aio_pika.connect(url, timeout=CONNECT_TIMEOUT_S, name=self._name))
-            except give_up:
+            except fatal:
                 raise
             except _BROKEN as error:
                 logger.warning("cannot connect to RabbitMQ at %s, trying again: %s", self._shown_url(), error)

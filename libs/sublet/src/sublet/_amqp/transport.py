@@ -6,6 +6,9 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+PREFETCH_MAX = 65_535
+"""The most slots of a kind on one worker: AMQP writes the prefetch count of a consumer in 16 bits."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TicketDelivery:

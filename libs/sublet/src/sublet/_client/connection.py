@@ -58,14 +58,14 @@ logger = logging.getLogger(__name__)
 
 
 _forkable: weakref.WeakSet[Connection] = weakref.WeakSet()
-_kept_for_the_parent: list[object] = []
+_inherited_from_parent: list[object] = []
 
 
 def _after_fork() -> None:
     # A forked process has no thread of its parent, and must not close the sockets of its parent. So the old objects are
     # kept: they would close their sockets when they are deleted.
     for connection in _forkable:
-        _kept_for_the_parent.append(vars(connection).copy())
+        _inherited_from_parent.append(vars(connection).copy())
         connection._reset()
 
 

@@ -11,6 +11,12 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
+THREAD_END_MAX_S = 5.0
+"""Seconds that `BackgroundLoop.stop` waits for its thread. A hanging thread must not block the program for longer."""
+
+CLOSE_AT_EXIT_MAX_S = 2.0
+"""Seconds that the end of a program waits until the connection is closed. Without a close RabbitMQ notices it too."""
+
 
 class Loop(Protocol):
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -63,7 +69,7 @@ class BackgroundLoop:
         atexit.unregister(self._end)
         loop.call_soon_threadsafe(loop.stop)
         if thread is not threading.current_thread():
-            thread.join(timeout=5)
+            thread.join(timeout=THREAD_END_MAX_S)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -78,7 +84,7 @@ class BackgroundLoop:
         if self._loop is None or self._thread is None or not self._thread.is_alive():
             return  # stopped before, or a forked process without the thread
         with contextlib.suppress(Exception):  # the program ends anyway
-            asyncio.run_coroutine_threadsafe(self._at_exit(), self._loop).result(timeout=2)
+            asyncio.run_coroutine_threadsafe(self._at_exit(), self._loop).result(timeout=CLOSE_AT_EXIT_MAX_S)
         self.stop()
 
 

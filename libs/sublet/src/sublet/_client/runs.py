@@ -27,6 +27,12 @@ from sublet_protocol.topology import QUERY_KEY, run_key
 PAGE_SIZE = 500
 """Runs in one page of the query by which a bulk operation finds its runs."""
 
+LIST_DEFAULT_LIMIT = 100
+"""Number of runs that `RunsClient.list` returns at most, if no limit is given."""
+
+LIST_DEFAULT_PERIOD = timedelta(days=1)
+"""`RunsClient.list` returns runs of this last period, if no start is given."""
+
 NOT_FOUND_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 0.0)
 """Seconds after each unsuccessful query for a run: a run that was requested a moment ago may not be stored yet."""
 
@@ -232,7 +238,7 @@ class RunsClient:
         parent_task_run_id: str | None,
         event_id: str | None,
     ) -> WorkflowRunList:
-        since_s = since.timestamp() if since else self._connection.now() - timedelta(days=1).total_seconds()
+        since_s = since.timestamp() if since else self._connection.now() - LIST_DEFAULT_PERIOD.total_seconds()
         arguments = {
             "since": since_s,
             "until": until.timestamp() if until else None,
@@ -241,7 +247,7 @@ class RunsClient:
             "metadata": metadata or {},
             "parent_task_run_id": parent_task_run_id,
             "event_id": event_id,
-            "limit": limit or 100,
+            "limit": limit or LIST_DEFAULT_LIMIT,
             "offset": offset or 0,
         }
         answer = await self._query("runs", {k: v for k, v in arguments.items() if v is not None}, "listing runs")

@@ -93,8 +93,8 @@ class DurableInvocation:
         self._open: dict[DurableWait, None] = {}
         self._check: asyncio.Handle | None = None
         self._runnable_checks = 0
-        self._held_since: float | None = None
-        self._told_waiting = False
+        self._gap_since: float | None = None
+        self._reported_waiting = False
         self._uninterrupted = 0
         self._refusals = 0
         self.log = Log(grant)
@@ -140,7 +140,7 @@ class DurableInvocation:
         """Wait until all operations that were asked for are recorded."""
         new = self.log.take_new()
         if new:
-            self._told_waiting = False
+            self._reported_waiting = False
             await self._host.record(new, waiting=False)
             if self.ended:
                 await self._refuse()
@@ -176,7 +176,7 @@ class DurableInvocation:
         """Deliver the result of an operation. Ignored after the end: the next invocation finds it in the log."""
         if not self.ended:
             self.log.end(operation_id, done)
-            self._told_waiting = False
+            self._reported_waiting = False
             self._check_soon()
 
     def check(self) -> None:
@@ -255,7 +255,7 @@ class DurableInvocation:
             return
         self._runnable_checks = 0
         first = self._first_deliverable()
-        if first is not None and not self._held_back(first[0], state):
+        if first is not None and not self._waits_for_gap(first[0], state):
             self._deliver(first[1])
         elif not self._open:
             return
@@ -275,19 +275,19 @@ class DurableInvocation:
         ]
         return min(ranked, key=lambda pair: pair[0], default=None)
 
-    def _held_back(self, rank: int, state: TreeState) -> bool:
+    def _waits_for_gap(self, rank: int, state: TreeState) -> bool:
         """In the first invocation another result came earlier, and a working branch may still ask for it."""
         if state is TreeState.BLOCKED or not self.log.runs_ahead(rank):
-            self._held_since = None
+            self._gap_since = None
             return False
-        if self._held_since is None:
-            self._held_since = self._loop.time()
-        return self._loop.time() - self._held_since < GAP_PATIENCE_S
+        if self._gap_since is None:
+            self._gap_since = self._loop.time()
+        return self._loop.time() - self._gap_since < GAP_PATIENCE_S
 
     def _deliver(self, wait: DurableWait) -> None:
-        self._held_since = None
+        self._gap_since = None
         self.waiting_since = None
-        self._told_waiting = False
+        self._reported_waiting = False
         self._clock.resume()
         wait.set_result(None)
         self._check_soon()
@@ -296,8 +296,8 @@ class DurableInvocation:
         """Report new waits although the code stays, so that their timers and subscriptions are set."""
         self.waiting_since = None
         self._clock.resume()
-        if self.log.has_news or self._told_waiting:
-            self._told_waiting = False
+        if self.log.has_new_operation or self._reported_waiting:
+            self._reported_waiting = False
             self._host.record(self.log.take_new(), waiting=False)
         self._check_later(TREE_CHECK_INTERVAL_S)
 
@@ -318,7 +318,7 @@ class DurableInvocation:
                 self._check_later(left_s)
 
     def _stay_waiting(self) -> None:
-        if self.log.has_news or not self._told_waiting:
-            self._told_waiting = True
+        if self.log.has_new_operation or not self._reported_waiting:
+            self._reported_waiting = True
             self._host.record(self.log.take_new(), waiting=True)
         self._host.begins_to_wait()

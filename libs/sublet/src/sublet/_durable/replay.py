@@ -13,6 +13,12 @@ from sublet_protocol import ids
 from sublet_protocol.messages import ChildRequest, Completion, Grant, LogEntry, Operation
 from sublet_protocol.specs import Condition, EventCondition, Groups, SleepCondition
 
+FINGERPRINT_DIGITS = 16
+"""Hexadecimal digits of a fingerprint: 64 bits, because a log is compared with one other operation at a time."""
+
+SHOWN_MAX_CHARS = 120
+"""Characters of an input that an error text shows."""
+
 
 class Log:
     """The durable log of one invocation.
@@ -65,7 +71,7 @@ class Log:
         if recorded is not None and (recorded.kind, recorded.fingerprint) != (operation.kind, operation.fingerprint):
             version = f" by version {recorded.version}" if isinstance(recorded, LogEntry) and recorded.version else ""
             message = (
-                f"node {operation.operation_id} of {self._task_run_id}: recorded{version} is {recorded.asked}, "
+                f"operation {operation.operation_id} of {self._task_run_id}: recorded{version} is {recorded.asked}, "
                 f"but invocation {self._invocation} asks for {operation.asked}"
             )
             raise NonDeterminismError(self._task_run_id, self._invocation, message, operation.operation_id)
@@ -101,7 +107,7 @@ class Log:
         return self._first_unasked < rank
 
     @property
-    def has_news(self) -> bool:
+    def has_new_operation(self) -> bool:
         """There is a new operation other than a memo. (Memos are recorded with the next report.)"""
         return any(operation.kind != "memo" for operation in self._new)
 
@@ -173,9 +179,9 @@ def _condition_text(condition: Condition) -> str:
 
 
 def _digest(kind: str, asked: object) -> str:
-    """16 hexadecimal digits."""
-    return hashlib.sha256(msgspec.json.encode([kind, asked], order="deterministic")).hexdigest()[:16]
+    """A fingerprint of `FINGERPRINT_DIGITS` hexadecimal digits."""
+    return hashlib.sha256(msgspec.json.encode([kind, asked], order="deterministic")).hexdigest()[:FINGERPRINT_DIGITS]
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:119]}…"
+    return text if len(text) <= SHOWN_MAX_CHARS else f"{text[: SHOWN_MAX_CHARS - 1]}…"

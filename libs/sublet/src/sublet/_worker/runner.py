@@ -195,7 +195,7 @@ class Runner:
         """Report the end of an execution, and ask for the next task if its ticket can be retained."""
         self._remember_ended(execution.lease)
         ticket = None if execution.released else execution.ticket
-        more = ticket is not None and self._tickets.keeps(ticket)
+        more = ticket is not None and self._tickets.can_retain(ticket)
         if more and ticket is not None:
             self._tickets.wait_for_next(ticket)
         ticket_id = ticket.id if ticket is not None and not ticket.void else None
@@ -216,7 +216,7 @@ class Runner:
         if ticket is None or ticket.void:
             self._tickets.orphan_ended(execution.kind)
         else:
-            self._tickets.give_up(ticket)
+            self._tickets.acknowledge(ticket)
 
     def evict_for_capacity(self) -> None:
         """Evict one waiting task if every durable slot is held by a waiting task."""
@@ -315,7 +315,7 @@ class Runner:
         error = TaskError("UnknownTask", message, task_run_id=ids.task_run_of(grant.lease))
         confirmed = self.report(grant.lease, Failed(grant.lease, grant.ticket, error, retryable=False))
         if ticket is not None:
-            confirmed.add_done_callback(lambda _: self._tickets.give_up(ticket), context=Variables())
+            confirmed.add_done_callback(lambda _: self._tickets.acknowledge(ticket), context=Variables())
 
     def _revoke(self, message: Revoked) -> None:
         self._remember_ended(message.lease)

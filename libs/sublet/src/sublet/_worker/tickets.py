@@ -29,7 +29,7 @@ class HeldTicket:
 
     Attributes:
         serving: a task runs under this ticket.
-        asked: the scheduler owes an answer to a claim.
+        asked: its claim has no answer yet.
         dismissed: the scheduler answered "no task" before RabbitMQ confirmed the last report under this ticket.
         ask_again_at: when the claim is repeated, in seconds of the event loop's time.
         void: its channel is closed, so RabbitMQ delivers the ticket again, to any worker.
@@ -147,7 +147,7 @@ class Tickets:
         if ticket is None or ticket.serving:
             return
         if ticket.asked:
-            self.give_up(ticket)
+            self.acknowledge(ticket)
         else:
             ticket.dismissed = True
 
@@ -157,8 +157,8 @@ class Tickets:
         """A task without a ticket has started."""
         self._orphans[kind] += 1
 
-    def keeps(self, ticket: HeldTicket | None) -> bool:
-        """Whether the report of an end may ask for the next task under this ticket."""
+    def can_retain(self, ticket: HeldTicket | None) -> bool:
+        """Whether the ticket can be retained: the report of an end then asks for the next task under it."""
         return ticket is not None and not ticket.void and not self.draining
 
     def wait_for_next(self, ticket: HeldTicket) -> None:
@@ -170,12 +170,12 @@ class Tickets:
         if ticket.serving or self._held.get(ticket.id) is not ticket:
             return
         if ticket.dismissed:
-            self.give_up(ticket)
+            self.acknowledge(ticket)
         else:
             self._await_answer(ticket)
 
-    def give_up(self, ticket: HeldTicket) -> None:
-        """Free the slot: acknowledge the ticket. For a task whose ticket is void, see `orphan_ended`."""
+    def acknowledge(self, ticket: HeldTicket) -> None:
+        """Acknowledge the ticket, which frees the slot. For a task whose ticket is void, see `orphan_ended`."""
         if self._held.get(ticket.id) is ticket:
             del self._held[ticket.id]
         if not ticket.void:

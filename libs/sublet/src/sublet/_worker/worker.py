@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from sublet._amqp.adapter import AmqpTransport
-from sublet._amqp.transport import Transport
+from sublet._amqp.transport import PREFETCH_MAX, Transport
 from sublet._client.config import ClientConfig
 from sublet._declare.base import BaseWorkflow
 from sublet._declare.serialization import check_name
@@ -32,6 +32,9 @@ LifespanFn = Callable[[], AsyncGenerator[Any, None]]
 The code before the ``yield`` runs before the first task, the code after it runs after the last task. The yielded value
 is ``ctx.lifespan``."""
 
+
+POOL_DIGEST_DIGITS = 8
+"""Hexadecimal digits in the name of a pool: enough to tell the few sets of tasks under one worker name apart."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -131,17 +134,17 @@ class Worker:
     @property
     def slots(self) -> int:
         """How many ordinary tasks run at the same time; 0 if no workflow has any."""
-        return self._room(False, self._slots, limits.DEFAULT_SLOTS, "slots")
+        return self._slots_of_kind(False, self._slots, limits.DEFAULT_SLOTS, "slots")
 
     @property
     def durable_slots(self) -> int:
         """How many durable tasks are held at the same time; 0 if no workflow has any."""
-        return self._room(True, self._durable_slots, limits.DEFAULT_DURABLE_SLOTS, "durable_slots")
+        return self._slots_of_kind(True, self._durable_slots, limits.DEFAULT_DURABLE_SLOTS, "durable_slots")
 
     @property
     def pool(self) -> str:
         """Name of the pool: the name of the worker and a digest of its tasks. Workers of one pool share their work."""
-        digest = hashlib.sha256("\n".join(actions_of(self._tasks)).encode()).hexdigest()[:8]
+        digest = hashlib.sha256("\n".join(actions_of(self._tasks)).encode()).hexdigest()[:POOL_DIGEST_DIGITS]
         return f"{self.name}-{digest}"
 
     @property
@@ -268,7 +271,7 @@ class Worker:
     def _tasks(self) -> list[Task[Any, Any]]:
         return [task for workflow in self._workflows.values() for task in workflow.tasks]
 
-    def _room(self, durable: bool, given: int | None, default: int, what: str) -> int:
+    def _slots_of_kind(self, durable: bool, given: int | None, default: int, what: str) -> int:
         needed = any(task.is_durable is durable for task in self._tasks)
         if not needed:
             if given is not None and self._workflows:
@@ -279,8 +282,8 @@ class Worker:
 
 
 def _checked_slots(what: str, slots: int | None) -> int | None:
-    if slots is not None and (not isinstance(slots, int) or isinstance(slots, bool) or not 1 <= slots <= 65_535):
-        raise ValueError(f"{what} must be a whole number from 1 to 65,535, not {slots!r}")
+    if slots is not None and (not isinstance(slots, int) or isinstance(slots, bool) or not 1 <= slots <= PREFETCH_MAX):
+        raise ValueError(f"{what} must be a whole number from 1 to {PREFETCH_MAX:,}, not {slots!r}")
     return slots
 
 

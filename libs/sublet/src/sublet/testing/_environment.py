@@ -137,7 +137,7 @@ class SubletTestEnvironment:
         priority: int | Priority | None = None,
         scope: str | None = None,
     ) -> Event:
-        """Publish an event, see ``client.event.aio_push``. When it returns, tasks that waited for it have been told."""
+        """Publish an event, see ``client.event.aio_push``. When it returns, waiting tasks have received it."""
         return await self.client.event.aio_push(event_key, payload, additional_metadata, priority, scope)
 
     # --- workers ------------------------------------------------------------------------------------------------

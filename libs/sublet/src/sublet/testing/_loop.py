@@ -1,4 +1,4 @@
-"""An event loop with virtual time that runs in the thread of another loop, and only when it is told to.
+"""An event loop with virtual time that runs in the thread of another loop, and only on request.
 
 Its callbacks belong to simulated processes. A killed process runs no further callback, not even the clean-up that
 follows from cancelling its tasks.

@@ -103,7 +103,7 @@ class EnvironmentWorker:
             self.die()
 
     async def kill(self) -> None:
-        """Kill the worker, as by ``kill -9``: its code runs no further, and the schedulers are not told."""
+        """Kill the worker, as by ``kill -9``: its code stops, and the schedulers get no message."""
         self.die()
 
     def die(self) -> None:
