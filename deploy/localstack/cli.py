@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+from . import matrix
 from .paths import ROOT, LocalError, command, say
 from .stack import Addresses, Stack, exclusive_lock, log_files, servers_for_tests
 from .tools import install, install_fuzzer
@@ -16,6 +17,8 @@ Usage: deploy/local VERB [ARGUMENTS]
 
   demo               start everything and show what Sublet does; the status is 0 if all checks pass
   test [ARGUMENTS]   run the tests against a RabbitMQ and a MongoDB of their own; ARGUMENTS go to pytest
+  test --full [...]  the same on every Python version that is installed, then many seeds of the simulation
+                     (--seeds N); prints what ran and what was not available
   up [--servers]     start RabbitMQ, MongoDB, scheduler, timer and event-ingest (or the two servers only)
   down [--wipe]      stop them (and forget their data)
   status             show each part with its process id, port and health
@@ -125,10 +128,10 @@ def test(arguments: list[str]) -> int:
     with exclusive_lock():
         install(rabbitmq=True, mongodb=True)
     if amqp_url and mongo_url:
-        return _pytest(arguments, Addresses(amqp_url, mongo_url))
+        return _run_tests(arguments, Addresses(amqp_url, mongo_url))
     say("Starting a RabbitMQ and a MongoDB for the tests")
     with servers_for_tests() as own:
-        return _pytest(arguments, Addresses(amqp_url or own.amqp_url, mongo_url or own.mongo_url))
+        return _run_tests(arguments, Addresses(amqp_url or own.amqp_url, mongo_url or own.mongo_url))
 
 
 def chaos(arguments: list[str]) -> int:
@@ -139,6 +142,22 @@ def chaos(arguments: list[str]) -> int:
     for name, value in vars(parser.parse_args(arguments)).items():
         os.environ[f"SUBLET_CHAOS_{name.upper()}"] = value
     return test(["-q", "--capture=no", "--timeout=0", "tests/chaos/test_chaos.py"])
+
+
+def _run_tests(arguments: list[str], addresses: Addresses) -> int:
+    parser = argparse.ArgumentParser(prog="deploy/local test", add_help=False, allow_abbrev=False)
+    parser.add_argument("--full", action="store_true")
+    full, others = parser.parse_known_args(arguments)
+    if not full.full:
+        return _pytest(arguments, addresses)
+    parser.add_argument("--seeds", type=int, default=matrix.SEEDS)
+    options, others = parser.parse_known_args(others)
+    parts = matrix.parts(
+        test=lambda: _pytest(others, addresses),
+        simulate=lambda seeds: _run_script("tests/simulation/run.py", ["--seeds", str(seeds)]),
+        seeds=options.seeds,
+    )
+    return matrix.run_all(parts)
 
 
 def _pytest(arguments: list[str], addresses: Addresses) -> int:
