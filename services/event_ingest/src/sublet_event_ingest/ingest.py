@@ -1,12 +1,12 @@
 """Handles a batch of event-ingest: store, register, match, publish. The batch loop acknowledges.
 
-Events are stored before they are matched, and waits are registered before they look back, so that whichever comes
-first, one of the two finds the other. What is published can be published twice: receivers are idempotent. So after a
-crash at any point the messages come again and everything is simply done again.
+Events are stored before they are matched, and waits are registered before they look back. So in either order of
+arrival, one of the two finds the other. Receivers are idempotent, so messages may be published twice. After a crash at
+any point the deliveries are redelivered, and all steps are repeated.
 
-Two processes may be at it for a moment, when one takes over from another. That costs nothing but double work: shapes
-kept in memory are checked against the stored ones after the events were stored, and whatever the former process had
-in hand and could not acknowledge comes again.
+During a takeover two processes may be active for a moment. This only causes repeated work: the cached field sets are
+checked against the stored ones after the events have been stored, and the deliveries that the former process did not
+acknowledge are redelivered.
 """
 
 from __future__ import annotations

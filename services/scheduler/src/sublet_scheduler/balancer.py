@@ -1,8 +1,8 @@
 """Distributes the shards evenly over the live schedulers.
 
-Every scheduler consumes every shard's queue, and RabbitMQ gives each queue to one of them (single active consumer): so
-a shard whose scheduler dies moves within milliseconds. Who holds more than its share steps back to the end of the line
-for one shard at a time. Correctness never depends on it: the revisions of the runs do that.
+Every scheduler consumes the queue of every shard, and RabbitMQ serves one of them (single active consumer). So a shard
+whose scheduler dies moves within milliseconds. A scheduler that holds more than its share becomes the last standby of
+one shard at a time. Correctness does not depend on the distribution: the revisions of the runs ensure it.
 """
 
 from __future__ import annotations
