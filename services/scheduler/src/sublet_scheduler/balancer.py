@@ -53,8 +53,8 @@ class ShardBalancer:
     async def _rebalance(self) -> None:
         for consumer in self._consumers:
             await consumer.join()
-        heard = await self._store.beat(self._scheduler, self._clock.now())
-        live = [name for name, at in heard.items() if self._clock.now() - at <= SILENT_S]
+        heartbeats = await self._store.beat(self._scheduler, self._clock.now())
+        live = [name for name, at in heartbeats.items() if self._clock.now() - at <= SILENT_S]
         mine = [consumer for consumer in self._consumers if consumer.active()]
         share = math.ceil(len(self._consumers) / max(1, len(live)))
         if len(mine) > share:
