@@ -47,7 +47,7 @@ async def _run_history(actions: list[tuple[str, int, int]], chance: random.Rando
         if chance.random() < 0.3:
             await asyncio.sleep(chance.random() * 0.1)
         if chance.random() < 0.1:
-            raise StoreUnavailable("away")
+            raise StoreUnavailable("no primary")
 
     harness.database.before = harness.database.after = fail_at_random
     for index, (what, first, second) in enumerate(actions):
@@ -85,17 +85,17 @@ def _check(harness: IngestHarness, waits: dict[str, Subscribe]) -> None:
     for task_run, subscribe in waits.items():
         condition = subscribe.condition
         assert isinstance(condition, EventCondition)
-        fitting = [
+        matching = [
             event
             for event in events
             if condition.scope in (None, event.scope) and _fits(condition.expression, json.loads(event.payload))
         ]
-        told = [message.event_id for message in harness.matched if message.task_run_id == task_run]
-        after = [event.id for event in fitting if event.seq > subscribe.since]
+        matched_ids = [message.event_id for message in harness.matched if message.task_run_id == task_run]
+        after = [event.id for event in matching if event.seq > subscribe.since]
         if after:
-            assert told, f"{task_run} was never told of {after[0]}"
-            assert told[0] == after[0]
-        assert set(told) <= set(after)
+            assert matched_ids, f"{task_run} was never matched with {after[0]}"
+            assert matched_ids[0] == after[0]
+        assert set(matched_ids) <= set(after)
 
 
 def _fits(expression: str | None, payload: dict[str, int]) -> bool:

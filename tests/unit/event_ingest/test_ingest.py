@@ -364,7 +364,7 @@ async def test_a_failed_store_operation_neither_loses_nor_duplicates_events(oper
     async def fail_once(called: str) -> None:
         if called in failures:
             failures.remove(called)
-            raise StoreUnavailable("away")
+            raise StoreUnavailable("no primary")
 
     setattr(harness.database, moment, fail_once)
     await harness.user.publish(

@@ -116,7 +116,7 @@ async def test_a_resting_loop_finishes_its_batch_and_begins_no_other(harness: Ba
 
 async def test_a_resting_loop_requeues_a_batch_that_cannot_be_settled(harness: BatchHarness) -> None:
     async def fail(_: list[bytes]) -> None:
-        raise StoreUnavailable("away")
+        raise StoreUnavailable("no primary")
 
     harness.behave = fail
     await harness.send("1")
@@ -189,11 +189,11 @@ async def test_only_the_message_that_fails_its_batch_is_dead_lettered(harness: B
     await until(lambda: dead, "the dead letter")
     await until(lambda: harness.unsettled == 0, "the acknowledgement")
     assert harness.batches == [[b"1", b"poison", b"3"], [b"1"], [b"poison"], [b"3"]]
-    [letter] = dead
-    assert letter.body == b"poison"
-    assert letter.headers["x-sublet-reason"] == "ValueError: cannot digest this"
-    assert letter.headers["x-sublet-exchange"] == ""
-    assert letter.headers["x-sublet-routing-key"] == QUEUE
+    [message] = dead
+    assert message.body == b"poison"
+    assert message.headers["x-sublet-reason"] == "ValueError: cannot digest this"
+    assert message.headers["x-sublet-exchange"] == ""
+    assert message.headers["x-sublet-routing-key"] == QUEUE
     registry = harness.metrics.registry
     assert registry.get_sample_value("sublet_messages_dead_lettered_total", {"loop": "work"}) == 1
     assert registry.get_sample_value("sublet_messages_handled_total", {"loop": "work"}) == 2
@@ -202,13 +202,13 @@ async def test_only_the_message_that_fails_its_batch_is_dead_lettered(harness: B
 async def test_an_outage_while_messages_are_retried_one_by_one_dead_letters_none_of_the_others(
     harness: BatchHarness,
 ) -> None:
-    trouble: list[Exception] = [StoreUnavailable("no primary")]
+    errors: list[Exception] = [StoreUnavailable("no primary")]
 
     async def reject(bodies: list[bytes]) -> None:
         if b"poison" in bodies:
             raise ValueError("cannot digest this")
-        if trouble:
-            raise trouble.pop()
+        if errors:
+            raise errors.pop()
 
     harness.behave = reject
     dead = await harness.dead()

@@ -97,7 +97,7 @@ async def test_a_killed_connection_reconnects_after_the_given_time() -> None:
 async def test_a_broker_restart_loses_only_transient_messages() -> None:
     cluster = a_cluster()
     client = MemoryBroker(cluster)
-    await client.publish([*to_queue("kept"), *to_queue("lost", persistent=False)])
+    await client.publish([*to_queue("persistent"), *to_queue("transient", persistent=False)])
     cluster.stop()
     assert not client.connected
     await a_while()
@@ -108,7 +108,7 @@ async def test_a_broker_restart_loses_only_transient_messages() -> None:
     await client.consume(QUEUE, inbox, prefetch=10)
     await until(lambda: inbox, "the message")
     await a_while()
-    assert inbox.bodies == [b"kept"]
+    assert inbox.bodies == [b"persistent"]
 
 
 @in_virtual_time

@@ -79,5 +79,5 @@ async def test_a_scheduler_retries_until_it_consumes_the_queue_again(
     assert not task.done()
     shards[3].broker_is_away = False
     await until(lambda: shards[3].joined, "it is in the line again")
-    await until(lambda: sum(shard.held for shard in shards) == 2, "the sharing goes on")
+    await until(lambda: sum(shard.held for shard in shards) == 2, "the next rebalance")
     task.cancel()

@@ -241,7 +241,7 @@ async def test_a_restarted_instance_fires_the_timers_that_became_due_meanwhile()
 
 
 @in_virtual_time
-async def test_a_cut_connection_neither_delays_nor_loses_timers() -> None:
+async def test_a_cut_connection_delays_timers_and_loses_none() -> None:
     harness, instances = await TimerHarness.begin()
     await harness.send(sleeper("a.t", 5.0))
     await asyncio.sleep(1)
@@ -260,11 +260,11 @@ async def test_no_timer_is_lost_while_the_store_is_unavailable(moment: str) -> N
     await harness.send(sleeper("a.t", 5.0))
     await asyncio.sleep(4)
 
-    async def away(operation: str) -> None:
+    async def fail(operation: str) -> None:
         if harness.clock.now() < EPOCH_S + 15:
-            raise StoreUnavailable("away")
+            raise StoreUnavailable("no primary")
 
-    setattr(harness.database, moment, away)
+    setattr(harness.database, moment, fail)
     await harness.send(sleeper("b.t", 7.0), CancelTimer(id="timer-unknown"))
     await asyncio.sleep(60)
     assert set(harness.fired_ids) == {"a.t", "b.t"}
@@ -281,7 +281,7 @@ async def test_a_timer_that_was_fired_and_not_deleted_fires_again() -> None:
 
     async def no_deletes(operation: str) -> None:
         if operation == "change_timers":
-            raise StoreUnavailable("away")
+            raise StoreUnavailable("no primary")
 
     harness.database.before = no_deletes
     await asyncio.sleep(5)
