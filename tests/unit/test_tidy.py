@@ -336,6 +336,7 @@ RETIRED_WORDS = {
 }
 """Words that the glossary (libs/engine/GLOSSARY.md) does not use any more, as patterns, with the replacement."""
 
+
 def test_retired_words_are_not_used() -> None:
     problems = []
     for path in _texts():
