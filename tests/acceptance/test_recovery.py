@@ -175,7 +175,7 @@ async def test_the_error_of_changed_code_names_the_recorded_and_the_requested_op
         await run.aio_result()
     (error,) = failed.value.exceptions
     assert error.exc_type == "NonDeterminismError"
-    assert "node 2" in error.exc
+    assert "operation 2" in error.exc
     assert "event" in error.exc
     assert "go on" in error.exc, "what was recorded"
     assert "double" in error.exc, "what was asked"

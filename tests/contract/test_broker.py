@@ -456,6 +456,24 @@ def _sent(sender: Broker, inbox: str) -> bool:
     return True
 
 
+async def test_acknowledging_or_requeueing_a_delivery_of_an_inbox_has_no_effect(world: World) -> None:
+    owner, sender = await world.client(), await world.client()
+    await new_queue(world)
+    inbox = Inbox()
+    name = unique("inbox")
+    await owner.open_inbox(name, inbox)
+    await sender.publish([Outgoing(INBOXES, name, body) for body in (b"1", b"2")])
+    await until(lambda: len(inbox) == 2, "the messages")
+    assert not any(delivery.needs_ack for delivery in inbox)
+    owner.ack(inbox[:1])
+    owner.requeue(inbox[1:])
+    await short_delay()
+    await sender.publish([Outgoing(INBOXES, name, b"3")])
+    await until(lambda: len(inbox) == 3, "the next message")
+    assert inbox.bodies == [b"1", b"2", b"3"]
+    assert not any(owner.is_void(delivery) for delivery in inbox)
+
+
 async def test_a_closed_inbox_receives_nothing(world: World) -> None:
     owner, sender = await world.client(), await world.client()
     await new_queue(world)

@@ -88,7 +88,7 @@ async def ingest(data: bytes) -> None:
     await world.publish_together(*messages)
     await asyncio.sleep(SETTLING_S)
     assert {wait.task_run_id for wait in good} <= world.woken.keys()
-    assert instance.shell.alive
+    assert instance.service.alive
     rest.check(INGEST)
     await instance.stop()
 

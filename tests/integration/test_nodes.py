@@ -1,7 +1,7 @@
 """Failover between the nodes of an AMQP URL: both adapters find the next node when one goes down.
 
-The nodes are proxies of one broker here: what counts is who is asked after whom. `acceptance/test_clusters.py` has a
-cluster.
+The nodes are proxies of one broker, because only the order of the attempts matters. `acceptance/test_clusters.py` has
+a real cluster.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One or more event-ingest processes on in-memory adapters, and the messages that arrive at the shards."""
+"""One or more event-ingest processes on ports in memory, and the messages that arrive at the shards."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ SHARDS = 2
 
 
 class Instance:
-    """One event-ingest process: its connection and its service."""
+    """One event-ingest process: its connection, metrics and service."""
 
-    def __init__(self, world: IngestHarness, skew_s: float = 0.0) -> None:
-        self.broker = MemoryBroker(world.cluster)
+    def __init__(self, harness: IngestHarness, skew_s: float = 0.0) -> None:
+        self.broker = MemoryBroker(harness.cluster)
         self.metrics = ServiceMetrics(new_registry())
         clock = VirtualClock(skew_s)
-        self.shell = IngestService(
-            store=MemoryEventStore(world.database),
-            runs=MemoryRunStore(world.database, clock),
+        self.service = IngestService(
+            store=MemoryEventStore(harness.database),
+            runs=MemoryRunStore(harness.database, clock),
             broker=self.broker,
             clock=clock,
-            new_id=world.new_id,
+            new_id=harness.new_id,
             metrics=self.metrics,
             ingest_metrics=IngestMetrics(self.metrics),
         )
 
     async def stop(self) -> None:
-        await self.shell.stop()
+        await self.service.stop()
         await self.broker.close()
 
     def value(self, metric: str, **labels: str) -> float | None:
@@ -74,14 +74,14 @@ class IngestHarness:
 
     @classmethod
     async def begin(cls, instances: int = 1, skew_s: float = 0.0) -> tuple[IngestHarness, list[Instance]]:
-        world = cls()
+        harness = cls()
         for shard in range(SHARDS):
-            await world.user.consume(shard_queue(shard), world._receiver(shard), prefetch=1_000)
-        await world.user.consume(DEAD, world._dead_letter, prefetch=10)
-        started = [Instance(world, skew_s) for _ in range(instances)]
+            await harness.user.consume(shard_queue(shard), harness._receiver(shard), prefetch=1_000)
+        await harness.user.consume(DEAD, harness._dead_letter, prefetch=10)
+        started = [Instance(harness, skew_s) for _ in range(instances)]
         for instance in started:
-            await instance.shell.start()
-        return world, started
+            await instance.service.start()
+        return harness, started
 
     def _receiver(self, shard: int):  # type: ignore[no-untyped-def]
         def receive(delivery: Delivery) -> None:
@@ -105,7 +105,7 @@ class IngestHarness:
         await self.user.publish([Outgoing(EVENTS, key, body, message_id=message_id, headers=headers)])
 
     async def publish_together(self, *messages: Outgoing) -> None:
-        """Publish the messages so that one batch handles them: they arrive while another batch is in progress."""
+        """Publish the messages during another batch, so that they form the next batch."""
         other = Outgoing("", INGEST, encode([RegisterTriggers("none", ())]))
         before = self.database.before
         self.database.before = _slow
@@ -120,7 +120,7 @@ class IngestHarness:
 
     @property
     def woken(self) -> dict[str, Any]:
-        """The first match of each task run."""
+        """The payload of the first match of each task run."""
         told: dict[str, Any] = {}
         for message in self.matched:
             told.setdefault(message.task_run_id, json.loads(bytes(message.payload)))

@@ -249,7 +249,7 @@ class WorkerHarness:
     def end(
         self, task_run: str, operation_id: str, result: object = None, error: TaskError | None = None, position: int = 0
     ) -> Completion:
-        """An operation ends: on record, and told to whoever holds the lease."""
+        """Complete an operation: record it, and send it to the holder of the lease."""
         order = self._order[task_run] = self._order.get(task_run, 0) + 1
         done = Completion(order, msgspec.Raw(msgspec.json.encode(result)), error, position)
         entry = self._logs[task_run][operation_id]

@@ -336,104 +336,12 @@ RETIRED_WORDS = {
 }
 """Words that the glossary (libs/engine/GLOSSARY.md) does not use any more, as patterns, with the replacement."""
 
-# Files that still use retired words. Delete a line when the file is clean; at the end, delete the whole tuple.
-NOT_YET_CLEAN: tuple[str, ...] = (
-    "libs/engine/src/sublet_engine/event/intake.py",
-    "libs/engine/src/sublet_engine/run/completion.py",
-    "libs/engine/src/sublet_engine/run/effects.py",
-    "libs/engine/src/sublet_engine/run/results.py",
-    "libs/engine/src/sublet_engine/run/state.py",
-    "libs/engine/src/sublet_engine/run/transitions.py",
-    "libs/engine/src/sublet_engine/shard/dispatch.py",
-    "libs/engine/src/sublet_engine/shard/liveness.py",
-    "libs/engine/src/sublet_engine/shard/state.py",
-    "libs/engine/src/sublet_engine/shard/unit_of_work.py",
-    "libs/engine/src/sublet_engine/shard/workers.py",
-    "libs/engine/src/sublet_engine/timer/horizon.py",
-    "libs/platform/src/sublet_platform/batching.py",
-    "libs/platform/src/sublet_platform/memory/cluster.py",
-    "libs/platform/src/sublet_platform/memory/connection.py",
-    "libs/platform/src/sublet_platform/metrics.py",
-    "libs/platform/src/sublet_platform/mongo/client.py",
-    "libs/platform/src/sublet_platform/mongo/run_documents.py",
-    "libs/platform/src/sublet_platform/ports.py",
-    "libs/platform/src/sublet_platform/rabbit/broker.py",
-    "libs/platform/src/sublet_platform/rabbit/decoding.py",
-    "libs/platform/src/sublet_platform/service.py",
-    "libs/protocol/src/sublet_protocol/limits.py",
-    "libs/protocol/src/sublet_protocol/messages.py",
-    "libs/protocol/src/sublet_protocol/specs.py",
-    "libs/protocol/src/sublet_protocol/topology.py",
-    "libs/sublet/CHANGELOG.md",
-    "libs/sublet/src/sublet/_amqp/adapter.py",
-    "libs/sublet/src/sublet/_amqp/connection_scope.py",
-    "libs/sublet/src/sublet/_amqp/transport.py",
-    "libs/sublet/src/sublet/_client/client.py",
-    "libs/sublet/src/sublet/_client/connection.py",
-    "libs/sublet/src/sublet/_durable/invocation.py",
-    "libs/sublet/src/sublet/_durable/quiescence.py",
-    "libs/sublet/src/sublet/_worker/context.py",
-    "libs/sublet/src/sublet/_worker/runner.py",
-    "libs/sublet/src/sublet/_worker/tickets.py",
-    "libs/sublet/src/sublet/_worker/worker.py",
-    "libs/sublet/src/sublet/testing/_environment.py",
-    "libs/sublet/src/sublet/testing/_system.py",
-    "libs/sublet/src/sublet/testing/_workers.py",
-    "services/event_ingest/src/sublet_event_ingest/ingest.py",
-    "services/event_ingest/src/sublet_event_ingest/reader.py",
-    "services/event_ingest/src/sublet_event_ingest/service.py",
-    "services/event_ingest/src/sublet_event_ingest/sweeper.py",
-    "services/scheduler/src/sublet_scheduler/views.py",
-    "services/timer/src/sublet_timer/service.py",
-    "services/worker/src/sublet_worker/main.py",
-    "tests/acceptance/environment.py",
-    "tests/acceptance/prometheus.py",
-    "tests/acceptance/stack.py",
-    "tests/acceptance/test_bad_input.py",
-    "tests/acceptance/test_hostile_events.py",
-    "tests/acceptance/test_recovery.py",
-    "tests/acceptance/test_worker_loss.py",
-    "tests/benchmarks/floor.py",
-    "tests/benchmarks/workloads.py",
-    "tests/chaos/audit.py",  # the name of a metric
-    "tests/chaos/test_chaos.py",  # the names of environment variables
-    "tests/contract/records.py",
-    "tests/contract/test_broker.py",
-    "tests/contract/test_transport.py",
-    "tests/fuzz/run.py",
-    "tests/integration/test_sdk_amqp.py",
-    "tests/integration/test_service.py",
-    "tests/support/clusters.py",
-    "tests/support/shard_harness.py",
-    "tests/support/shard_system_model.py",
-    "tests/support/stack_fixtures.py",
-    "tests/support/worker_harness.py",
-    "tests/unit/engine/test_counters.py",
-    "tests/unit/engine/test_deadlines.py",
-    "tests/unit/engine/test_liveness.py",
-    "tests/unit/engine/test_shard.py",
-    "tests/unit/engine/test_shard_stateful.py",
-    "tests/unit/engine/test_tickets.py",
-    "tests/unit/engine/test_transitions.py",
-    "tests/unit/event_ingest/test_sweeper.py",
-    "tests/unit/platform/test_batching.py",
-    "tests/unit/scheduler/test_balancer.py",
-    "tests/unit/sublet/test_connection.py",
-    "tests/unit/sublet/test_invocation.py",
-    "tests/unit/sublet/test_replay.py",
-    "tests/unit/sublet/test_task_tree.py",
-    "tests/unit/sublet/test_worker.py",
-    "tests/unit/timer/test_service.py",
-    "tests/unit/worker/test_main.py",
-)
-
 
 def test_retired_words_are_not_used() -> None:
     problems = []
     for path in _texts():
         where = path.relative_to(ROOT).as_posix()
-        if where not in NOT_YET_CLEAN:
-            problems += [f"{where}:{line}: {what}" for line, what in _retired_words(path.read_text())]
+        problems += [f"{where}:{line}: {what}" for line, what in _retired_words(path.read_text())]
     _assert_none(problems)
 
 

@@ -16,7 +16,7 @@ from support.ingest_harness import IngestHarness, Instance, wait
 from support.virtual_time import in_virtual_time
 
 _EXPRESSIONS = (None, "input.n == 1", "input.n == 2 && input.m > 0", "input.m == 1 || input.n == 3", "input.x > 1")
-_happenings = st.lists(
+_actions = st.lists(
     st.one_of(
         st.tuples(st.just("event"), st.integers(0, 3), st.integers(0, 2)),
         st.tuples(st.just("wait"), st.integers(0, len(_EXPRESSIONS) - 1), st.integers(0, 2)),
@@ -31,71 +31,71 @@ _SCOPES = (None, "s", "t")
 
 
 @settings(max_examples=150, deadline=None)
-@given(_happenings, st.integers(0, 2**32))
-def test_every_wait_gets_the_earliest_event_that_fits_whatever_happens(
-    happenings: list[tuple[str, int, int]], seed: int
+@given(_actions, st.integers(0, 2**32))
+def test_every_wait_gets_the_earliest_matching_event_despite_faults(
+    actions: list[tuple[str, int, int]], seed: int
 ) -> None:
-    _run_everything(happenings, random.Random(seed))
+    _run_history(actions, random.Random(seed))
 
 
 @in_virtual_time
-async def _run_everything(happenings: list[tuple[str, int, int]], chance: random.Random) -> None:
-    world, instances = await IngestHarness.begin()
+async def _run_history(actions: list[tuple[str, int, int]], chance: random.Random) -> None:
+    harness, instances = await IngestHarness.begin()
     waits: dict[str, Subscribe] = {}
 
-    async def trouble(operation: str) -> None:
+    async def fail_at_random(operation: str) -> None:
         if chance.random() < 0.3:
             await asyncio.sleep(chance.random() * 0.1)
         if chance.random() < 0.1:
-            raise StoreUnavailable("away")
+            raise StoreUnavailable("no primary")
 
-    world.database.before = world.database.after = trouble
-    for place, (what, first, second) in enumerate(happenings):
+    harness.database.before = harness.database.after = fail_at_random
+    for index, (what, first, second) in enumerate(actions):
         if what == "event":
             scope = _SCOPES[second]
             headers = {} if scope is None else {"scope": scope}
-            await world.publish({"n": first, "m": second}, message_id=f"m{place}", **headers)
+            await harness.publish({"n": first, "m": second}, message_id=f"m{index}", **headers)
         elif what == "wait":
-            subscribe = wait(str(place), _EXPRESSIONS[first], scope=_SCOPES[second], since_s=chance.choice([-1, 0, 1]))
+            subscribe = wait(str(index), _EXPRESSIONS[first], scope=_SCOPES[second], since_s=chance.choice([-1, 0, 1]))
             waits[subscribe.task_run_id] = subscribe
-            await world.command(subscribe)
+            await harness.command(subscribe)
         elif what == "pause":
             await asyncio.sleep(first * 0.3)
         elif what == "cut":
             instances[-1].broker.kill_connection(down_s=chance.random())
         else:
-            instances.append(Instance(world))
-            await instances[-1].shell.start()
+            instances.append(Instance(harness))
+            await instances[-1].service.start()
             if chance.random() < 0.5:
                 await instances[0].stop()
                 del instances[0]
-    world.database.before = world.database.after = _undisturbed
+    harness.database.before = harness.database.after = _answer_at_once
     await asyncio.sleep(60)
-    _check(world, waits)
+    _check(harness, waits)
     for instance in instances:
         await instance.stop()
 
 
-async def _undisturbed(operation: str) -> None:
+async def _answer_at_once(operation: str) -> None:
     """The database answers at once."""
 
 
-def _check(world: IngestHarness, waits: dict[str, Subscribe]) -> None:
-    events = sorted(world.database.events.values(), key=lambda event: event.seq)
+def _check(harness: IngestHarness, waits: dict[str, Subscribe]) -> None:
+    events = sorted(harness.database.events.values(), key=lambda event: event.seq)
     for task_run, subscribe in waits.items():
         condition = subscribe.condition
         assert isinstance(condition, EventCondition)
-        fitting = [
+        matching = [
             event
             for event in events
             if condition.scope in (None, event.scope) and _fits(condition.expression, json.loads(event.payload))
         ]
-        told = [message.event_id for message in world.matched if message.task_run_id == task_run]
-        after = [event.id for event in fitting if event.seq > subscribe.since]
+        matched_ids = [message.event_id for message in harness.matched if message.task_run_id == task_run]
+        after = [event.id for event in matching if event.seq > subscribe.since]
         if after:
-            assert told, f"{task_run} was never told of {after[0]}"
-            assert told[0] == after[0]
-        assert set(told) <= set(after)
+            assert matched_ids, f"{task_run} was never matched with {after[0]}"
+            assert matched_ids[0] == after[0]
+        assert set(matched_ids) <= set(after)
 
 
 def _fits(expression: str | None, payload: dict[str, int]) -> bool:

@@ -1,4 +1,4 @@
-"""Subscriptions that nobody waits for are found and taken away; the others stay."""
+"""The sweeper removes subscriptions that no task waits for, and no others."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PAID = EventCondition("c", "paid")
 EVICTED = TaskRun("t", "EVICTED", open_waits=(OpenWait("1", groups=((PAID,),)),))
 
 
-def store(world: IngestHarness, name: str, *, operation_id: str = "1") -> str:
-    """A subscription of the task ``t`` of the run ``name``; returns its id."""
+def store(harness: IngestHarness, name: str, *, operation_id: str = "1") -> str:
+    """Store a subscription of the task ``t`` of the run ``name``. Returns its id."""
     asked = replace(wait(name), operation_id=operation_id)
-    world.database.subscriptions[asked.id] = StoredSubscription(asked.id, "key", asked)
+    harness.database.subscriptions[asked.id] = StoredSubscription(asked.id, "key", asked)
     return asked.id
 
 
-def begin(world: IngestHarness, name: str, task: TaskRun) -> None:
-    world.database.runs[name] = Run(name, "w", "1", "{}", EPOCH_S, tasks=(task,))
+def begin(harness: IngestHarness, name: str, task: TaskRun) -> None:
+    harness.database.runs[name] = Run(name, "w", "1", "{}", EPOCH_S, tasks=(task,))
 
 
 def anomalies(instance: Instance) -> float:
@@ -36,14 +36,14 @@ def anomalies(instance: Instance) -> float:
 
 
 @in_virtual_time
-async def test_what_a_task_waits_for_stays() -> None:
-    world, [instance] = await IngestHarness.begin()
-    begin(world, "durable", EVICTED)
-    store(world, "durable")
-    begin(world, "dag", TaskRun("t"))
-    store(world, "dag", operation_id=DAG_WAIT)
+async def test_the_subscription_of_a_waiting_task_stays() -> None:
+    harness, [instance] = await IngestHarness.begin()
+    begin(harness, "durable", EVICTED)
+    store(harness, "durable")
+    begin(harness, "dag", TaskRun("t"))
+    store(harness, "dag", operation_id=DAG_WAIT)
     await settled(instance, seconds=5 * SUBSCRIPTION_SWEEP_INTERVAL_S)
-    assert len(world.database.subscriptions) == 2
+    assert len(harness.database.subscriptions) == 2
     assert anomalies(instance) == 0
 
 
@@ -65,55 +65,57 @@ async def test_what_a_task_waits_for_stays() -> None:
     ],
 )
 @in_virtual_time
-async def test_what_nobody_waits_for_is_taken_away_and_counted(task: TaskRun | None, operation_id: str) -> None:
-    world, [instance] = await IngestHarness.begin()
+async def test_a_subscription_without_a_wait_is_removed_and_counted_as_an_anomaly(
+    task: TaskRun | None, operation_id: str
+) -> None:
+    harness, [instance] = await IngestHarness.begin()
     if task is not None:
-        begin(world, "gone", task)
-    store(world, "gone", operation_id=operation_id)
+        begin(harness, "gone", task)
+    store(harness, "gone", operation_id=operation_id)
     await settled(instance, seconds=3 * SUBSCRIPTION_SWEEP_INTERVAL_S)
-    assert world.database.subscriptions == {}
+    assert harness.database.subscriptions == {}
     assert anomalies(instance) == 1
 
 
 @in_virtual_time
-async def test_what_goes_by_itself_is_no_finding() -> None:
-    world, [instance] = await IngestHarness.begin()
-    left = store(world, "gone")
+async def test_a_subscription_deleted_meanwhile_is_not_counted_as_an_anomaly() -> None:
+    harness, [instance] = await IngestHarness.begin()
+    left = store(harness, "gone")
     await asyncio.sleep(1.5 * SUBSCRIPTION_SWEEP_INTERVAL_S)
-    assert left in world.database.subscriptions
-    del world.database.subscriptions[left]
+    assert left in harness.database.subscriptions
+    del harness.database.subscriptions[left]
     await settled(instance, seconds=3 * SUBSCRIPTION_SWEEP_INTERVAL_S)
     assert anomalies(instance) == 0
 
 
 @in_virtual_time
-async def test_all_pages_are_swept_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_pages_are_swept_repeatedly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeper_module, "SWEEP_PAGE", 2)
-    world, [instance] = await IngestHarness.begin()
+    harness, [instance] = await IngestHarness.begin()
     for name in ("b", "d", "f"):
-        begin(world, name, EVICTED)
-    waited_for = {store(world, name) for name in ("b", "d", "f")}
+        begin(harness, name, EVICTED)
+    waited_for = {store(harness, name) for name in ("b", "d", "f")}
     for name in ("a", "e", "g", "h"):
-        store(world, name)
+        store(harness, name)
     await asyncio.sleep(10 * SUBSCRIPTION_SWEEP_INTERVAL_S)
-    assert set(world.database.subscriptions) == waited_for
-    store(world, "c")
+    assert set(harness.database.subscriptions) == waited_for
+    store(harness, "c")
     await settled(instance, seconds=10 * SUBSCRIPTION_SWEEP_INTERVAL_S)
-    assert set(world.database.subscriptions) == waited_for
+    assert set(harness.database.subscriptions) == waited_for
     assert anomalies(instance) == 5
 
 
 @in_virtual_time
 async def test_a_database_that_does_not_answer_only_delays_the_sweep() -> None:
-    world, [instance] = await IngestHarness.begin()
-    store(world, "gone")
+    harness, [instance] = await IngestHarness.begin()
+    store(harness, "gone")
 
     async def refuse(operation: str) -> None:
         raise StoreUnavailable(operation)
 
-    before, world.database.before = world.database.before, refuse
+    before, harness.database.before = harness.database.before, refuse
     await asyncio.sleep(3 * SUBSCRIPTION_SWEEP_INTERVAL_S)
-    world.database.before = before
-    assert instance.shell.alive
+    harness.database.before = before
+    assert instance.service.alive
     await settled(instance, seconds=3 * SUBSCRIPTION_SWEEP_INTERVAL_S)
-    assert world.database.subscriptions == {}
+    assert harness.database.subscriptions == {}

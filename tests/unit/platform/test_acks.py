@@ -1,4 +1,4 @@
-"""Which acknowledgements go to the broker."""
+"""The acknowledgement frames that are sent to the broker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def test_a_contiguous_prefix_is_one_frame() -> None:
     assert AckTracker().settle([1, 2, 3]) == [(3, True)]
 
 
-def test_prefix_follows_prefix() -> None:
+def test_each_contiguous_prefix_is_one_frame() -> None:
     ack_tracker = AckTracker()
     ack_tracker.settle([1, 2, 3])
     assert ack_tracker.settle([6, 4, 5]) == [(6, True)]
@@ -22,7 +22,7 @@ def test_a_single_tag_needs_no_multiple() -> None:
     assert AckTracker().settle([1]) == [(1, False)]
 
 
-def test_what_is_no_prefix_goes_one_by_one() -> None:
+def test_tags_outside_the_prefix_have_frames_of_their_own() -> None:
     assert AckTracker().settle([2, 4]) == [(2, False), (4, False)]
 
 
@@ -30,7 +30,7 @@ def test_nothing_above_a_gap_is_settled_with_the_prefix() -> None:
     assert AckTracker().settle([1, 2, 4]) == [(2, True), (4, False)]
 
 
-def test_a_gap_that_closes_makes_a_prefix_of_what_follows() -> None:
+def test_settling_a_gap_extends_the_prefix_to_the_tags_above_it() -> None:
     ack_tracker = AckTracker()
     ack_tracker.settle([2, 3])
     assert ack_tracker.settle([1]) == [(1, False)]
@@ -45,7 +45,7 @@ def test_no_tag_is_settled_twice() -> None:
 
 
 @given(st.lists(st.lists(st.integers(1, 30), max_size=12), max_size=12))
-def test_the_broker_settles_just_what_was_asked_for_and_each_tag_once(calls: list[list[int]]) -> None:
+def test_the_broker_settles_exactly_the_given_tags_and_each_once(calls: list[list[int]]) -> None:
     ack_tracker = AckTracker()
     outstanding = set(range(1, 31))
     for tags in calls:

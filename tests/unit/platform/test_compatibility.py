@@ -1,4 +1,4 @@
-"""Which databases and virtual hosts a service refuses, and what it says."""
+"""Databases and virtual hosts that a service refuses, and the error texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AMQP values that the client library cannot read are read, and refused one by one."""
+"""Lenient decoding: values that the client library rejects are decoded, and refused for each message alone."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def delivery(key: str = "paid", message_id: str | None = None, headers: dict[str
         {"table": {"in": {"a": ["list", {"of": "tables"}]}}, "at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)},
     ],
 )
-def test_what_the_library_writes_is_read_as_it_reads_it(values: dict[str, object]) -> None:
+def test_values_encoded_by_the_library_are_decoded_as_the_library_does(values: dict[str, object]) -> None:
     written = amqp.field_table(values)  # type: ignore[arg-type]
     assert read_headers(written) == decode.field_table(written) == (len(written), values)
 
 
-def test_bytes_that_are_no_text_are_read_and_told_apart() -> None:
+def test_bytes_that_are_not_utf_8_are_decoded_and_remain_distinct() -> None:
     _, read = read_headers(table(b"\x01\xffS\0\0\0\x01\xfe" + b"\x01\xfdV"))
     assert list(read) == ["\udcff", "\udcfd"]
     assert read["\udcff"] == b"\xfe"
 
 
-def test_times_that_are_none_and_deep_nesting_are_read_as_what_they_are_not() -> None:
+def test_invalid_times_and_deep_nesting_are_decoded_as_unreadable() -> None:
     deep = b""
     for _ in range(TABLE_MAX_DEPTH + 1_000):
         deep = b"\x01kF" + table(deep)
@@ -58,13 +58,13 @@ def test_times_that_are_none_and_deep_nesting_are_read_as_what_they_are_not() ->
     assert isinstance(value, Unreadable)
 
 
-def test_a_table_that_is_none_is_as_long_as_it_says() -> None:
+def test_an_invalid_table_has_the_length_that_it_declares() -> None:
     for content in (b"\xff", b"\x01kZ", b"\x01kS\xff\xff\xff\xff", b"\x01kl\0", b"\x05k"):
         end, read = read_headers(table(content) + b"rest")
         assert end == 4 + len(content) or set(map(type, read.values())) <= {str, bytes}
 
 
-def test_every_frame_can_be_read_afterwards() -> None:
+def test_every_frame_can_be_decoded() -> None:
     lenient_decoding()
     key = b"\xff\xfe"
     deliver = struct.pack(">HH", 60, 60) + b"\x01c" + struct.pack(">Q", 1) + b"\0" + b"\0" + bytes([len(key)]) + key
@@ -92,7 +92,7 @@ def _framed(kind: int, payload: bytes) -> bytes:
         (delivery(headers={"nested": {"in": [Unreadable("x" * 500)]}}), r"xxx\.\.\., which is not a JSON value"),
     ],
 )
-def test_an_event_that_holds_such_a_thing_is_refused_with_a_reason(hostile: Delivery, reason: str) -> None:
+def test_an_event_with_such_a_value_is_refused_with_a_reason(hostile: Delivery, reason: str) -> None:
     with pytest.raises(InvalidEvent, match=reason):
         parse_event(
             hostile.body, hostile.routing_key, hostile.message_id, hostile.headers, seen_at=1.0, new_id=lambda: "id"
@@ -115,7 +115,7 @@ def test_an_event_that_holds_such_a_thing_is_refused_with_a_reason(hostile: Deli
         ),
     ],
 )
-def test_whatever_was_delivered_fits_into_a_frame_of_the_dead(hostile: Delivery) -> None:
+def test_a_dead_letter_of_any_delivery_fits_into_one_frame(hostile: Delivery) -> None:
     letter = dead_letter_message(hostile, "because \udcff " + "x" * 10_000)
     written = amqp.field_table(dict(letter.headers))  # type: ignore[arg-type]
     assert len(written) < HEADERS_MAX_BYTES + 2_000 < FRAME_MAX_BYTES
@@ -123,7 +123,7 @@ def test_whatever_was_delivered_fits_into_a_frame_of_the_dead(hostile: Delivery)
     assert str(letter.headers["x-sublet-reason"]).startswith("because \\udcff ")
 
 
-def test_headers_left_out_are_counted() -> None:
+def test_omitted_headers_are_counted() -> None:
     letter = dead_letter_message(
         delivery(headers={"small": 1, "large": "x" * limits.METADATA_MAX_BYTES, "after": 2}), "too large"
     )

@@ -1,4 +1,4 @@
-"""What a service says about itself."""
+"""The health endpoints of a service."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_a_service_with_nothing_missing_is_ready() -> None:
     assert await ask(health, "/health") == (200, {"status": "ok"})
 
 
-async def test_what_is_missing_is_named() -> None:
+async def test_missing_parts_are_named() -> None:
     health = Health()
     health.add("broker", absent)
     health.add("database", fine)
@@ -57,14 +57,14 @@ async def test_what_is_missing_is_named() -> None:
     assert body["missing"] == {"broker": "not connected", "shell": "RuntimeError: no idea"}
 
 
-async def test_a_check_that_never_answers_does_not_keep_the_others_from_doing_so() -> None:
+async def test_a_check_that_never_answers_does_not_delay_the_others() -> None:
     health = Health()
     health.add("database", silent)
     health.add("broker", absent)
     assert set(await health.missing()) == {"database", "broker"}
 
 
-async def test_a_process_is_alive_whatever_is_missing() -> None:
+async def test_a_process_is_alive_although_parts_are_missing() -> None:
     health = Health()
     health.add("broker", absent)
     assert await ask(health, "/health/live") == (200, {"status": "alive"})

@@ -1,4 +1,4 @@
-"""What logging looks like."""
+"""The format of log records."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_an_exception_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> N
     assert "ValueError: no such order" in json.loads(lines[0])["exception"]
 
 
-def test_structlog_goes_the_same_way(capsys: pytest.CaptureFixture[str]) -> None:
+def test_records_of_structlog_have_the_same_format(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("timer", form="json")
     structlog.get_logger("sublet.test").info("granted", lease="r.t@1")
     record = json.loads(capsys.readouterr().err)
     assert (record["event"], record["lease"], record["service"]) == ("granted", "r.t@1", "timer")
 
 
-def test_for_people_it_is_a_line_of_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_console_format_is_a_line_of_text(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("timer", form="console")
     logging.getLogger("sublet.test").info("granted", extra={"lease": "r.t@1"})
     line = capsys.readouterr().err
@@ -57,7 +57,7 @@ def test_for_people_it_is_a_line_of_text(capsys: pytest.CaptureFixture[str]) -> 
     assert "lease=r.t@1" in line
 
 
-def test_libraries_that_chatter_are_kept_quiet_unless_somebody_debugs() -> None:
+def test_verbose_libraries_have_a_higher_level_unless_the_level_is_debug() -> None:
     set_up_logging("timer", level="INFO")
     assert not logging.getLogger("aio_pika").isEnabledFor(logging.INFO)
     set_up_logging("timer", level="DEBUG")

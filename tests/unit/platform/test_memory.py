@@ -1,4 +1,4 @@
-"""What only the adapters in memory can do: delays, outages at a chosen moment, lost answers."""
+"""Faults that only the adapters in memory can inject: delays, outages at a chosen moment, lost answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def endless(*delays: float) -> Iterator[float]:
 # --- the broker -------------------------------------------------------------------------------------------
 
 
-async def test_delays_never_change_the_order() -> None:
+async def test_delays_do_not_change_the_order() -> None:
     client = MemoryBroker(a_cluster(endless(0.02, 0.0, 0.005)))
     inbox = Inbox()
     await client.consume(QUEUE, inbox, prefetch=100)
@@ -47,7 +47,7 @@ async def test_delays_never_change_the_order() -> None:
     assert inbox.bodies == [str(number).encode() for number in range(20)]
 
 
-async def test_a_message_that_was_under_way_when_the_connection_broke_is_lost_and_not_confirmed() -> None:
+async def test_a_message_in_transit_on_a_closed_connection_is_lost_and_not_confirmed() -> None:
     cluster = a_cluster()
     client, other = MemoryBroker(cluster), MemoryBroker(cluster)
     inbox = Inbox()
@@ -74,7 +74,7 @@ async def test_a_message_may_have_arrived_although_its_confirm_was_lost() -> Non
     await until(lambda: inbox, "the message")
 
 
-async def test_an_acknowledgement_that_was_under_way_is_lost_with_the_connection() -> None:
+async def test_an_acknowledgement_in_transit_is_lost_with_the_connection() -> None:
     client = MemoryBroker(a_cluster())
     inbox = Inbox()
     await client.consume(QUEUE, inbox, prefetch=10)
@@ -86,7 +86,7 @@ async def test_an_acknowledgement_that_was_under_way_is_lost_with_the_connection
     assert inbox[1].redelivered
 
 
-async def test_a_connection_stays_away_for_as_long_as_it_is_told() -> None:
+async def test_a_killed_connection_reconnects_after_the_given_time() -> None:
     client = MemoryBroker(a_cluster())
     client.kill_connection(down_s=0.05)
     await asyncio.sleep(0)
@@ -94,10 +94,10 @@ async def test_a_connection_stays_away_for_as_long_as_it_is_told() -> None:
     await until(lambda: client.connected, "the reconnect")
 
 
-async def test_a_broker_that_restarts_keeps_persistent_messages_and_loses_the_others() -> None:
+async def test_a_broker_restart_loses_only_transient_messages() -> None:
     cluster = a_cluster()
     client = MemoryBroker(cluster)
-    await client.publish([*to_queue("kept"), *to_queue("lost", persistent=False)])
+    await client.publish([*to_queue("persistent"), *to_queue("transient", persistent=False)])
     cluster.stop()
     assert not client.connected
     await short_delay()
@@ -108,11 +108,11 @@ async def test_a_broker_that_restarts_keeps_persistent_messages_and_loses_the_ot
     await client.consume(QUEUE, inbox, prefetch=10)
     await until(lambda: inbox, "the message")
     await short_delay()
-    assert inbox.bodies == [b"kept"]
+    assert inbox.bodies == [b"persistent"]
 
 
 @in_virtual_time
-async def test_a_channel_that_holds_a_delivery_for_too_long_is_closed_with_all_that_is_out_on_it() -> None:
+async def test_a_channel_with_an_overdue_delivery_is_closed_and_all_its_deliveries_are_requeued() -> None:
     cluster = a_cluster()
     cluster.declare_queue(Queue("patient", {"x-consumer-timeout": 3_600_000}))
     client = MemoryBroker(cluster)
@@ -135,7 +135,7 @@ async def test_a_channel_that_holds_a_delivery_for_too_long_is_closed_with_all_t
 
 
 @in_virtual_time
-async def test_a_worker_whose_tickets_were_held_for_too_long_connects_afresh_and_gets_them_again() -> None:
+async def test_a_worker_with_overdue_tickets_reconnects_and_gets_them_redelivered() -> None:
     cluster = a_cluster()
     worker = MemoryTransport(cluster)
     tickets: list[Any] = []
@@ -173,7 +173,7 @@ async def available(operation: str) -> None:
     return
 
 
-async def test_a_write_that_fails_before_it_takes_effect_leaves_no_trace() -> None:
+async def test_a_write_that_fails_before_it_takes_effect_changes_nothing() -> None:
     database, store = a_store()
     database.before = unavailable
     with pytest.raises(StoreUnavailable, match="commit"):
@@ -193,7 +193,7 @@ async def test_a_write_whose_answer_is_lost_has_taken_effect() -> None:
     assert await store.load_runs(["run-1"]) == [a_run()]
 
 
-async def test_all_stores_of_a_database_see_the_same() -> None:
+async def test_all_stores_of_a_database_share_its_contents() -> None:
     database, store = a_store()
     await store.commit([RunChange(None, a_run())])
     assert await MemoryRunStore(database, ManualClock()).load_runs(["run-1"]) == [a_run()]

@@ -16,9 +16,9 @@ from support.polling import until
 
 
 @dataclass
-class AShard:
+class FakeShard:
     held: bool = True
-    in_line: bool = True
+    consuming: bool = True
     broker_is_away: bool = False
     joined: list[str] = field(default_factory=list)
 
@@ -26,19 +26,19 @@ class AShard:
         return self.held
 
     async def join(self) -> None:
-        if not self.in_line:
+        if not self.consuming:
             if self.broker_is_away:
                 raise BrokerUnavailable("not connected")
-            self.in_line = True
+            self.consuming = True
             self.joined.append("again")
 
     async def yield_shard(self) -> None:
-        self.held = self.in_line = False
+        self.held = self.consuming = False
         await self.join()
 
 
 class Beats:
-    """All schedulers are alive."""
+    """A store in which all schedulers are live."""
 
     def __init__(self, schedulers: int, clock: ManualClock) -> None:
         self._alive = {str(number): clock.now() for number in range(schedulers)}
@@ -48,32 +48,36 @@ class Beats:
 
 
 @pytest.fixture
-def shards(monkeypatch: pytest.MonkeyPatch) -> list[AShard]:
+def shards(monkeypatch: pytest.MonkeyPatch) -> list[FakeShard]:
     monkeypatch.setattr(balancer, "REBALANCE_INTERVAL_S", 0.01)
-    return [AShard() for _ in range(4)]
+    return [FakeShard() for _ in range(4)]
 
 
-def start(shards: list[AShard], schedulers: int, clock: ManualClock) -> asyncio.Task[None]:
+def start(shards: list[FakeShard], schedulers: int, clock: ManualClock) -> asyncio.Task[None]:
     beats: Any = Beats(schedulers, clock)
     return asyncio.create_task(ShardBalancer("0", shards, store=beats, clock=clock).run())
 
 
-async def test_who_holds_more_than_its_share_requeues_the_surplus(shards: list[AShard], clock: ManualClock) -> None:
+async def test_a_scheduler_with_more_than_its_share_yields_the_surplus(
+    shards: list[FakeShard], clock: ManualClock
+) -> None:
     task = start(shards, 2, clock)
     await until(lambda: sum(shard.held for shard in shards) == 2, "two are left")
     await asyncio.sleep(0.05)
     assert [shard.held for shard in shards] == [True, True, False, False]
-    assert all(shard.in_line for shard in shards)
+    assert all(shard.consuming for shard in shards)
     task.cancel()
 
 
-async def test_who_could_not_join_a_line_again_tries_until_it_has(shards: list[AShard], clock: ManualClock) -> None:
+async def test_a_scheduler_retries_until_it_consumes_the_queue_again(
+    shards: list[FakeShard], clock: ManualClock
+) -> None:
     shards[3].broker_is_away = True
     task = start(shards, 2, clock)
-    await until(lambda: not shards[3].in_line, "it has left the line")
+    await until(lambda: not shards[3].consuming, "the consumer is closed")
     await asyncio.sleep(0.05)
     assert not task.done()
     shards[3].broker_is_away = False
     await until(lambda: shards[3].joined, "it is in the line again")
-    await until(lambda: sum(shard.held for shard in shards) == 2, "the sharing goes on")
+    await until(lambda: sum(shard.held for shard in shards) == 2, "the next rebalance")
     task.cancel()

@@ -1,4 +1,4 @@
-"""What the scheduler logs about its shards besides counting."""
+"""Warnings of the scheduler about its shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests for runs, as a scheduler takes them: which runs and definitions it looks for in the store."""
+"""Run requests in a scheduler: which runs and definitions it loads from the store."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from support.polling import until
 INBOX = "sublet.inbox.client.test"
 
 
-class TaskServices:
-    """A scheduler of one shard, and a client. The workflow is unknown, so that every run ends as it begins."""
+class SchedulerHarness:
+    """A scheduler of one shard, and a client. The workflow is unknown, so every run fails at once."""
 
     def __init__(self) -> None:
         self.clock, self.database, self.cluster = ManualClock(), MemoryDatabase(), MemoryCluster()
@@ -60,11 +60,11 @@ class TaskServices:
                 self.results[result.run_id] = result
 
     async def save(self, name: str) -> None:
-        """As an owner does to whom a worker has introduced itself."""
+        """Save a definition, as an owner does when a worker registers it."""
         await MemoryRunStore(self.database, self.clock).save_workflow(workflow("task", name=name), self.clock.now())
 
     async def request(self, run_id: str, parent: ParentLink | None = None) -> RunResult:
-        """How the run ended."""
+        """Request a run. Returns its result."""
         request = RunRequest(run_id, "unknown", reply_to=INBOX, parent=parent, notify_parent=False)
         await self.broker.publish([Outgoing(REQUESTS, run_key(run_id), encode([request]))])
         await until(lambda: run_id in self.results, "the result")
@@ -72,52 +72,54 @@ class TaskServices:
 
 
 @pytest.fixture
-async def desk() -> AsyncIterator[TaskServices]:
-    desk = TaskServices()
-    await desk.start()
-    yield desk
-    await desk.scheduler.stop()
+async def harness() -> AsyncIterator[SchedulerHarness]:
+    harness = SchedulerHarness()
+    await harness.start()
+    yield harness
+    await harness.scheduler.stop()
 
 
-async def test_a_new_owner_looks_for_every_requested_run(desk: TaskServices) -> None:
-    await desk.request("run-1")
-    assert desk.looks == 1
+async def test_a_new_owner_loads_every_requested_run(harness: SchedulerHarness) -> None:
+    await harness.request("run-1")
+    assert harness.looks == 1
 
 
-async def test_a_request_under_a_random_id_is_looked_for_by_no_settled_owner(desk: TaskServices) -> None:
-    await desk.request("run-1")
-    desk.clock.advance(limits.REQUEST_REPEATED_S + 1)
-    await desk.request("run-2")
-    assert desk.looks == 1
-    await desk.request("run-3", parent=ParentLink("run-0.task"))
-    assert desk.looks == 2
+async def test_an_owner_does_not_load_a_run_that_is_requested_under_a_random_id(harness: SchedulerHarness) -> None:
+    await harness.request("run-1")
+    harness.clock.advance(limits.REQUEST_REPEATED_S + 1)
+    await harness.request("run-2")
+    assert harness.looks == 1
+    await harness.request("run-3", parent=ParentLink("run-0.task"))
+    assert harness.looks == 2
 
 
-async def test_a_run_that_is_stored_after_all_is_found_and_not_written_over(desk: TaskServices) -> None:
-    await desk.request("run-1")
-    desk.clock.advance(limits.REQUEST_REPEATED_S + 1)
-    other = msgspec.structs.replace(desk.database.runs["run-1"], id="run-2", workflow="another", owner_term="another")
-    desk.database.runs["run-2"] = other
-    result = await desk.request("run-2")
+async def test_a_run_that_is_stored_after_all_is_loaded_and_not_overwritten(harness: SchedulerHarness) -> None:
+    await harness.request("run-1")
+    harness.clock.advance(limits.REQUEST_REPEATED_S + 1)
+    other = msgspec.structs.replace(
+        harness.database.runs["run-1"], id="run-2", workflow="another", owner_term="another"
+    )
+    harness.database.runs["run-2"] = other
+    result = await harness.request("run-2")
     assert result.status == "FAILED"
-    assert desk.database.runs["run-2"].workflow == "another"
+    assert harness.database.runs["run-2"].workflow == "another"
 
 
-async def test_a_workflow_that_another_owner_saved_is_not_unknown(desk: TaskServices) -> None:
-    await desk.request("run-1")  # builds the shard, without the workflow
-    await desk.save("flow")
-    await desk.broker.publish([Outgoing(REQUESTS, "bucket.00", encode([RunRequest("run-2", "flow")]))])
-    await until(lambda: "run-2" in desk.database.runs, "the run")
-    assert desk.database.runs["run-2"].status == "QUEUED"
+async def test_a_workflow_saved_by_another_owner_is_known(harness: SchedulerHarness) -> None:
+    await harness.request("run-1")  # builds the shard, without the workflow
+    await harness.save("flow")
+    await harness.broker.publish([Outgoing(REQUESTS, "bucket.00", encode([RunRequest("run-2", "flow")]))])
+    await until(lambda: "run-2" in harness.database.runs, "the run")
+    assert harness.database.runs["run-2"].status == "QUEUED"
 
 
-async def test_a_run_that_another_owner_began_with_its_own_definition_is_carried_on(desk: TaskServices) -> None:
-    await desk.request("run-1")
-    await desk.save("flow")
+async def test_a_run_that_another_owner_began_with_a_new_definition_continues(harness: SchedulerHarness) -> None:
+    await harness.request("run-1")
+    await harness.save("flow")
     spec = workflow("task", name="flow")
-    begun = transitions.create(RunRequest("run-2", "flow"), spec, Effects(desk.clock.now(), "another"))
-    desk.database.runs["run-2"] = msgspec.structs.replace(begun, revision=1, owner_term="another")
-    await desk.broker.publish([Outgoing(REQUESTS, "bucket.00", encode([CancelRun("run-2")]))])
-    await until(lambda: desk.database.runs["run-2"].terminal, "the end of the run")
-    assert desk.database.runs["run-2"].status == "CANCELLED"
-    assert not desk.cluster.queues[DEAD].ready
+    begun = transitions.create(RunRequest("run-2", "flow"), spec, Effects(harness.clock.now(), "another"))
+    harness.database.runs["run-2"] = msgspec.structs.replace(begun, revision=1, owner_term="another")
+    await harness.broker.publish([Outgoing(REQUESTS, "bucket.00", encode([CancelRun("run-2")]))])
+    await until(lambda: harness.database.runs["run-2"].terminal, "the end of the run")
+    assert harness.database.runs["run-2"].status == "CANCELLED"
+    assert not harness.cluster.queues[DEAD].ready

@@ -258,3 +258,12 @@ def test_a_callable_object_is_a_task_if_it_is_given_a_name() -> None:
     with pytest.raises(TypeError, match="has no name of its own"):
         Sublet(ClientConfig()).task()(callable_object())
     assert Sublet(ClientConfig()).task(name="double")(callable_object()).is_async_function
+
+
+def test_the_error_for_an_output_that_was_not_awaited_says_to_await_it() -> None:
+    async def forgotten() -> None: ...
+
+    coroutine: Any = forgotten()
+    with pytest.raises(IllegalTaskOutputError, match="Await it"):
+        task_returning(dict).encode_output(coroutine)
+    coroutine.close()

@@ -347,3 +347,19 @@ def test_an_unknown_option_is_refused_where_the_task_is_declared(sublet: Sublet)
     declare: Any = sublet.task
     with pytest.raises(TypeError, match="retry"):
         declare(retry=3)
+
+
+def test_a_decorator_of_a_workflow_without_brackets_is_refused(sublet: Sublet) -> None:
+    workflow = sublet.workflow(name="w")
+    with pytest.raises(TypeError, match=r"write @workflow\.task\(\)"):
+        workflow.task(lambda input, ctx: None)  # type: ignore[arg-type]
+
+
+def test_items_of_run_many_that_are_no_bulk_items_are_refused_with_the_cure(sublet: Sublet) -> None:
+    with pytest.raises(TypeError, match="create_bulk_run_item"):
+        sublet.stubs.task(name="t").run_many([Order(id=1)])  # type: ignore[list-item]
+
+
+def test_a_payload_that_is_not_a_dictionary_is_refused_with_the_cure(sublet: Sublet) -> None:
+    with pytest.raises(TypeError, match="must be a dictionary, not list"):
+        sublet.event.push("order.paid", [1])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The timer on ports in memory, in virtual time."""
+"""The timer service on ports in memory, in virtual time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sublet_platform.ports import Delivery, Outgoing, StoredTimer, StoreUnavaila
 from sublet_protocol import ids, limits
 from sublet_protocol.messages import CancelTimer, Record, SetTimer, Tick, TimerFired, decode_for_shard, encode
 from sublet_protocol.topology import DEAD, TIMERS, shard_queue, topology
-from sublet_timer import service as timer_shell
+from sublet_timer import service as service_module
 from sublet_timer.metrics import TimerMetrics
 from sublet_timer.service import HORIZON_S, TimerService
 from support.virtual_time import EPOCH_S, VirtualClock, in_virtual_time
@@ -22,16 +22,16 @@ SHARDS = 2
 
 
 class Instance:
-    """One timer process: its connection, and its shell."""
+    """One timer process: its connection, metrics and service."""
 
-    def __init__(self, world: World) -> None:
-        self.broker = MemoryBroker(world.cluster)
+    def __init__(self, harness: TimerHarness) -> None:
+        self.broker = MemoryBroker(harness.cluster)
         self.metrics = ServiceMetrics(new_registry())
         self.timer_metrics = TimerMetrics(self.metrics)
-        self.shell = TimerService(
-            store=MemoryTimerStore(world.database),
+        self.service = TimerService(
+            store=MemoryTimerStore(harness.database),
             broker=self.broker,
-            clock=world.clock,
+            clock=harness.clock,
             shards=SHARDS,
             metrics=self.metrics,
             timer_metrics=self.timer_metrics,
@@ -41,8 +41,8 @@ class Instance:
         return self.metrics.registry.get_sample_value(metric, labels)
 
 
-class World:
-    """A broker, a database, and what arrives at the shards."""
+class TimerHarness:
+    """A broker, a database, and the messages that arrive at the shards."""
 
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
@@ -51,22 +51,22 @@ class World:
         self.clock = VirtualClock()
         self.user = MemoryBroker(self.cluster)
         self.fired: list[tuple[str, float]] = []
-        """(task run id, seconds since the beginning)"""
+        """Pairs of a task run id and the seconds since the start."""
         self.ticks: dict[int, list[float]] = {shard: [] for shard in range(SHARDS)}
         self.bodies = 0
         self.dead: list[Delivery] = []
 
     @classmethod
-    async def begin(cls, instances: int = 1) -> tuple[World, list[Instance]]:
-        world = cls()
+    async def begin(cls, instances: int = 1) -> tuple[TimerHarness, list[Instance]]:
+        harness = cls()
         for shard in range(SHARDS):
-            await world.user.consume(shard_queue(shard), world._receiver(shard), prefetch=1_000)
-        await world.user.consume(DEAD, world._dead_letter, prefetch=10)
-        started = [Instance(world) for _ in range(instances)]
+            await harness.user.consume(shard_queue(shard), harness._receiver(shard), prefetch=1_000)
+        await harness.user.consume(DEAD, harness._dead_letter, prefetch=10)
+        started = [Instance(harness) for _ in range(instances)]
         for instance in started:
-            await instance.shell.start()
+            await instance.service.start()
         await asyncio.sleep(0.01)
-        return world, started
+        return harness, started
 
     def _receiver(self, shard: int):  # type: ignore[no-untyped-def]
         def receive(delivery: Delivery) -> None:
@@ -101,226 +101,226 @@ def sleeper(name: str, due_in_s: float) -> SetTimer:
 
 async def stop(instances: Sequence[Instance]) -> None:
     for instance in instances:
-        await instance.shell.stop()
+        await instance.service.stop()
         await instance.broker.close()
 
 
 @in_virtual_time
-async def test_a_timer_fires_when_it_is_due_and_is_gone_then() -> None:
-    world, instances = await World.begin()
-    await world.send(sleeper("a.t", 5.0), sleeper("b.t", 2.5), sleeper("c.t", 100.0))
+async def test_a_timer_fires_when_it_is_due_and_is_deleted() -> None:
+    harness, instances = await TimerHarness.begin()
+    await harness.send(sleeper("a.t", 5.0), sleeper("b.t", 2.5), sleeper("c.t", 100.0))
     await asyncio.sleep(3)
-    assert world.fired_ids == ["b.t"]
+    assert harness.fired_ids == ["b.t"]
     await asyncio.sleep(200)
-    assert world.fired_ids == ["b.t", "a.t", "c.t"]
-    for (_, at), due in zip(world.fired, (2.5, 5.0, 100.0), strict=True):
+    assert harness.fired_ids == ["b.t", "a.t", "c.t"]
+    for (_, at), due in zip(harness.fired, (2.5, 5.0, 100.0), strict=True):
         assert due <= at < due + 0.01
-    assert world.database.timers == {}
+    assert harness.database.timers == {}
     await stop(instances)
 
 
 @in_virtual_time
-async def test_a_timer_that_is_late_fires_at_once_and_needs_no_place_in_the_store() -> None:
-    world, instances = await World.begin()
+async def test_a_timer_that_is_due_already_fires_at_once_and_is_not_stored() -> None:
+    harness, instances = await TimerHarness.begin()
     written: list[str] = []
 
     async def watch(operation: str) -> None:
         written.append(operation)
 
-    world.database.before = watch
-    await world.send(sleeper("a.t", -60.0))
+    harness.database.before = watch
+    await harness.send(sleeper("a.t", -60.0))
     await asyncio.sleep(0.01)
-    assert world.fired_ids == ["a.t"]
+    assert harness.fired_ids == ["a.t"]
     assert "change_timers" not in written
     await stop(instances)
 
 
 @in_virtual_time
 async def test_a_cancelled_timer_does_not_fire() -> None:
-    world, instances = await World.begin()
-    await world.send(sleeper("a.t", 5.0), sleeper("b.t", 5.0), CancelTimer(id="timer-b.t"))
+    harness, instances = await TimerHarness.begin()
+    await harness.send(sleeper("a.t", 5.0), sleeper("b.t", 5.0), CancelTimer(id="timer-b.t"))
     await asyncio.sleep(1)
-    await world.send(CancelTimer(id="timer-a.t"))
+    await harness.send(CancelTimer(id="timer-a.t"))
     await asyncio.sleep(60)
-    assert world.fired == []
-    assert world.database.timers == {}
+    assert harness.fired == []
+    assert harness.database.timers == {}
     await stop(instances)
 
 
 @in_virtual_time
-async def test_a_timer_that_is_cancelled_and_set_by_one_batch_fires() -> None:
-    world, instances = await World.begin()
-    await world.send(sleeper("a.t", 50.0))
+async def test_a_timer_that_is_cancelled_and_set_again_in_one_batch_fires() -> None:
+    harness, instances = await TimerHarness.begin()
+    await harness.send(sleeper("a.t", 50.0))
     await asyncio.sleep(1)
-    await world.send(CancelTimer(id="timer-a.t"), sleeper("a.t", 50.0))
+    await harness.send(CancelTimer(id="timer-a.t"), sleeper("a.t", 50.0))
     await asyncio.sleep(100)
-    assert world.fired_ids == ["a.t"]
-    assert world.database.timers == {}
+    assert harness.fired_ids == ["a.t"]
+    assert harness.database.timers == {}
     await stop(instances)
 
 
 @in_virtual_time
 async def test_the_same_timer_set_twice_fires_once_at_the_first_time() -> None:
-    world, instances = await World.begin()
-    await world.send(sleeper("a.t", 5.0))
+    harness, instances = await TimerHarness.begin()
+    await harness.send(sleeper("a.t", 5.0))
     await asyncio.sleep(1)
-    await world.send(sleeper("a.t", 5.0))
+    await harness.send(sleeper("a.t", 5.0))
     await asyncio.sleep(60)
-    assert world.fired_ids == ["a.t"]
+    assert harness.fired_ids == ["a.t"]
     await stop(instances)
 
 
 @in_virtual_time
-async def test_sleepers_that_are_due_together_travel_together() -> None:
-    world, instances = await World.begin()
-    await world.send(*(sleeper(f"{n}.t", 5.0) for n in range(1_000)))
+async def test_timers_that_are_due_together_share_a_message() -> None:
+    harness, instances = await TimerHarness.begin()
+    await harness.send(*(sleeper(f"{n}.t", 5.0) for n in range(1_000)))
     await asyncio.sleep(10)
-    assert sorted(world.fired_ids) == sorted(f"{n}.t" for n in range(1_000))
-    assert world.bodies <= ids.BUCKETS
+    assert sorted(harness.fired_ids) == sorted(f"{n}.t" for n in range(1_000))
+    assert harness.bodies <= ids.BUCKETS
     await stop(instances)
 
 
 @in_virtual_time
 async def test_every_shard_gets_a_tick_each_second() -> None:
-    world, instances = await World.begin()
+    harness, instances = await TimerHarness.begin()
     await asyncio.sleep(10.5)
     for shard in range(SHARDS):
-        assert len(world.ticks[shard]) == 10
+        assert len(harness.ticks[shard]) == 10
     await stop(instances)
 
 
 @in_virtual_time
-async def test_of_two_instances_one_ticks_and_fires() -> None:
-    world, instances = await World.begin(instances=2)
-    await world.send(sleeper("a.t", 5.0))
+async def test_only_the_active_one_of_two_instances_ticks_and_fires() -> None:
+    harness, instances = await TimerHarness.begin(instances=2)
+    await harness.send(sleeper("a.t", 5.0))
     await asyncio.sleep(10.5)
-    assert [instance.shell.active for instance in instances] == [True, False]
-    assert world.fired_ids == ["a.t"]
-    assert len(world.ticks[0]) == 10
+    assert [instance.service.active for instance in instances] == [True, False]
+    assert harness.fired_ids == ["a.t"]
+    assert len(harness.ticks[0]) == 10
     await stop(instances)
 
 
 @in_virtual_time
-async def test_when_the_active_instance_stops_the_other_goes_on() -> None:
-    world, instances = await World.begin(instances=2)
-    await world.send(sleeper("a.t", 5.0), sleeper("b.t", 20.0))
+async def test_the_standby_takes_over_when_the_active_instance_stops() -> None:
+    harness, instances = await TimerHarness.begin(instances=2)
+    await harness.send(sleeper("a.t", 5.0), sleeper("b.t", 20.0))
     await asyncio.sleep(10)
     await stop(instances[:1])
     await asyncio.sleep(20)
-    assert instances[1].shell.active
-    assert world.fired_ids == ["a.t", "b.t"]
-    assert len(world.ticks[0]) >= 25
+    assert instances[1].service.active
+    assert harness.fired_ids == ["a.t", "b.t"]
+    assert len(harness.ticks[0]) >= 25
     await stop(instances[1:])
 
 
 @in_virtual_time
-async def test_a_timer_in_hand_when_its_instance_stops_is_not_late() -> None:
-    world, instances = await World.begin(instances=2)
-    await world.send(sleeper("a.t", 5.0))
+async def test_a_timer_that_was_not_handled_before_the_stop_fires_in_time() -> None:
+    harness, instances = await TimerHarness.begin(instances=2)
+    await harness.send(sleeper("a.t", 5.0))
     await stop(instances[:1])
     await asyncio.sleep(5.5)
-    assert world.fired_ids == ["a.t"]
+    assert harness.fired_ids == ["a.t"]
     await stop(instances[1:])
 
 
 @in_virtual_time
-async def test_a_restart_finds_its_timers_and_fires_those_that_came_due_meanwhile() -> None:
-    world, instances = await World.begin()
-    await world.send(sleeper("a.t", 5.0), sleeper("b.t", 60.0))
+async def test_a_restarted_instance_fires_the_timers_that_became_due_meanwhile() -> None:
+    harness, instances = await TimerHarness.begin()
+    await harness.send(sleeper("a.t", 5.0), sleeper("b.t", 60.0))
     await asyncio.sleep(1)
     await stop(instances)
     await asyncio.sleep(20)
-    assert world.fired == []
-    again = Instance(world)
-    await again.shell.start()
+    assert harness.fired == []
+    again = Instance(harness)
+    await again.service.start()
     await asyncio.sleep(0.1)
-    assert world.fired_ids == ["a.t"]
+    assert harness.fired_ids == ["a.t"]
     await asyncio.sleep(60)
-    assert world.fired_ids == ["a.t", "b.t"]
+    assert harness.fired_ids == ["a.t", "b.t"]
     await stop([again])
 
 
 @in_virtual_time
-async def test_a_cut_connection_delays_and_loses_nothing() -> None:
-    world, instances = await World.begin()
-    await world.send(sleeper("a.t", 5.0))
+async def test_a_cut_connection_delays_timers_and_loses_none() -> None:
+    harness, instances = await TimerHarness.begin()
+    await harness.send(sleeper("a.t", 5.0))
     await asyncio.sleep(1)
     instances[0].broker.kill_connection(down_s=10.0)
-    await world.send(sleeper("b.t", 6.0))
+    await harness.send(sleeper("b.t", 6.0))
     await asyncio.sleep(20)
-    assert sorted(set(world.fired_ids)) == ["a.t", "b.t"]
-    assert world.database.timers == {}
+    assert sorted(set(harness.fired_ids)) == ["a.t", "b.t"]
+    assert harness.database.timers == {}
     await stop(instances)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @in_virtual_time
-async def test_while_the_store_is_away_nothing_is_lost(moment: str) -> None:
-    world, instances = await World.begin()
-    await world.send(sleeper("a.t", 5.0))
+async def test_no_timer_is_lost_while_the_store_is_unavailable(moment: str) -> None:
+    harness, instances = await TimerHarness.begin()
+    await harness.send(sleeper("a.t", 5.0))
     await asyncio.sleep(4)
 
-    async def away(operation: str) -> None:
-        if world.clock.now() < EPOCH_S + 15:
-            raise StoreUnavailable("away")
+    async def fail(operation: str) -> None:
+        if harness.clock.now() < EPOCH_S + 15:
+            raise StoreUnavailable("no primary")
 
-    setattr(world.database, moment, away)
-    await world.send(sleeper("b.t", 7.0), CancelTimer(id="timer-unknown"))
+    setattr(harness.database, moment, fail)
+    await harness.send(sleeper("b.t", 7.0), CancelTimer(id="timer-unknown"))
     await asyncio.sleep(60)
-    assert set(world.fired_ids) == {"a.t", "b.t"}
-    assert world.database.timers == {}
-    assert instances[0].shell.alive
+    assert set(harness.fired_ids) == {"a.t", "b.t"}
+    assert harness.database.timers == {}
+    assert instances[0].service.alive
     await stop(instances)
 
 
 @in_virtual_time
 async def test_a_timer_that_was_fired_and_not_deleted_fires_again() -> None:
-    world, instances = await World.begin()
-    await world.send(sleeper("a.t", 5.0))
+    harness, instances = await TimerHarness.begin()
+    await harness.send(sleeper("a.t", 5.0))
     await asyncio.sleep(1)
 
     async def no_deletes(operation: str) -> None:
         if operation == "change_timers":
-            raise StoreUnavailable("away")
+            raise StoreUnavailable("no primary")
 
-    world.database.before = no_deletes
+    harness.database.before = no_deletes
     await asyncio.sleep(5)
-    assert set(world.fired_ids) == {"a.t"}
-    assert len(world.database.timers) == 1
+    assert set(harness.fired_ids) == {"a.t"}
+    assert len(harness.database.timers) == 1
     await stop(instances)
 
 
 @in_virtual_time
-async def test_more_timers_than_memory_takes_all_fire_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timer_shell, "HORIZON_CAPACITY", 10)
-    world, instances = await World.begin()
-    await world.send(*(sleeper(f"{n}.t", 1.0 + n / 50) for n in range(500)))
+async def test_more_timers_than_fit_into_memory_all_fire_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "HORIZON_CAPACITY", 10)
+    harness, instances = await TimerHarness.begin()
+    await harness.send(*(sleeper(f"{n}.t", 1.0 + n / 50) for n in range(500)))
     await asyncio.sleep(0.5)
-    assert len(instances[0].shell._horizon) <= 20
+    assert len(instances[0].service._horizon) <= 20
     await asyncio.sleep(20)
-    assert len(world.fired) == 500
-    for name, at in world.fired:
+    assert len(harness.fired) == 500
+    for name, at in harness.fired:
         due = round(1.0 + int(name.partition(".")[0]) / 50, 3)
         assert due <= at < due + 0.05
     await stop(instances)
 
 
 @in_virtual_time
-async def test_a_timer_that_was_missed_is_found_and_counted() -> None:
-    world, instances = await World.begin()
+async def test_a_missed_timer_is_found_and_counted_as_an_anomaly() -> None:
+    harness, instances = await TimerHarness.begin()
     await asyncio.sleep(5)
     lost = StoredTimer(id="lost", due=EPOCH_S + 10, task_run_id="a.t", operation_id="1", key="k")
-    world.database.timers["lost"] = lost
+    harness.database.timers["lost"] = lost
     await asyncio.sleep(HORIZON_S + 1)
-    assert world.fired_ids == ["a.t"]
+    assert harness.fired_ids == ["a.t"]
     assert instances[0].value("sublet_sweeper_anomalies_total", sweeper="timers") == 1
     await stop(instances)
 
 
 @in_virtual_time
-async def test_a_message_that_is_none_goes_to_the_dead_letters_and_the_others_are_handled() -> None:
-    world, instances = await World.begin()
-    await world.user.publish(
+async def test_an_invalid_message_is_dead_lettered_and_the_others_are_handled() -> None:
+    harness, instances = await TimerHarness.begin()
+    await harness.user.publish(
         [
             Outgoing("", TIMERS, b"no json"),
             Outgoing("", TIMERS, b'[{"t":"Unknown"}]'),
@@ -328,27 +328,27 @@ async def test_a_message_that_is_none_goes_to_the_dead_letters_and_the_others_ar
         ]
     )
     await asyncio.sleep(5)
-    assert world.fired_ids == ["a.t"]
-    assert [letter.body for letter in world.dead] == [b"no json", b'[{"t":"Unknown"}]']
-    assert all("not a message for the timer" in str(letter.headers["x-sublet-reason"]) for letter in world.dead)
+    assert harness.fired_ids == ["a.t"]
+    assert [letter.body for letter in harness.dead] == [b"no json", b'[{"t":"Unknown"}]']
+    assert all("not a message for the timer" in str(letter.headers["x-sublet-reason"]) for letter in harness.dead)
     await stop(instances)
 
 
 @in_virtual_time
 async def test_a_clock_that_is_set_forward_makes_timers_due() -> None:
-    world, instances = await World.begin()
-    await world.send(sleeper("a.t", 1_000.0))
+    harness, instances = await TimerHarness.begin()
+    await harness.send(sleeper("a.t", 1_000.0))
     await asyncio.sleep(1)
-    world.clock.skew_s = 2_000.0
+    harness.clock.skew_s = 2_000.0
     await asyncio.sleep(2 * limits.TICK_INTERVAL_S)
-    assert world.fired_ids == ["a.t"]
+    assert harness.fired_ids == ["a.t"]
     await stop(instances)
 
 
 @in_virtual_time
-async def test_the_number_of_timers_is_shown() -> None:
-    world, instances = await World.begin()
-    await world.send(sleeper("a.t", 1_000.0), sleeper("b.t", 2.0))
+async def test_the_number_of_stored_timers_is_a_metric() -> None:
+    harness, instances = await TimerHarness.begin()
+    await harness.send(sleeper("a.t", 1_000.0), sleeper("b.t", 2.0))
     await asyncio.sleep(2 * HORIZON_S)
     assert instances[0].value("sublet_timers_pending") == 1
     assert instances[0].value("sublet_timer_lag_seconds_count") == 1

@@ -1,4 +1,4 @@
-"""``sublet-worker``: finding the worker, and its HTTP side."""
+"""``sublet-worker``: loading the worker, HTTP endpoints and stop."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("attr", ["worker", "make", "Inner.worker"])
-def test_a_place_names_a_worker_or_a_function_that_returns_one(app: str, attr: str) -> None:
+def test_the_app_path_names_a_worker_or_a_function_that_returns_one(app: str, attr: str) -> None:
     assert isinstance(load_worker(f"{app}:{attr}"), Worker)
 
 
 @pytest.mark.parametrize(
-    ("place", "says"),
+    ("app_path", "says"),
     [
         ("shop_app", "not of the form module:attr"),
         ("shop_app:", "not of the form module:attr"),
@@ -70,12 +70,12 @@ def test_a_place_names_a_worker_or_a_function_that_returns_one(app: str, attr: s
         ("shop_app:broken", "neither a sublet.Worker"),
     ],
 )
-def test_a_place_without_a_worker_is_refused_with_a_reason(app: str, place: str, says: str) -> None:
+def test_an_app_path_without_a_worker_is_refused_with_a_reason(app: str, app_path: str, says: str) -> None:
     with pytest.raises(BadApp, match=says):
-        load_worker(place)
+        load_worker(app_path)
 
 
-def test_what_a_module_fails_to_import_is_not_taken_for_the_module(app: str) -> None:
+def test_an_import_error_inside_the_module_is_raised_as_it_is(app: str) -> None:
     with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
         load_worker("bad_app:worker")
 
@@ -116,17 +116,17 @@ def free_port() -> int:
         return port
 
 
-async def test_it_shows_its_health_and_what_it_holds_and_stops_in_good_order() -> None:
+async def test_the_service_shows_health_and_metrics_and_stops_gracefully() -> None:
     port = free_port()
-    bench = WorkerHarness(patient)
-    service = WorkerService(bench.worker, WorkerSettings(http_port=port))
+    harness = WorkerHarness(patient)
+    service = WorkerService(harness.worker, WorkerSettings(http_port=port))
     serving = asyncio.create_task(service.serve())
-    await until(lambda: bench.transport._pools)
+    await until(lambda: harness.transport._pools)
     await until_it_listens(port)
     assert await get(port, "/health/live") == (200, '{"status":"alive"}')
     assert await get(port, "/health") == (200, '{"status":"ok"}')
-    bench.run(patient)
-    await until(lambda: bench.worker.held)
+    harness.run(patient)
+    await until(lambda: harness.worker.held)
     _, metrics = await get(port, "/metrics")
     assert 'sublet_worker_slots{kind="task"} 100.0' in metrics
     assert 'sublet_worker_tasks{state="running"} 1.0' in metrics
@@ -137,8 +137,8 @@ async def test_it_shows_its_health_and_what_it_holds_and_stops_in_good_order() -
     assert "stopping" in body
     resume.set()
     assert await serving
-    assert bench.of(Finished)
-    assert any(isinstance(r, Goodbye) for _, _, records in bench.transport.sent for r in records)
+    assert harness.of(Finished)
+    assert any(isinstance(r, Goodbye) for _, _, records in harness.transport.sent for r in records)
 
 
 async def test_a_worker_that_cannot_start_ends_the_service() -> None:
@@ -146,14 +146,14 @@ async def test_a_worker_that_cannot_start_ends_the_service() -> None:
         raise RuntimeError("no database")
         yield
 
-    bench = WorkerHarness(patient, lifespan=lifespan)
-    assert not await WorkerService(bench.worker, WorkerSettings(http_port=free_port())).serve()
+    harness = WorkerHarness(patient, lifespan=lifespan)
+    assert not await WorkerService(harness.worker, WorkerSettings(http_port=free_port())).serve()
 
 
-async def test_a_port_that_is_taken_ends_the_service_and_its_worker() -> None:
+async def test_a_port_in_use_ends_the_service_and_stops_its_worker() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        bench = WorkerHarness(patient)
-        assert not await WorkerService(bench.worker, WorkerSettings(http_port=taken.getsockname()[1])).serve()
-        assert bench.transport.closed
+        harness = WorkerHarness(patient)
+        assert not await WorkerService(harness.worker, WorkerSettings(http_port=taken.getsockname()[1])).serve()
+        assert harness.transport.closed

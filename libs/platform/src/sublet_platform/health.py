@@ -1,4 +1,4 @@
-"""Health of a service: ``/health`` (readiness) names what is missing, ``/health/live`` that the process answers."""
+"""Health of a service: ``/health`` (readiness) names what is missing, ``/health/live`` always answers."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """Handles a batch of event-ingest: store, register, match, publish. The batch loop acknowledges.
 
-Events are stored before they are matched, and waits are registered before they look back, so that whichever comes
-first, one of the two finds the other. What is published can be published twice: receivers are idempotent. So after a
-crash at any point the messages come again and everything is simply done again.
+Events are stored before they are matched, and waits are registered before they look back. So in either order of
+arrival, one of the two finds the other. Receivers are idempotent, so messages may be published twice. After a crash at
+any point the deliveries are redelivered, and all steps are repeated.
 
-Two processes may be at it for a moment, when one takes over from another. That costs nothing but double work: shapes
-kept in memory are checked against the stored ones after the events were stored, and whatever the former process had
-in hand and could not acknowledge comes again.
+During a takeover two processes may be active for a moment. This only causes repeated work: the cached field sets are
+checked against the stored ones after the events have been stored, and the deliveries that the former process did not
+acknowledge are redelivered.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Ingest:
         batch = self._reader.read(deliveries)
         (parsed_events, new), _, _ = await asyncio.gather(
             self._store_events(list(batch.events.values())),
-            self._learn_field_sets(batch),
-            self._learn_triggers(list(batch.triggers.values())),
+            self._load_field_sets(batch),
+            self._update_triggers(list(batch.triggers.values())),
         )
         waits, field_sets = self._index(batch.subscribes.values())
         live, _, _ = await asyncio.gather(
@@ -130,7 +130,7 @@ class Ingest:
             await self._store.advance_past(position)
             self._passed = position
 
-    async def _learn_field_sets(self, batch: Batch) -> None:
+    async def _load_field_sets(self, batch: Batch) -> None:
         keys = {event.key for event in batch.events.values()}
         keys.update(_event_key(subscribe) for subscribe in batch.subscribes.values())
         if len(self._field_sets) > FIELD_SETS_CACHE_MAX:
@@ -140,7 +140,7 @@ class Ingest:
             stored = await self._store.load_field_sets(unknown)
             self._field_sets.update((key, set(stored.get(key, ()))) for key in unknown)
 
-    async def _learn_triggers(self, registrations: Sequence[RegisterTriggers]) -> None:
+    async def _update_triggers(self, registrations: Sequence[RegisterTriggers]) -> None:
         if registrations:
             await asyncio.gather(
                 *(
@@ -156,7 +156,7 @@ class Ingest:
     async def _store_events(self, events: Sequence[StoredEvent]) -> tuple[list[ParsedEvent[StoredEvent]], set[str]]:
         """The stored events of the batch in order, and the ids of those that are new.
 
-        One that was there before is looked at again: a crash may have come between storing and matching it.
+        An event that was stored before is matched again: a crash may have happened between storing and matching it.
         """
         if not events:
             return [], set()
@@ -228,7 +228,7 @@ class Ingest:
             try:
                 key = index_key(condition, known)
             except ExpressionError as error:
-                # The SDK refuses such a wait. It can never come true, and must not stop the others.
+                # The SDK refuses such a wait. It can never be satisfied, and must not fail the others.
                 logger.error("subscription %s: %s", subscribe.id, error)
                 self._counts.expression_failures.inc()
                 continue
@@ -242,13 +242,13 @@ class Ingest:
         self,
         waits: Sequence[StoredSubscription],
         field_sets: Mapping[str, Sequence[FieldSet]],
-        withdrawn: Sequence[str],
+        unsubscribed: Sequence[str],
     ) -> None:
         """Store the field sets first: the lookup of an event without them would miss the wait."""
         if field_sets:
             await self._store.save_field_sets(field_sets)
-        if waits or withdrawn:
-            await self._store.change_subscriptions(waits, withdrawn)
+        if waits or unsubscribed:
+            await self._store.change_subscriptions(waits, unsubscribed)
 
     async def _look_back(self, waits: Waits) -> list[Match]:
         """Match the waits with the stored events, the earliest event first."""

@@ -13,7 +13,9 @@ class IngestMetrics:
         self.events = Counter("sublet_events", "Events received", ["outcome"], registry=registry)
         """outcome: ``stored``, ``duplicate`` or ``refused``."""
         self.matches = Counter("sublet_event_matches", "Waits and triggers that an event satisfied", registry=registry)
-        self.subscriptions = Gauge("sublet_subscriptions", "Stored waits for an event", registry=registry)
+        self.subscriptions = Gauge(
+            "sublet_subscriptions", "Stored subscriptions, each a wait for an event", registry=registry
+        )
         self.expression_failures = Counter(
-            "sublet_expression_failures", "Expressions that failed on an event payload", registry=registry
+            "sublet_expression_failures", "Failed evaluations of expressions on event payloads", registry=registry
         )

@@ -37,7 +37,7 @@ class Batch:
 class Reader:
     """Decodes deliveries, and gives each event its position in the order of all events.
 
-    A batch that failed is read again, or message by message: its events keep their ids and places until `settled`.
+    A batch that failed is read again, or message by message: its events keep their ids and positions until `settled`.
     """
 
     def __init__(self, clock: Clock, new_id: Callable[[], str]) -> None:
@@ -117,7 +117,8 @@ class Reader:
     def _in_order(self, subscribe: Subscribe) -> Subscribe:
         """An event that arrives after the wait gets a later position than the wait, independent of the clocks.
 
-        A place that no clock of ours can have given must not carry all events with it: such a wait listens from now on.
+        A position far in the future, which no clock of ours can have given, must not move the positions of all
+        events. Such a wait listens from the current position.
         """
         ahead = int((self._clock.now() + limits.CLOCK_AHEAD_MAX_S) * 1_000_000)
         if subscribe.since > ahead:

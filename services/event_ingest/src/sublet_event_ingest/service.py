@@ -50,10 +50,10 @@ class IngestService:
     async def start(self) -> None:
         """Raises BrokerUnavailable."""
         self._batches.start()
-        self._consumer = await self._broker.consume(INGEST, self._arrived, prefetch=limits.EVENT_PREFETCH)
+        self._consumer = await self._broker.consume(INGEST, self._on_delivery, prefetch=limits.EVENT_PREFETCH)
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
 
-    def _arrived(self, delivery: Delivery) -> None:
+    def _on_delivery(self, delivery: Delivery) -> None:
         """Accept a delivery. The body of an event that is too large is cut, and refused later."""
         if delivery.exchange == EVENTS and len(delivery.body) > limits.PAYLOAD_MAX_BYTES:
             delivery = replace(delivery, body=delivery.body[: limits.PAYLOAD_MAX_BYTES + 1])

@@ -1,8 +1,8 @@
 """Distributes the shards evenly over the live schedulers.
 
-Every scheduler consumes every shard's queue, and RabbitMQ gives each queue to one of them (single active consumer): so
-a shard whose scheduler dies moves within milliseconds. Who holds more than its share steps back to the end of the line
-for one shard at a time. Correctness never depends on it: the revisions of the runs do that.
+Every scheduler consumes the queue of every shard, and RabbitMQ serves one of them (single active consumer). So a shard
+whose scheduler dies moves within milliseconds. A scheduler that holds more than its share becomes the last standby of
+one shard at a time. Correctness does not depend on the distribution: the revisions of the runs ensure it.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class ShardBalancer:
     async def _rebalance(self) -> None:
         for consumer in self._consumers:
             await consumer.join()
-        heard = await self._store.beat(self._scheduler, self._clock.now())
-        live = [name for name, at in heard.items() if self._clock.now() - at <= SILENT_S]
+        heartbeats = await self._store.beat(self._scheduler, self._clock.now())
+        live = [name for name, at in heartbeats.items() if self._clock.now() - at <= SILENT_S]
         mine = [consumer for consumer in self._consumers if consumer.active()]
         share = math.ceil(len(self._consumers) / max(1, len(live)))
         if len(mine) > share:

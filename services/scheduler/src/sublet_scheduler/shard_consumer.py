@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sublet_platform.batching import BatchLoop
 from sublet_platform.metrics import ServiceMetrics
-from sublet_platform.ports import Broker, Consumer, Delivery
+from sublet_platform.ports import Broker, Consumer
 from sublet_protocol import limits
 from sublet_protocol.topology import shard_queue
 from sublet_scheduler.shard_service import ShardService
@@ -31,7 +29,7 @@ class ShardConsumer:
 
     async def start(self) -> None:
         self._loop.start()
-        await self._broker.open_inbox(self._inbox, self._on_claim, key=self.service.claim_key)
+        await self._broker.open_inbox(self._inbox, self._loop.handle, key=self.service.claim_key)
         await self.join()
 
     async def join(self) -> None:
@@ -39,10 +37,6 @@ class ShardConsumer:
         if self._consumer is None:
             queue = shard_queue(self.service.index)
             self._consumer = await self._broker.consume(queue, self._loop.handle, prefetch=limits.RUN_PREFETCH)
-
-    def _on_claim(self, delivery: Delivery) -> None:
-        """Claims arrive in an inbox, which is consumed without acknowledgements."""
-        self._loop.handle(replace(delivery, needs_ack=False))
 
     async def yield_shard(self) -> None:
         """Requeue the messages that are not handled, and become the last standby."""

@@ -1,5 +1,7 @@
-"""Settings of the worker service: environment variables with the prefix ``SUBLET_``. The
-settings of the connection belong to the client that made the worker."""
+"""Settings of the worker service: environment variables with the prefix ``SUBLET_``.
+
+The settings of the connection belong to the client that made the worker.
+"""
 
 from __future__ import annotations
 

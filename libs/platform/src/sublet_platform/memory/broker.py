@@ -59,7 +59,7 @@ class MemoryBroker(MemoryConnection):
     def _by_channel(self, deliveries: Sequence[Delivery]) -> dict[Subscription, list[int]]:
         tags: dict[Subscription, list[int]] = {}
         for delivery in deliveries:
-            if not self.is_void(delivery):
+            if not self.is_void(delivery):  # the cluster ignores deliveries that need no acknowledgement
                 tags.setdefault(_subscription_of(delivery), []).append(delivery.tag)
         return tags
 
@@ -92,6 +92,7 @@ def delivery_of(subscription: Subscription, tag: int, message: Message) -> Deliv
         headers=message.headers,
         channel=subscription,
         tag=tag,
+        needs_ack=subscription.needs_ack,
     )
 
 

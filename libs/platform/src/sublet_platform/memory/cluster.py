@@ -89,13 +89,17 @@ class Subscription:
         self._last_tag = 0
 
     @property
+    def needs_ack(self) -> bool:
+        return self._prefetch is not None
+
+    @property
     def has_room(self) -> bool:
         return self._prefetch is None or len(self.unacked) < self._prefetch
 
     def deliver(self, message: Message) -> None:
         self._last_tag += 1
         tag = self._last_tag
-        if self._prefetch is not None:
+        if self.needs_ack:
             message.delivered_at = asyncio.get_running_loop().time()
             self.unacked[tag] = message
         # The flag at this time. The message may be requeued again before it arrives.

@@ -53,6 +53,9 @@ _UNREACHABLE = (AMQPError, OSError, RuntimeError, asyncio.InvalidStateError, asy
 """Raised by a publish whose connection or channel is lost. aiormq cancels its own tasks: hence the CancelledError."""
 _TRANSIENT, _PERSISTENT = 1, 2
 
+Receive = Callable[[Any], Awaitable[None]]
+"""Receives a message of FastStream."""
+
 
 class _DistinctQueue(RabbitQueue):
     """A queue that equals no other instance. FastStream caches declared queues by name, with their channel, so a second
@@ -197,7 +200,7 @@ class Rabbit:
             persistent=False,
             title=queue,
         )
-        return await self._start(subscriber, channel, handler)
+        return await self._start(subscriber, channel, _receiver(handler, needs_ack=True))
 
     async def open_inbox(self, name: str, handler: Handler, *, key: str | None = None) -> RabbitConsumer:
         channel = Channel()
@@ -211,10 +214,10 @@ class Rabbit:
             persistent=False,
             include_in_schema=False,
         )
-        return await self._start(subscriber, channel, handler)
+        return await self._start(subscriber, channel, _receiver(handler, needs_ack=False))
 
-    async def _start(self, subscriber: RabbitSubscriber, channel: Channel, handler: Handler) -> RabbitConsumer:
-        subscriber(_receiver(handler))
+    async def _start(self, subscriber: RabbitSubscriber, channel: Channel, receive: Receive) -> RabbitConsumer:
+        subscriber(receive)
         # FastStream drops deliveries that arrive before its own start has returned.
         subscriber.running = True
         try:
@@ -376,7 +379,7 @@ async def _undecoded(message: Any) -> Any:
     return message
 
 
-def _receiver(handler: Handler) -> Callable[[Any], Awaitable[None]]:
+def _receiver(handler: Handler, *, needs_ack: bool) -> Receive:
     acks: ChannelAcks | None = None
 
     async def receive(message: Any) -> None:
@@ -385,14 +388,14 @@ def _receiver(handler: Handler) -> Callable[[Any], Awaitable[None]]:
         if acks is None or acks.channel is not raw.channel:
             acks = ChannelAcks(cast("aiormq.Channel", raw.channel))
         try:
-            handler(_delivery(raw, acks))
+            handler(_delivery(raw, acks, needs_ack))
         except Exception:
             logger.exception("the handler of a queue failed; handlers must only pass deliveries on")
 
     return receive
 
 
-def _delivery(raw: aio_pika.IncomingMessage, acks: ChannelAcks) -> Delivery:
+def _delivery(raw: aio_pika.IncomingMessage, acks: ChannelAcks, needs_ack: bool) -> Delivery:
     return Delivery(
         body=raw.body,
         exchange=raw.exchange or "",
@@ -402,6 +405,7 @@ def _delivery(raw: aio_pika.IncomingMessage, acks: ChannelAcks) -> Delivery:
         headers=raw.headers,
         channel=acks,
         tag=raw.delivery_tag or 0,
+        needs_ack=needs_ack,
     )
 
 
@@ -411,10 +415,11 @@ def _acks_of(delivery: Delivery) -> ChannelAcks:
 
 
 def _by_channel(deliveries: Sequence[Delivery]) -> dict[ChannelAcks, list[int]]:
+    """The tags to settle. RabbitMQ closes a channel on which a delivery is settled that needs no acknowledgement."""
     tags: dict[ChannelAcks, list[int]] = {}
     for delivery in deliveries:
         acks = _acks_of(delivery)
-        if not acks.channel.is_closed:
+        if delivery.needs_ack and not acks.channel.is_closed:
             tags.setdefault(acks, []).append(delivery.tag)
     return tags
 

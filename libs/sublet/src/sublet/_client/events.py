@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -62,6 +62,7 @@ class EventClient:
             scope: the event is seen by filters with this scope, and by waits with this scope or without one.
 
         Raises:
+            TypeError: the payload is not a dictionary.
             ValueError: the key is not valid, or payload or metadata cannot be written as JSON or are too large.
             TransportUnavailable: RabbitMQ did not confirm the event in time. It may or may not have been published.
         """
@@ -134,6 +135,11 @@ class EventClient:
 def _bulk_item(
     key: str, payload: JSON, metadata: JSON | None, priority: int | Priority | None, scope: str | None
 ) -> BulkPushEventWithMetadata:
+    if not isinstance(payload, Mapping):
+        raise TypeError(
+            f"the payload of event {key!r} must be a dictionary, not {type(payload).__name__}; wrap it:"
+            ' {"value": payload}'
+        )
     return BulkPushEventWithMetadata(
         key=key,
         payload=dict(payload),

@@ -192,7 +192,7 @@ class BaseWorkflow(Generic[In]):
         context = current_context.get()
         requested_at = self._connection.now()
         requests = []
-        for item in items:
+        for item in _checked(items):
             if context is None:
                 run_id, parent, index = self._connection.new_id(), None, None
             else:
@@ -226,8 +226,17 @@ class BaseWorkflow(Generic[In]):
                 child_key=item.options.child_key,
                 decode=self._child_value,
             )
-            for item in items
+            for item in _checked(items)
         ]
+
+
+def _checked(items: Sequence[WorkflowRunTriggerConfig]) -> Sequence[WorkflowRunTriggerConfig]:
+    for item in items:
+        if not isinstance(item, WorkflowRunTriggerConfig):
+            raise TypeError(
+                f"run_many takes items that workflow.create_bulk_run_item(input) made, not {type(item).__name__}"
+            )
+    return items
 
 
 def _merged_metadata(item: WorkflowRunTriggerConfig) -> dict[str, object]:

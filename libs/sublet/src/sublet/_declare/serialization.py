@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -111,9 +112,10 @@ def encode_output(value: object, task: str) -> bytes | None:
         return None
     is_dataclass = dataclasses.is_dataclass(value) and not isinstance(value, type)
     if not (isinstance(value, BaseModel | Mapping) or is_dataclass):
+        cure = "Await it." if inspect.isawaitable(value) else 'Wrap it: return {"result": value}.'
         raise IllegalTaskOutputError(
             f"Task {task!r} returned a value of type {type(value).__name__}; it must return a dictionary, a pydantic"
-            f' model, a dataclass or None. Wrap it: return {{"result": value}}.'
+            f" model, a dataclass or None. {cure}"
         )
     try:
         if isinstance(value, Mapping):

@@ -208,6 +208,8 @@ class Workflow(RunnableWorkflow[In, dict[str, Any], WorkflowRunRef]):
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _decorator(self, options: TaskOptions) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
+        if callable(options.name):
+            raise TypeError("a decorator of a workflow needs brackets: write @workflow.task(), not @workflow.task")
         filled = options.filled_from(self._task_defaults)
 
         def decorate(fn: Callable[..., Any]) -> Task[Any, Any]:

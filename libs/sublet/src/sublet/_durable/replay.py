@@ -72,7 +72,9 @@ class Log:
             version = f" by version {recorded.version}" if isinstance(recorded, LogEntry) and recorded.version else ""
             message = (
                 f"operation {operation.operation_id} of {self._task_run_id}: recorded{version} is {recorded.asked}, "
-                f"but invocation {self._invocation} asks for {operation.asked}"
+                f"but invocation {self._invocation} asks for {operation.asked}. The code must ask for the"
+                " same operations in each invocation: take times from ctx.aio_now() and other changing values from"
+                " ctx.aio_memo()"
             )
             raise NonDeterminismError(self._task_run_id, self._invocation, message, operation.operation_id)
         return recorded

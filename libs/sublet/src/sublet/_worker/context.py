@@ -17,7 +17,7 @@ from pydantic_core import to_json
 
 from sublet._client.config import ClientConfig
 from sublet._declare.durations import Duration, positive_seconds_of
-from sublet._declare.types import R
+from sublet._declare.types import R, TaskType
 from sublet._errors import TaskRunError
 from sublet_protocol import ids
 from sublet_protocol.messages import Grant, TaskError
@@ -211,7 +211,12 @@ class Context:
         if self.was_skipped(task):
             raise ValueError(f"task {task.name!r} was skipped, so it has no output; ask ctx.was_skipped(task) first")
         if task.name not in self._grant.parents:
-            raise ValueError(f"task {task.name!r} is none of the parents of {self.task_name!r}: add it to parents=[…]")
+            cure = (
+                "an on-failure task has no parents; ctx.task_run_errors holds the errors"
+                if self._task.type is TaskType.ON_FAILURE
+                else "add it to parents=[…]"
+            )
+            raise ValueError(f"task {task.name!r} is none of the parents of {self.task_name!r}: {cure}")
         return task.decode_output(json_bytes(self._grant.parents[task.name]))
 
     def was_skipped(self, task: Task[Any, Any]) -> bool:
