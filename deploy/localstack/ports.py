@@ -59,7 +59,7 @@ def speaks_amqp(host: str, port: int) -> bool:
 
 
 def wait_until(ready: Callable[[], bool], seconds: float, what: str) -> None:
-    """Asks until the answer is yes."""
+    """Ask again until the answer is yes."""
     deadline = time.monotonic() + seconds
     pause = 0.05
     while not ready():

@@ -18,7 +18,7 @@ PORTS = ("AMQP_PORT", "RABBITMQ_UI_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 
 
 class Compose:
-    """``services``: all of them, or all but Grafana where there is no image of it and none can be had."""
+    """``services``: all services, or all except Grafana if its image is missing and cannot be pulled."""
 
     def __init__(self) -> None:
         self._ports = choose_ports(*PORTS)
@@ -32,7 +32,7 @@ class Compose:
         self.do("up", "--wait", *options, *self.services)
 
     def do(self, *arguments: str) -> str:
-        """What ``docker compose`` prints.
+        """The output of ``docker compose``.
 
         Raises:
             AssertionError: it failed.
@@ -42,7 +42,7 @@ class Compose:
         return done.stdout
 
     def states(self, service: str) -> list[str]:
-        """One word for each of its containers, ``running`` for example."""
+        """The state of each of its containers, for example ``running``."""
         lines = self.do("ps", "--all", "--format", "json", service).splitlines()
         containers: list[dict[str, Any]] = [json.loads(line) for line in lines]
         return [container["State"] for container in containers]
@@ -69,5 +69,5 @@ class Compose:
 
 
 def kill(*containers: str) -> None:
-    """kill -9. The engine takes it for a stop by hand, and leaves them down until the next ``up``."""
+    """Kill containers (kill -9). Docker treats this as a manual stop: they stay down until the next ``up``."""
     subprocess.run(["docker", "kill", *(f"{PROJECT}-{name}" for name in containers)], check=True, capture_output=True)

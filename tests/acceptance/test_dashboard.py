@@ -1,4 +1,4 @@
-"""Every metric and label that the dashboard asks for is there once the system has done something."""
+"""Every metric and label that the dashboard queries exists after the system has done some work."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_prometheus_has_something_to_draw_in_every_panel(
 
 
 def labels_by_name(stack: Stack) -> dict[str, set[str]]:
-    """The names of labels of each sample that some service shows."""
+    """The label names of each sample of each service."""
     shown: dict[str, set[str]] = {}
     for service in SERVICES:
         for family in text_string_to_metric_families(stack.the(service).metrics()):

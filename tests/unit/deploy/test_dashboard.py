@@ -1,4 +1,4 @@
-"""The dashboard asks for metrics that the services have."""
+"""The dashboard queries only metrics that the services have."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DATASOURCE = "sublet-prometheus"
 
 NAME = re.compile(r"\b(?:sublet|rabbitmq|process|python)_[a-z0-9_]+|\bup\b")
 FOREIGN = re.compile(r"up|rabbitmq_detailed_queue_messages_(?:ready|unacked)")
-"""What Prometheus itself and the broker's plugin have."""
+"""Metrics of Prometheus itself and of the broker's plugin."""
 
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 
@@ -73,7 +73,7 @@ def expressions(path: Path) -> Iterator[str]:
 
 
 def registered_names() -> set[str]:
-    """The names that Prometheus sees of all services together."""
+    """The metric names of all services, as Prometheus sees them."""
     registry = CollectorRegistry()
     metrics = ServiceMetrics(registry)
     SchedulerMetrics(metrics)
