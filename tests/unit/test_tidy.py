@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import re
 import sys
 import tomllib
@@ -72,6 +73,16 @@ class Module:
         return f"{self.path.relative_to(ROOT)}:{line}: {what}"
 
 
+def _parsed(text: str) -> ast.Module:
+    """Parse without garbage collection. In Python 3.11 `ast.parse` raises SystemError if it is entered again meanwhile,
+    which happens when a collected coroutine of another test prints a traceback."""
+    gc.disable()
+    try:
+        return ast.parse(text)
+    finally:
+        gc.enable()
+
+
 @functools.cache
 def modules() -> list[Module]:
     """The modules of all packages in libs and services."""
@@ -82,7 +93,7 @@ def modules() -> list[Module]:
 def _module(path: Path, relative: Path) -> Module:
     text = path.read_text()
     parts = [part for part in relative.with_suffix("").parts if part != "__init__"]
-    return Module(path, ".".join(parts), text, ast.parse(text))
+    return Module(path, ".".join(parts), text, _parsed(text))
 
 
 def _imports(module: Module) -> Iterator[tuple[int, str]]:
@@ -229,8 +240,8 @@ def test_definitions_are_used() -> None:
 def _used_names() -> set[str]:
     """All names that code in libs, services and deploy refers to; strings count, as `getattr` and metrics use them."""
     trees = [module.tree for module in modules()]
-    trees += [ast.parse(path.read_text()) for path in sorted(ROOT.glob("deploy/**/*.py"))]
-    trees += [ast.parse(path.read_text()) for path in sorted(ROOT.glob("libs/sublet/examples/*.py"))]
+    trees += [_parsed(path.read_text()) for path in sorted(ROOT.glob("deploy/**/*.py"))]
+    trees += [_parsed(path.read_text()) for path in sorted(ROOT.glob("libs/sublet/examples/*.py"))]
     used: set[str] = set()
     for tree in trees:
         for node in ast.walk(tree):
